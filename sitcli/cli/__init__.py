@@ -1,0 +1,1 @@
+"""The command line: options, bars, tables, errors. One thin file per command."""

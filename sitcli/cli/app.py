@@ -1,0 +1,75 @@
+"""The ``sit`` command: its subcommands, and how every failure ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from sitcli import __version__
+from sitcli.cli import encode, evaluate, flops, inspect, quickstart, sample, train
+from sitcli.cli.output import error
+from sitcli.errors import SitError
+
+app = typer.Typer(
+    name="sit",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "SIT"},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"sit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Diffusion and flow transformers (DiT, SiT), from a folder of images to a metric.
+
+    Each command reads what the one before it wrote; an input that is not named is the newest one
+    below this folder. Every option can also come from the environment (SIT_TRAIN_LR=3e-4) or
+    from --config FILE.yaml.
+    """
+
+
+for module in (encode, train, sample, evaluate, flops, inspect, quickstart):
+    module.register(app)
+
+
+def main() -> None:
+    """Run the command line; exit 0 ok, 1 our errors, 2 usage, 130 Ctrl-C."""
+    if "LOCAL_RANK" in os.environ:
+        # The deepspeed launcher puts its own flag before the subcommand.
+        sys.argv[1:] = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
+    try:
+        code = app(prog_name="sit", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        error("interrupted")
+        sys.exit(130)
+    except SitError as failure:
+        if os.environ.get("SIT_DEBUG") == "1":
+            raise
+        error(failure.message, failure.hint)
+        sys.exit(failure.exit_code)
+    except BrokenPipeError:
+        # The reader of our stdout went away (`sit flops | head`): not our failure.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as failure:
+        # Typer's own usage errors; it exports no common base class for them.
+        if not hasattr(failure, "format_message"):
+            raise
+        context = getattr(failure, "ctx", None)
+        hint = f"{context.command_path} --help" if context is not None else "sit --help"
+        error(failure.format_message().replace("\n", " "), hint)
+        sys.exit(failure.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)

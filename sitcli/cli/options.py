@@ -1,0 +1,160 @@
+"""From a settings class to a Typer command: options, ``--config``, ``--json``, ``--dry-run``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sitcli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invocation:
+    """How the command was asked to answer, beside the stage's own settings."""
+
+    json: bool = False
+    dry_run: bool = False
+
+
+def command(
+    app: typer.Typer, name: str, settings_class: type, *, dry_run: bool = False, panel: str
+) -> Callable:
+    """Register ``function(settings, invocation)`` as the subcommand `name` of `app`.
+
+    Every field of `settings_class` becomes an option; the function's docstring is the help.
+    """
+
+    def register(function: Callable[[Any, Invocation], None]) -> Callable:
+        def run(**values: Any) -> None:
+            values.pop("config")
+            invocation = Invocation(json=values.pop("json"), dry_run=values.pop("dry_run", False))
+            function(settings_class(**values), invocation)
+
+        run.__doc__ = function.__doc__
+        parameters = _parameters(settings_class) + _shared_parameters(dry_run)
+        # Arguments come before options, as in the usage line.
+        run.__signature__ = inspect.Signature(parameters)
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(name, rich_help_panel=panel)(run)
+        return function
+
+    return register
+
+
+def _parameters(settings_class: type) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(settings_class)
+    parameters = []
+    for field in dataclasses.fields(settings_class):
+        meta = field.metadata
+        # Rich would read [default: ...] as markup.
+        shared = dict(help=meta["help"].replace("[", r"\["), min=meta["low"], max=meta["high"])
+        shared["show_envvar"] = False
+        shared["show_default"] = field.default is not None and field.default is not ...
+        if meta["argument"]:
+            info = typer.Argument(field.default, **shared)
+        else:
+            panel = meta["group"] or None
+            flag = meta["flag"] or "--" + field.name.replace("_", "-")
+            if hints[field.name] is bool:
+                flag = f"{flag}/--no-{flag[2:]}" if field.default else flag
+            info = typer.Option(field.default, flag, rich_help_panel=panel, **shared)
+        parameters.append(_keyword(field.name, hints[field.name], info))
+    return parameters
+
+
+def _shared_parameters(dry_run: bool) -> list[inspect.Parameter]:
+    config = typer.Option(
+        None,
+        "--config",
+        help="YAML file with a section per command; flags and environment variables win over it.",
+        callback=_read_config,
+        is_eager=True,
+        metavar="FILE",
+        show_envvar=False,
+    )
+    json = typer.Option(
+        False, "--json", show_envvar=False, help="Print the result as one JSON object on stdout."
+    )
+    parameters = [_keyword("config", Path | None, config), _keyword("json", bool, json)]
+    if dry_run:
+        info = typer.Option(
+            False, "--dry-run", show_envvar=False, help="Show what would be done; touch nothing."
+        )
+        parameters.append(_keyword("dry_run", bool, info))
+    return parameters
+
+
+def _keyword(name: str, annotation: Any, info: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=info
+    )
+
+
+def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Put the file's section for this command below flags and environment, above defaults."""
+    if path is None or ctx.resilient_parsing:
+        return path
+    section = config_section(path, ctx.info_name, list(ctx.parent.command.commands))
+    known = {p.name for p in ctx.command.params} - {"config"}
+    defaults = {}
+    for key, value in section.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise UsageError(
+                f"{path}: unknown key '{key}' in section '{ctx.info_name}'", _suggest(name, known)
+            )
+        if isinstance(value, (dict, list)):
+            raise UsageError(f"{path}: '{key}' takes one value, not {type(value).__name__}")
+        if value is not None:
+            defaults[name] = value if isinstance(value, bool) else str(value)
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    return path
+
+
+def config_section(path: Path, command_name: str, commands: list[str]) -> dict[str, Any]:
+    """The section `command_name` of the YAML file at `path`; {} if there is none.
+
+    Raises UsageError for an unreadable file, a section no command has, or a key given twice.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader keeps the last of two equal keys; we refuse them."""
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UsageError(f"{path}: key '{key}' is given twice")
+        return dict(zip(keys, (loader.construct_object(v, deep=True) for _, v in node.value)))
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        document = yaml.load(path.read_text(), Loader) or {}
+    except OSError as error:
+        raise UsageError(f"cannot read the config file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise UsageError(f"{path} is not valid YAML: {line}") from None
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: expected a section per command, e.g. 'train:'")
+    for key in document:
+        if key not in commands:
+            raise UsageError(f"{path}: no command '{key}'", _suggest(str(key), commands))
+    section = document.get(command_name) or {}
+    if not isinstance(section, dict):
+        raise UsageError(f"{path}: section '{command_name}' must hold 'key: value' lines")
+    return section
+
+
+def _suggest(word: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"

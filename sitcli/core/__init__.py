@@ -1,0 +1,1 @@
+"""Pure mathematics of the papers; imports torch and the standard library only."""

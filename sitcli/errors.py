@@ -1,0 +1,35 @@
+"""Errors the toolkit raises on purpose: one line that says what is wrong, one that says what to do.
+
+Anything else that escapes is a programming error and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class SitError(Exception):
+    """A failure the user can act on; the command ends with exit code 1.
+
+    message: what is wrong, one line, no full stop needed.
+    hint:    what to do about it, preferably the command to type; may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(SitError):
+    """Wrong options or configuration; the command ends with exit code 2."""
+
+    exit_code = 2
+
+
+class Interrupted(SitError):
+    """A signal stopped the work after everything was saved; the exit code is 128 + signal."""
+
+    def __init__(self, message: str, hint: str = "", *, signal_number: int) -> None:
+        super().__init__(message, hint)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,1 @@
+"""Files, devices and other libraries: stores, checkpoints, images, autoencoders, features."""

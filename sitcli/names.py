@@ -1,0 +1,43 @@
+"""Every closed list of choices, torch-free so that ``--help`` stays fast.
+
+Each list names the rows of one table elsewhere; a test ties the two together.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Interpolant = Literal["linear", "gvp", "vp"]
+Prediction = Literal["velocity", "score", "noise", "data"]
+LossWeight = Literal["none", "velocity", "likelihood"]
+OdeSolver = Literal["euler", "heun", "rk4", "dopri5"]
+SdeSolver = Literal["euler-maruyama", "heun"]
+Solver = Literal["euler", "heun", "rk4", "dopri5", "euler-maruyama"]
+LastStep = Literal["mean", "tweedie", "euler", "none"]
+Wt = Literal["kl", "kl-eta", "sigma", "sin2", "linear", "constant", "decreasing"]
+GuidedChannels = Literal["all", "3"]
+LabelPolicy = Literal["balanced", "random"]
+Posterior = Literal["sample", "mode"]
+Schedule = Literal["constant", "cosine", "linear"]
+Weights = Literal["ema", "model"]
+Crop = Literal["adm", "resize", "none"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Zero = Literal["0", "1", "2", "3"]
+Size = Literal["Mi", "Ti", "S", "B", "L", "XL"]
+PaperSize = Literal["S", "B", "L", "XL"]
+PaperPatch = Literal[8, 4, 2]
+
+INTERPOLANTS = get_args(Interpolant)
+PREDICTIONS = get_args(Prediction)
+LOSS_WEIGHTS = get_args(LossWeight)
+ODE_SOLVERS = get_args(OdeSolver)
+SDE_SOLVERS = get_args(SdeSolver)
+LAST_STEPS = get_args(LastStep)
+WTS = get_args(Wt)
+SCHEDULES = get_args(Schedule)
+SIZES = get_args(Size)
+PAPER_MODELS = tuple(f"{size}/{patch}" for size in get_args(PaperSize) for patch in (8, 4, 2))
+
+EMBEDDED_VAES = ("pixels", "patch-pca")
+DEFAULT_VAE = "stabilityai/sd-vae-ft-ema"
+EMBEDDED_FEATURES = ("pixels",)

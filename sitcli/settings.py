@@ -1,0 +1,332 @@
+"""What each stage can be told, defined once and torch-free.
+
+The command line builds its options from these classes (name, type, default, help), a run's
+``config.yaml`` is written from them, and the stages read them: there is no second list to keep
+in step. To add an option, add a field here and use it in the stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sitcli import names
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = "",
+    flag: str = "",
+    argument: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A settings field that is also a command-line option (or argument).
+
+    help: one sentence, shown by ``--help``; group: the panel it is listed in; flag: another name
+    than the field's; low/high: inclusive bounds.
+    """
+    metadata = dict(help=help, group=group, flag=flag, argument=argument, low=low, high=high)
+    return field(default=default, metadata=metadata)
+
+
+DEVICE_HELP = "cpu, cuda, cuda:1, mps; auto takes the first GPU there is."
+PRECISION_HELP = "auto is bf16 autocast where the hardware computes in it, else fp32."
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSettings:
+    source: Path = option(
+        ...,
+        "Images: a folder per class, a flat folder, a .tar or .zip of either, or a tar of tars.",
+        argument=True,
+    )
+    out: Path = option(..., "The latent store to write, e.g. out.h5.", argument=True)
+    vae: str = option(
+        names.DEFAULT_VAE,
+        "Autoencoder: a hub name or local folder of diffusers, a TAESD-style weights file or "
+        "folder, or an embedded one that needs no download: pixels, patch-pca.",
+        group="Autoencoder",
+    )
+    pca_patch: int = option(4, "patch-pca: side of a patch, in pixels.", group="Autoencoder", low=1)
+    pca_channels: int = option(
+        12, "patch-pca: principal components kept per patch.", group="Autoencoder", low=1
+    )
+    image_size: int | None = option(
+        None,
+        "Side of the square images in pixels. [default: 256; 32 for the embedded autoencoders]",
+        group="Images",
+        low=1,
+    )
+    crop: names.Crop = option(
+        "adm",
+        "adm: area-halve, resize the short side, centre crop, as ADM, DiT and SiT do; "
+        "resize: stretch; none: every image must have the size already.",
+        group="Images",
+    )
+    flip: bool = option(
+        True, "Encode the mirrored images too (a VAE is not flip-equivariant).", group="Images"
+    )
+    strict: bool = option(False, "Stop at the first broken image.", group="Images")
+    overwrite: bool = option(False, "Replace OUT if it holds something else.", group="Running")
+    batch_size: int = option(16, "Images per autoencoder call.", group="Running", low=1)
+    workers: int | None = option(
+        None,
+        "Processes that read images. [default: processors - 1, at most 8]",
+        group="Running",
+        low=0,
+    )
+    device: str = option("auto", DEVICE_HELP, group="Running")
+    precision: names.Precision = option("auto", PRECISION_HELP, group="Running")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    latents: Path | None = option(
+        None, "Latent store. [default: the newest complete *.h5 below this folder]", group="Files"
+    )
+    out: Path | None = option(
+        None, "Run directory. [default: runs/MODEL-INTERPOLANT-PREDICTION-HASH]", group="Files"
+    )
+    model: str | None = option(
+        None,
+        "SiT-{Mi,Ti,S,B,L,XL}/PATCH. [default: SiT-XL/2 on a GPU, SiT-Ti on a CPU]",
+        group="Model",
+    )
+    patch: int | None = option(None, "Override the patch side.", group="Model", low=1)
+    depth: int | None = option(None, "Override the number of blocks.", group="Model", low=1)
+    width: int | None = option(None, "Override the hidden size.", group="Model", low=4)
+    heads: int | None = option(None, "Override the attention heads.", group="Model", low=1)
+    interpolant: names.Interpolant = option(
+        "linear", "Path between data and noise.", group="Objective"
+    )
+    prediction: names.Prediction = option(
+        "velocity", "What the network outputs.", group="Objective"
+    )
+    loss_weight: names.LossWeight = option(
+        "none",
+        "none: the plain loss of the prediction; velocity: times lambda_t^2, equal to the velocity "
+        "loss (SiT eq. 49); likelihood: the maximum-likelihood weight.",
+        group="Objective",
+    )
+    label_dropout: float = option(
+        0.1, "Chance to hide a label, for guidance.", group="Objective", low=0, high=1
+    )
+    flip: bool = option(True, "Draw mirrored images half of the time.", group="Objective")
+    posterior: names.Posterior = option(
+        "sample",
+        "Draw a fresh latent from the VAE's posterior, or take its mode.",
+        group="Objective",
+    )
+    steps: int | None = option(
+        None,
+        "Optimizer steps in all. [default: 400000 on a GPU, 2000 on a CPU]",
+        group="Optimizer",
+        low=1,
+    )
+    batch_size: int | None = option(
+        None,
+        "Global batch, over all processes. [default: 256 on a GPU, 64 on a CPU]",
+        group="Optimizer",
+        low=1,
+    )
+    accumulate: int = option(1, "Micro-batches per step.", group="Optimizer", low=1)
+    lr: float = option(1e-4, "Learning rate of AdamW.", group="Optimizer", low=0)
+    schedule: names.Schedule = option(
+        "constant",
+        "Learning rate after the warm-up; cosine and linear end at 0.",
+        group="Optimizer",
+    )
+    warmup: int = option(0, "Steps of linear warm-up.", group="Optimizer", low=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay.", group="Optimizer", low=0)
+    beta2: float = option(
+        0.999, "AdamW's second beta; the first is 0.9.", group="Optimizer", low=0, high=1
+    )
+    clip: float = option(0.0, "Clip the gradient norm; 0 leaves it.", group="Optimizer", low=0)
+    ema: float = option(
+        0.9999, "Decay of the weights' moving average.", group="Optimizer", low=0, high=1
+    )
+    ema_warmup: bool = option(
+        True,
+        "Begin with decay (1+step)/(10+step) until it reaches --ema, so that short runs "
+        "have a usable average; --no-ema-warmup is the papers' constant decay.",
+        group="Optimizer",
+    )
+    zero: names.Zero = option(
+        "1",
+        "DeepSpeed ZeRO stage: 0 nothing, 1 optimizer, 2 + gradients, 3 + parameters sharded.",
+        group="Running",
+    )
+    save_every: int | None = option(
+        None,
+        "Steps between checkpoints. [default: a tenth of the steps, at most 10000]",
+        group="Running",
+        low=1,
+    )
+    keep: int = option(3, "Newest checkpoints to keep; 0 keeps all.", group="Running", low=0)
+    sample_every: int | None = option(
+        None,
+        "Steps between sample grids; 0 draws none. [default: as --save-every]",
+        group="Running",
+        low=0,
+    )
+    log_every: int = option(50, "Steps between lines of metrics.jsonl.", group="Running", low=1)
+    seed: int = option(0, "Everything random is a function of it.", group="Running", low=0)
+    device: str = option("auto", DEVICE_HELP, group="Running")
+    precision: names.Precision = option("auto", PRECISION_HELP, group="Running")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    checkpoint: Path | None = option(
+        None,
+        "A run directory or one of its steps. [default: the newest run below runs/]",
+        argument=True,
+    )
+    out: Path | None = option(
+        None,
+        "Sample set to write, a folder or NAME.h5. [default: samples/RUN-STEP-HASH]",
+        group="Files",
+    )
+    num: int = option(64, "Images to draw.", group="Images", low=1)
+    classes: str | None = option(
+        None, "Only these classes, numbers or names: 207,360 or 'goldfish,teapot'.", group="Images"
+    )
+    labels: names.LabelPolicy = option(
+        "balanced", "balanced: every class in turn; random: drawn from the seed.", group="Images"
+    )
+    sde: bool = option(False, "Reverse SDE instead of the probability-flow ODE.", group="Sampler")
+    solver: names.Solver | None = option(
+        None,
+        "ODE: euler, heun, rk4, dopri5; with --sde: euler-maruyama, heun. "
+        "[default: heun; with --sde euler-maruyama]",
+        group="Sampler",
+    )
+    steps: int | None = option(
+        None,
+        "Steps in network time, the SDE's last one included. [default: 50; with --sde 250]",
+        group="Sampler",
+        low=1,
+    )
+    rtol: float = option(1e-5, "dopri5: relative tolerance.", group="Sampler", low=0)
+    atol: float = option(1e-5, "dopri5: absolute tolerance.", group="Sampler", low=0)
+    wt: names.Wt = option("sigma", "SDE: diffusion coefficient w_t.", group="Sampler")
+    wt_scale: float = option(1.0, "SDE: factor on w_t.", group="Sampler", low=0)
+    eta: float = option(0.1, "SDE: eta of --wt kl-eta.", group="Sampler", low=0)
+    last_step: names.LastStep = option(
+        "mean",
+        "SDE: the last step, without noise: mean of the SDE step, tweedie's posterior mean, "
+        "euler on the ODE, or none.",
+        group="Sampler",
+    )
+    last_step_size: float = option(
+        0.04, "SDE: time left for the last step.", group="Sampler", low=0, high=0.5
+    )
+    cfg_scale: float = option(
+        1.0, "Classifier-free guidance; 1 is none and costs nothing.", group="Guidance", low=0
+    )
+    cfg_channels: names.GuidedChannels = option(
+        "all",
+        "Channels that are guided; 3 is what the published DiT and SiT figures use.",
+        group="Guidance",
+    )
+    weights: names.Weights = option("ema", "Averaged or last weights.", group="Sampler")
+    latents: bool = option(False, "Keep the latents in the sample set too.", group="Files")
+    png: bool = option(False, "Write a folder of PNG files too.", group="Files")
+    npz: bool = option(False, "Write ADM's samples.npz (arr_0) too.", group="Files")
+    show_path: bool = option(
+        False, "Save path.png: x_t along the trajectory of the first images.", group="Files"
+    )
+    vae: str | None = option(
+        None, "Where the autoencoder is now, if it moved since encoding.", group="Files"
+    )
+    batch_size: int = option(64, "Images per network call.", group="Running", low=1)
+    seed: int = option(0, "Image i depends on (seed, i) alone.", group="Running", low=0)
+    device: str = option("auto", DEVICE_HELP, group="Running")
+    precision: names.Precision = option("auto", PRECISION_HELP, group="Running")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    samples: Path | None = option(
+        None,
+        "Sample set, folder of pictures, or .npz. [default: the newest set below samples/]",
+        argument=True,
+    )
+    reference: Path | None = option(
+        None,
+        "Reference: a folder, latent store, sample set or ADM .npz. "
+        "[default: the images the run's latent store was made from]",
+        group="Data",
+    )
+    reference_num: int | None = option(
+        None, "Use only this many reference images, spread evenly.", group="Data", low=2
+    )
+    fid: bool = option(
+        False, "Frechet distance. [default when no metric is named]", group="Metrics"
+    )
+    isc: bool = option(False, "Inception Score.", group="Metrics")
+    kid: bool = option(False, "Kernel distance, polynomial kernel.", group="Metrics")
+    prc: bool = option(False, "Precision and recall, k = 3.", group="Metrics")
+    features: str = option(
+        "inception",
+        "inception; or offline, clearly labelled as not FID: pixels, or a TorchScript FILE.pt.",
+        group="Features",
+    )
+    features_weights: Path | None = option(
+        None, "InceptionV3 weights, if torch-fidelity has not cached them.", group="Features"
+    )
+    batch_size: int = option(16, "Images per network call.", group="Running", low=1)
+    seed: int = option(0, "KID's subsets and the halves of the floor.", group="Running", low=0)
+    device: str = option("auto", DEVICE_HELP, group="Running")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlopsSettings:
+    model: str | None = option(
+        None, "SiT-S/2, DiT-XL/2, ... [default: all twelve of the papers]", argument=True
+    )
+    image_size: int = option(256, "Side of the images in pixels.", group="Model", low=1)
+    downsample: int = option(8, "Pixels per latent, each way.", group="Model", low=1)
+    channels: int = option(4, "Latent channels.", group="Model", low=1)
+    out_channels: int | None = option(
+        None,
+        "Network output channels. [default: twice the latent's, as the papers]",
+        group="Model",
+        low=1,
+    )
+    num_classes: int = option(1000, "Classes; 0 is unconditional.", group="Model", low=0)
+    patch: int | None = option(None, "Override the patch side.", group="Model", low=1)
+    depth: int | None = option(None, "Override the number of blocks.", group="Model", low=1)
+    width: int | None = option(None, "Override the hidden size.", group="Model", low=4)
+    heads: int | None = option(None, "Override the attention heads.", group="Model", low=1)
+    sampling_steps: int = option(
+        250, "Network evaluations per sample, before guidance.", group="Cost", low=1
+    )
+    guidance: bool = option(False, "Count guidance: two evaluations each.", group="Cost")
+    train_steps: int = option(400_000, "Training steps.", group="Cost", low=1)
+    batch_size: int = option(256, "Training batch.", group="Cost", low=1)
+    check: bool = option(
+        True, "Compare the formula with torch's own counter on the meta device.", group="Cost"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings:
+    path: Path = option(..., "A latent store, run, step or sample set.", argument=True)
+    verify: bool = option(False, "Read everything back and recompute checksums.")
+    preview: Path | None = option(None, "Decode a grid of pictures into this PNG.")
+    vae: str | None = option(None, "Where the autoencoder is now, if it moved since encoding.")
+    device: str = option("auto", DEVICE_HELP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartSettings:
+    out: Path = option(Path("quickstart"), "Folder for everything.", argument=True)
+    images_per_class: int = option(200, "Pictures drawn of each of the 10 classes.", low=2)
+    steps: int = option(1500, "Training steps.", low=1)
+    seed: int = option(0, "Everything random is a function of it.", low=0)
+    device: str = option("auto", DEVICE_HELP)
