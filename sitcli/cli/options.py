@@ -134,7 +134,10 @@ def config_section(path: Path, command_name: str, commands: list[str]) -> dict[s
         for key in keys:
             if keys.count(key) > 1:
                 raise UsageError(f"{path}: key '{key}' is given twice")
-        return dict(zip(keys, (loader.construct_object(v, deep=True) for _, v in node.value)))
+        return {
+            key: loader.construct_object(v, deep=True)
+            for key, (_, v) in zip(keys, node.value, strict=True)
+        }
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:

@@ -1,0 +1,105 @@
+"""Devices, precisions and seeds; and keeping other libraries quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+
+import torch
+
+from sitcli.errors import UsageError
+
+
+def resolve_device(name: str) -> torch.device:
+    """'auto' -> the first GPU there is, else the CPU. Raises UsageError for a missing device."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"no device is called '{name}'", "use cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: this machine has no CUDA GPU that torch can use")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, from 0")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: this machine has no Apple GPU that torch can use")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"--device {name} is not supported", "use cpu, cuda, cuda:N or mps")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype matrix products run in: float32, bfloat16 or float16.
+
+    'auto' is bfloat16 where the hardware multiplies in it (on a CPU: after a short trial, since
+    some emulate it), else float32. Raises UsageError where the device cannot.
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise UsageError("--precision fp16 needs a GPU", "use --precision bf16 or fp32")
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cpu" and _bf16_pays_on_cpu():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _bf16_pays_on_cpu() -> bool:
+    """Whether a bf16 matrix product is at least 1.3 times as fast as the fp32 one, here and now."""
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(512, 512, dtype=dtype)
+        best[dtype] = min(_seconds(a) for _ in range(8))
+    return best[torch.float32] > 1.3 * best[torch.bfloat16]
+
+
+def _seconds(a: torch.Tensor) -> float:
+    start = time.perf_counter()
+    a @ a
+    return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """torch.autocast to `dtype`; for float32 nothing at all."""
+    if dtype == torch.float32:
+        yield
+    else:
+        with torch.autocast(device.type, dtype):
+            yield
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """torch.bfloat16 -> 'bf16'."""
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+
+
+def stream_seed(seed: int, *what: object) -> int:
+    """A 63-bit seed that is a function of (seed, what) alone, equal on every platform."""
+    text = repr((int(seed), *what)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def generator(seed: int, *what: object) -> torch.Generator:
+    """A CPU generator for the stream (seed, what): device-independent randomness."""
+    return torch.Generator().manual_seed(stream_seed(seed, *what))
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries print that no user of ours can act on; call before importing them."""
+    if os.environ.get("SIT_DEBUG") == "1":
+        return
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for name in ("deepspeed", "DeepSpeed", "diffusers", "transformers", "torch", "PIL"):
+        logging.getLogger(name).setLevel(logging.ERROR)
