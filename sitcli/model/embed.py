@@ -1,0 +1,67 @@
+"""Embeddings of positions, times and labels, with the official parameter names."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def position_embedding(width: int, side: int) -> Tensor:
+    """Fixed 2-D sine-cosine embedding, shape (1, side*side, width), float32.
+
+    The first half of the channels encodes the column, the second the row; each half is
+    [sin | cos] with omega_i = 10000^(-i / (width/4)), as in MAE and DiT.
+    """
+    omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * omega
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width/2)
+    column = line[None, :, :].expand(side, side, -1)
+    row = line[:, None, :].expand(side, side, -1)
+    return torch.cat([column, row], dim=2).reshape(1, side * side, width).float()
+
+
+def sinusoid(t: Tensor, dim: int, *, max_period: float = 10000.0) -> Tensor:
+    """[cos | sin] features of t, shape (B,) -> (B, dim), float32."""
+    half = dim // 2
+    omega = torch.exp(-math.log(max_period) / half * torch.arange(half, device=t.device))
+    angles = t[:, None].float() * omega[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches to tokens: (B, C, h, w) -> (B, T, d), rows first."""
+
+    def __init__(self, patch: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class TimestepEmbedder(nn.Module):
+    """Times (B,) -> (B, d): 256 sinusoid features through a two-layer MLP."""
+
+    frequency_dim = 256
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(self.frequency_dim, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(sinusoid(t, self.frequency_dim))
+
+
+class LabelEmbedder(nn.Module):
+    """Labels (B,) int64 -> (B, d). Row num_classes of the table is the null class."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.embedding_table(y)

@@ -1,0 +1,146 @@
+"""The DiT/SiT transformer: presets, forward pass and initialisation."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sitcli.model.blocks import AdaLNZeroBlock, FinalLayer
+from sitcli.model.embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, position_embedding
+
+# depth, width, heads (DiT Table 1); Mi and Ti are ours, for CPUs.
+PRESETS: dict[str, tuple[int, int, int]] = {
+    "Mi": (4, 128, 4),
+    "Ti": (6, 192, 3),
+    "S": (12, 384, 6),
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (28, 1152, 16),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Everything that fixes the shapes of the parameters.
+
+    input_size: side of the square latent; channels: its channels; num_classes: 0 is unconditional.
+    Raises ValueError for sizes that do not fit together.
+    """
+
+    input_size: int
+    patch: int
+    channels: int
+    out_channels: int
+    width: int
+    depth: int
+    heads: int
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if self.input_size % self.patch:
+            raise ValueError(
+                f"patch {self.patch} does not divide the latent side {self.input_size}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
+        if self.width % 4:
+            raise ValueError(f"the width {self.width} is not a multiple of 4")
+
+    @property
+    def tokens(self) -> int:
+        return (self.input_size // self.patch) ** 2
+
+    @property
+    def null_class(self) -> int:
+        """The label that stands for no label; also the only one of an unconditional model."""
+        return self.num_classes
+
+
+def parse_model(name: str) -> tuple[str, str, int]:
+    """'SiT-XL/2' -> ('SiT', 'XL', 2). Raises ValueError for anything else."""
+    match = re.fullmatch(rf"(SiT|DiT)-({'|'.join(PRESETS)})/([1-9]\d*)", name)
+    if match is None:
+        raise ValueError(f"no model is called '{name}'")
+    return match[1], match[2], int(match[3])
+
+
+class Transformer(nn.Module):
+    """The network of DiT (section 3) and SiT: latents, times and labels to a prediction.
+
+    State-dict keys and layouts are those of the official releases. With num_classes 0 the label
+    table has one row, the null class.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        side = config.input_size // config.patch
+        self.x_embedder = PatchEmbed(config.patch, config.channels, config.width)
+        self.t_embedder = TimestepEmbedder(config.width)
+        self.y_embedder = LabelEmbedder(config.num_classes, config.width)
+        # A buffer under the official key: ZeRO-1 consolidation loses frozen parameters.
+        self.register_buffer("pos_embed", position_embedding(config.width, side))
+        self.blocks = nn.ModuleList(
+            AdaLNZeroBlock(config.width, config.heads) for _ in range(config.depth)
+        )
+        self.final_layer = FinalLayer(config.width, config.patch, config.out_channels)
+        self.initialize()
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """x (B, C, h, w), t (B,), y (B,) int64 -> (B, C_out, h, w)."""
+        tokens = self.x_embedder(x) + self.pos_embed  # (B, T, d)
+        c = self.t_embedder(t) + self.y_embedder(y)  #  (B, d)
+        for block in self.blocks:
+            tokens = block(tokens, c)  #                (B, T, d)
+        tokens = self.final_layer(tokens, c)  #         (B, T, p*p*C_out)
+        return self.unpatchify(tokens)  #               (B, C_out, h, w)
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """(B, T, p*p*C) -> (B, C, h, w): a token holds (p, q, c) in this order."""
+        p, C = self.config.patch, self.config.out_channels
+        side = self.config.input_size // p
+        x = tokens.view(-1, side, side, p, p, C)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, C, side * p, side * p)
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """All initial values, as the DiT paper's section 3.2 and its release have them."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        # The patch convolution is a linear map of flattened patches.
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        # adaLN-Zero: every block begins as the identity and the network as zero.
+        for layer in [*self.blocks, self.final_layer]:
+            nn.init.zeros_(layer.adaLN_modulation[1].weight)
+            nn.init.zeros_(layer.adaLN_modulation[1].bias)
+        nn.init.zeros_(self.final_layer.linear.weight)
+        nn.init.zeros_(self.final_layer.linear.bias)
+
+
+def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
+    """The config of official-layout weights, from their shapes alone (heads leave no trace).
+
+    Raises KeyError for a missing tensor.
+    """
+    width, channels, patch, _ = state["x_embedder.proj.weight"].shape
+    out = state["final_layer.linear.weight"].shape[0]
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    return TransformerConfig(
+        input_size=round(state["pos_embed"].shape[1] ** 0.5) * patch,
+        patch=patch,
+        channels=channels,
+        out_channels=out // patch**2,
+        width=width,
+        depth=depth,
+        heads=heads,
+        num_classes=state["y_embedder.embedding_table.weight"].shape[0] - 1,
+    )

@@ -1,0 +1,160 @@
+"""The network against what the papers fix exactly: zero at init, layouts, keys, embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from sitcli.model.transformer import (
+    PRESETS,
+    Transformer,
+    TransformerConfig,
+    infer_config,
+    parse_model,
+)
+
+TINY = TransformerConfig(
+    input_size=8, patch=2, channels=4, out_channels=8, width=32, depth=2, heads=4, num_classes=10
+)
+
+
+def filled(config: TransformerConfig) -> Transformer:
+    """A network whose zero-initialised layers are random too, so that outputs say something."""
+    torch.manual_seed(0)
+    model = Transformer(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def test_output_is_exactly_zero_at_initialisation() -> None:
+    """Fault: an adaLN gate or the final layer that does not begin at zero."""
+    model = Transformer(TINY)
+    out = model(torch.randn(3, 4, 8, 8), torch.rand(3), torch.tensor([0, 5, 10]))
+    assert out.shape == (3, 8, 8, 8)
+    assert torch.equal(out, torch.zeros_like(out))
+
+
+def test_blocks_are_the_identity_at_initialisation() -> None:
+    """Fault: a gate applied to the wrong branch."""
+    model = Transformer(TINY)
+    x, c = torch.randn(2, 16, 32), torch.randn(2, 32)
+    assert torch.equal(model.blocks[0](x, c), x)
+
+
+def test_unpatchify_undoes_patch_order() -> None:
+    """Fault: tokens read in (c, p, q) instead of the official (p, q, c) order."""
+    config = dataclasses.replace(TINY, out_channels=3)
+    model = Transformer(config)
+    image = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).view(2, 3, 8, 8)
+    tokens = image.view(2, 3, 4, 2, 4, 2).permute(0, 2, 4, 3, 5, 1).reshape(2, 16, 12)
+    assert torch.equal(model.unpatchify(tokens), image)
+
+
+def test_patch_tokens_are_rows_first() -> None:
+    """Fault: transposed token grid, which the position embedding would not notice by itself."""
+    model = filled(TINY)
+    x = torch.zeros(1, 4, 8, 8)
+    x[0, :, 0:2, 2:4] = 1.0  # second patch of the first row
+    base = model.x_embedder(torch.zeros_like(x))
+    changed = (model.x_embedder(x) - base).abs().sum(-1)[0]
+    assert changed.nonzero().flatten().tolist() == [1]
+
+
+def test_position_embedding_values() -> None:
+    """Fault: row and column halves swapped, or another frequency ladder."""
+    model = Transformer(TINY)
+    row, column, i = 2, 3, 5
+    token = model.pos_embed[0, row * 4 + column]
+    omega = 10000 ** (-i / 8)
+    assert math.isclose(token[i].item(), math.sin(column * omega), abs_tol=1e-6)
+    assert math.isclose(token[8 + i].item(), math.cos(column * omega), abs_tol=1e-6)
+    assert math.isclose(token[16 + i].item(), math.sin(row * omega), abs_tol=1e-6)
+
+
+def test_time_features_are_cosines_first() -> None:
+    """Fault: [sin|cos] order, or times multiplied by 1000."""
+    from sitcli.model.embed import sinusoid
+
+    features = sinusoid(torch.tensor([0.7]), 256)[0]
+    assert math.isclose(features[0].item(), math.cos(0.7), abs_tol=1e-6)
+    assert math.isclose(features[128 + 1].item(), math.sin(0.7 * 10000 ** (-1 / 128)), abs_tol=1e-6)
+
+
+def test_state_dict_has_the_official_keys() -> None:
+    """Fault: a renamed layer, which would make official weights unloadable."""
+    top = {key for key in Transformer(TINY).state_dict() if not key.startswith("blocks.")}
+    assert top == {
+        "pos_embed",
+        "x_embedder.proj.weight",
+        "x_embedder.proj.bias",
+        "t_embedder.mlp.0.weight",
+        "t_embedder.mlp.0.bias",
+        "t_embedder.mlp.2.weight",
+        "t_embedder.mlp.2.bias",
+        "y_embedder.embedding_table.weight",
+        "final_layer.linear.weight",
+        "final_layer.linear.bias",
+        "final_layer.adaLN_modulation.1.weight",
+        "final_layer.adaLN_modulation.1.bias",
+    }
+    block = {
+        key.removeprefix("blocks.1.")
+        for key in Transformer(TINY).state_dict()
+        if key.startswith("blocks.1.")
+    }
+    names = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"]
+    assert block == {f"{name}.{part}" for name in names for part in ("weight", "bias")}
+
+
+def test_config_is_inferred_from_shapes() -> None:
+    """Fault: learned-sigma outputs or the class count read from a flag instead of the weights."""
+    for classes in (0, 10):
+        config = dataclasses.replace(TINY, num_classes=classes)
+        assert infer_config(Transformer(config).state_dict(), heads=4) == config
+
+
+def test_attention_equals_its_definition() -> None:
+    """Fault: heads and channels mixed up in the packed projection."""
+    attention = filled(TINY).blocks[0].attn
+    x = torch.randn(2, 16, 32)
+    q, k, v = attention.qkv(x).split(32, dim=2)
+    heads = []
+    for h in range(4):
+        s = slice(8 * h, 8 * h + 8)
+        weights = (q[..., s] @ k[..., s].transpose(1, 2) / 8**0.5).softmax(-1)
+        heads.append(weights @ v[..., s])
+    expected = attention.proj(torch.cat(heads, dim=2))
+    torch.testing.assert_close(attention(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_samples_do_not_influence_each_other() -> None:
+    """Fault: a reduction over the batch."""
+    model = filled(TINY)
+    x, t, y = torch.randn(3, 4, 8, 8), torch.rand(3), torch.tensor([1, 2, 3])
+    together, alone = model(x, t, y)[1], model(x[1:2], t[1:2], y[1:2])[0]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["SiT-XXL/2", "SiT-S", "UViT-S/2", "SiT-S/0", "sit-s/2"])
+def test_unknown_models_are_refused(name: str) -> None:
+    """Fault: a misspelt model silently taken for another."""
+    with pytest.raises(ValueError, match="no model"):
+        parse_model(name)
+
+
+def test_presets() -> None:
+    """Fault: a preset's size changed by accident."""
+    assert PRESETS["XL"] == (28, 1152, 16)
+    assert parse_model("SiT-XL/2") == ("SiT", "XL", 2)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    """Fault: a floor division that silently drops pixels."""
+    with pytest.raises(ValueError, match="patch"):
+        dataclasses.replace(TINY, patch=3)
+    with pytest.raises(ValueError, match="heads"):
+        dataclasses.replace(TINY, heads=5)
