@@ -1,0 +1,425 @@
+"""A row file: fixed arrays of N rows in one HDF5 file that survives kill -9 at any moment.
+
+The file is laid out whole at creation (contiguous, early allocation, default library version,
+closed once) and every byte is reserved, so that a full disk is found then and not in the middle of
+the work. From then on rows are written in place with pwrite, past HDF5, and flagged after them in
+`written`; readers map the arrays at their offsets. HDF5 itself is used for creation, attributes
+and other people's tools: the file opens in plain h5py or HDFView.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from sitcli.errors import SitError
+
+MISSING, DONE, BROKEN = 0, 1, 2  # the values of `written`
+ALIGNMENT = dict(alignment_threshold=4096, alignment_interval=4096)  # arrays begin on a page
+JSON_BEGINS = ("{", "[", '"')
+
+_held_locks: set[int] = set()
+
+
+def create(
+    path: Path,
+    datasets: Mapping[str, tuple[tuple[int, ...], str]],
+    *,
+    attrs: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray | Sequence[str]] | None = None,
+) -> None:
+    """Write an empty row file at `path`, replacing what is there in one rename.
+
+    datasets: name -> ((N, ...), dtype), all with the same N; dtype as numpy writes it, "S40" for
+        utf-8 text of at most 40 bytes. Rows begin as zeros; `written` (N,) uint8 is added.
+    attrs: as `Rows.set_attrs` takes them.
+    arrays: further datasets whose contents are known already, of any shape; text as a list of str.
+
+    Raises SitError when the file cannot be created or the disk cannot hold it; nothing is left.
+    """
+    num_rows = {shape[0] for shape, _ in datasets.values()}
+    if len(num_rows) != 1:
+        raise ValueError(f"the datasets of {path} differ in their number of rows: {num_rows}")
+    fixed = {name: _as_array(value) for name, value in (arrays or {}).items()}
+    layout = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in datasets.items()}
+    layout["written"] = ((num_rows.pop(),), np.dtype(np.uint8))
+    layout |= {name: (array.shape, array.dtype) for name, array in fixed.items()}
+    size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in layout.values())
+
+    # One fixed name: what a killed creation left behind is reused, not piled up.
+    temporary = path.with_name(f".{path.name}.creating")
+    try:
+        check_writable(path)
+        with _explained(path, size):
+            _check_room(temporary, size)
+            with h5py.File(temporary, "w", locking=False, **ALIGNMENT) as file:
+                for name, (shape, dtype) in layout.items():
+                    _allocate(file, name, shape, dtype)
+                _write_attrs(file, attrs)
+            _fill(temporary, fixed)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Raise SitError unless a file can be created or replaced at `path`."""
+    if path.is_dir():
+        raise SitError(f"{path} is a folder", f"name a file in it, e.g. {path / 'out.h5'}")
+    if not path.parent.is_dir():
+        raise SitError(f"the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise SitError(f"cannot write in {path.parent}: permission denied")
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the right to write `path` (which need not exist); SitError if another process has it.
+
+    The lock is a hidden file beside `path`: HDF5 takes locks of its own on the file itself.
+    """
+    check_writable(path)
+    name = path.with_name(f".{path.name}.lock")
+    descriptor = _take_lock(name, path)
+    _held_locks.add(descriptor)
+    try:
+        yield
+    finally:
+        _held_locks.discard(descriptor)
+        with contextlib.suppress(OSError):
+            name.unlink()
+        os.close(descriptor)
+
+
+def _take_lock(name: Path, path: Path) -> int:
+    while True:
+        with _explained(path, 0):
+            descriptor = os.open(name, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before us may have removed the name between our open and our lock.
+            if os.path.samestat(os.fstat(descriptor), os.stat(name)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno != errno.EWOULDBLOCK:
+                raise SitError(f"cannot lock {name}: {error.strerror}") from None
+            hint = "wait for it to end, or give another name"
+            raise SitError(f"another process is writing {path}", hint) from None
+        os.close(descriptor)
+
+
+def _leave_locks_to_parent() -> None:
+    # A reader process that outlives a killed parent by seconds must not keep its lock.
+    for descriptor in _held_locks:
+        os.close(descriptor)
+    _held_locks.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
+
+
+class Rows:
+    """An open row file: read any array, write whole rows.
+
+    Not bound to a process: nothing stays open but one descriptor when `writable`. Raises SitError
+    for a file that is absent, not HDF5 or cut short.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = False) -> None:
+        self.path = Path(path)
+        self._read_layout()
+        self._descriptor: int | None = None
+        if writable:
+            with _explained(self.path, 0):
+                self._descriptor = os.open(self.path, os.O_RDWR)
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the descriptor back; arrays handed out stay valid."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the datasets, `written` among them."""
+        return list(self._layout)
+
+    @property
+    def num_rows(self) -> int:
+        """N, finished or not."""
+        return self._layout["written"].shape[0]
+
+    @property
+    def written(self) -> np.ndarray:
+        """(N,) uint8 as it is now: MISSING, DONE or BROKEN."""
+        return np.array(self.array("written"))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a dataset, rows first."""
+        return self._layout[name].shape
+
+    def array(self, name: str) -> np.ndarray:
+        """A dataset as a read-only memory map, which sees rows written later."""
+        part = self._layout[name]
+        if 0 in part.shape:
+            return np.zeros(part.shape, part.dtype)
+        return np.memmap(self.path, part.dtype, "r", offset=part.offset, shape=part.shape)
+
+    def texts(self, name: str, indices: Sequence[int] | slice = slice(None)) -> list[str]:
+        """Rows of a text dataset as str."""
+        return [text.decode("utf-8", "surrogateescape") for text in self.array(name)[indices]]
+
+    def write(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        status: int | Sequence[int] | np.ndarray = DONE,
+        **rows: np.ndarray | Sequence[str],
+    ) -> None:
+        """Write rows by dataset name, then flag them with `status`; several may write at once.
+
+        rows[name][k] goes to row indices[k]. The rows are on the disk before their flags are, so
+        a flagged row is whole even after a power failure. Raises SitError when the disk is full.
+        """
+        indices = np.asarray(indices, np.int64)
+        flags = np.broadcast_to(np.asarray(status, np.uint8), indices.shape)
+        with _explained(self.path, 0):
+            for name, values in rows.items():
+                self._write_rows(name, indices, values)
+            _sync_data(self._descriptor)
+            self._write_rows("written", indices, flags)
+
+    def set_attrs(self, **attrs: Any) -> None:
+        """Set attributes of the file; dicts, None and lists of text are stored as JSON text.
+
+        A value of the same kind and size as before is replaced in place.
+        """
+        with _explained(self.path, 0), h5py.File(self.path, "r+", locking=False) as file:
+            _write_attrs(file, attrs)
+        self.sync()
+        self.attrs.update(attrs)
+
+    def add_dataset(self, name: str, array: np.ndarray | Sequence[str]) -> None:
+        """Append a small dataset to the file.
+
+        HDF5 rewrites its tables for it: not for moments at which a kill must do no harm.
+        """
+        value = _as_array(array)
+        with _explained(self.path, value.nbytes), h5py.File(self.path, "r+", locking=False) as file:
+            _allocate(file, name, value.shape, value.dtype)
+        self._read_layout()
+        with _explained(self.path, value.nbytes), open(self.path, "rb+") as file:
+            _write_all(file.fileno(), value, self._layout[name].offset)
+        self.sync()
+
+    def sync(self) -> None:
+        """Return once everything is on the disk."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _write_rows(self, name: str, indices: np.ndarray, values: Any) -> None:
+        part = self._layout[name]
+        row = part.dtype.itemsize * int(np.prod(part.shape[1:]))
+        values = _as_array(values)
+        if values.dtype.kind == "S" and values.dtype.itemsize > part.dtype.itemsize:
+            raise ValueError(f"text for '{name}' is longer than {part.dtype.itemsize} bytes")
+        values = np.ascontiguousarray(values.astype(part.dtype, casting="same_kind", copy=False))
+        if values.shape != (len(indices), *part.shape[1:]):
+            raise ValueError(f"rows of '{name}': {values.shape} for {len(indices)} of {part.shape}")
+        if len(indices) and not 0 <= indices.min() <= indices.max() < part.shape[0]:
+            raise IndexError(f"row numbers beyond the {part.shape[0]} of {self.path}")
+        # Neighbouring rows go in one call.
+        starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
+        for start, stop in zip(starts, [*starts[1:], len(indices)], strict=True):
+            offset = part.offset + int(indices[start]) * row
+            _write_all(self._descriptor, values[start:stop], offset)
+
+    def _read_layout(self) -> None:
+        if not self.path.is_file():
+            raise SitError(
+                f"{self.path} does not exist"
+                if not self.path.exists()
+                else f"{self.path} is not a file"
+            )
+        try:
+            with h5py.File(self.path, "r", locking=False) as file:
+                self.attrs = {name: _decode(value) for name, value in file.attrs.items()}
+                self._layout = {
+                    name: _Part(d.dtype, d.shape, d.id.get_offset())
+                    for name, d in file.items()
+                    if isinstance(d, h5py.Dataset)
+                }
+        except PermissionError:
+            raise SitError(f"cannot read {self.path}: permission denied") from None
+        except OSError as error:
+            raise SitError(f"{self.path} is not a readable HDF5 file: {error}") from None
+        if "written" not in self._layout or any(
+            part.offset is None and 0 not in part.shape for part in self._layout.values()
+        ):
+            raise SitError(f"{self.path} is an HDF5 file, but not one that sit wrote")
+
+
+class _Part(NamedTuple):
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int  # bytes from the beginning of the file; None where HDF5 has not placed it
+
+
+def _as_array(value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return np.ascontiguousarray(value)
+    # File names may hold bytes that are not utf-8; they come back as they were.
+    encoded = [text.encode("utf-8", "surrogateescape") for text in value]
+    return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
+
+
+def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    # h5py's own create_dataset allocates late: no offset to write at before the first write.
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    if dtype.kind == "S":
+        dtype = h5py.string_dtype("utf-8", dtype.itemsize)
+    kind = h5py.h5t.py_create(dtype, logical=True)
+    space = h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, name.encode(), kind, space, properties)
+
+
+def _check_room(path: Path, size: int) -> None:
+    """Create the file at `path`; OSError if it cannot be or its disk has no `size` bytes left.
+
+    HDF5 would find out too, but then its file cannot be closed any more.
+    """
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o666)
+    try:
+        os.ftruncate(descriptor, size)  # fails beyond the largest file allowed
+    finally:
+        os.close(descriptor)
+    if shutil.disk_usage(path.parent).free < size + 65536:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _fill(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Reserve every byte of the file at `path` and write the arrays known already."""
+    with Rows(path) as rows, open(path, "rb+") as file:
+        descriptor = file.fileno()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
+        for name, array in arrays.items():
+            _write_all(descriptor, array, rows._layout[name].offset)
+        os.fsync(descriptor)
+
+
+def _write_all(descriptor: int, array: np.ndarray, offset: int) -> None:
+    data = memoryview(array.reshape(-1).view(np.uint8))
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
+
+
+def _sync_data(descriptor: int) -> None:
+    # macOS has no fdatasync.
+    getattr(os, "fdatasync", os.fsync)(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_attrs(file: h5py.File, attrs: Mapping[str, Any]) -> None:
+    for name, value in attrs.items():
+        data = _encode(value)
+        if name in file.attrs and _same_kind(file.attrs.get_id(name), data):
+            # In place: nothing in the file moves, so a kill here cannot break it.
+            file.attrs.modify(name, data)
+        else:
+            file.attrs.create(name, data)
+    file.flush()
+
+
+def _same_kind(attribute: h5py.h5a.AttrID, data: Any) -> bool:
+    if isinstance(data, str):
+        return False
+    return attribute.shape == data.shape and attribute.dtype == data.dtype
+
+
+def _encode(value: Any) -> np.ndarray | str:
+    """Numbers and lists of numbers natively, text as utf-8, anything else as JSON text."""
+    if isinstance(value, (list, tuple)):
+        array = np.asarray(value) if value else np.array([], dtype=object)
+        value = array if array.dtype.kind in "iufb" else value
+    if isinstance(value, (bool, int, float, np.generic, np.ndarray)):
+        return np.asarray(value)
+    # Text that would read as JSON is quoted as JSON.
+    if not isinstance(value, str) or value[:1] in JSON_BEGINS or value == "null":
+        value = json.dumps(value, ensure_ascii=False)
+    raw = value.encode("utf-8", "surrogateescape")
+    if len(raw) > 32_000:  # HDF5 keeps at most 64 KiB in place
+        return value
+    return np.array(raw, h5py.string_dtype("utf-8", max(1, len(raw))))
+
+
+def _decode(value: Any) -> Any:
+    """The inverse of _encode, with lists for arrays."""
+    if isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, np.bytes_):
+        return value.tolist()
+    text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+    return json.loads(text) if text[:1] in JSON_BEGINS or text == "null" else text
+
+
+@contextlib.contextmanager
+def _explained(path: Path, size: int) -> Iterator[None]:
+    """Turn the operating system's errors about `path` into one line; `size` bytes were asked."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free
+            what = f"no room for {path}: "
+            what += f"it needs {_bytes(size)} and " if size else ""
+            raise SitError(
+                f"{what}{_bytes(free)} are free there", "free some space, or write elsewhere"
+            ) from None
+        if error.errno == errno.EFBIG:
+            raise SitError(
+                f"{path} would be larger than a file may be here", "see ulimit -f"
+            ) from None
+        reason = error.strerror or str(error)
+        raise SitError(f"cannot write {path}: {reason}") from None
+
+
+def _bytes(count: int) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
