@@ -1,0 +1,239 @@
+"""Autoencoders of diffusers: from a local folder, from the hub or its cache, or from an original
+Stable Diffusion checkpoint. Nothing here reaches for the network unless the cache lacks a hub name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sitcli.errors import SitError, UsageError
+from sitcli.io.autoencoder import Autoencoder, wrap_network
+from sitcli.io.launch import quiet_libraries
+
+KINDS = {"AutoencoderKL": "kl", "AutoencoderTiny": "tiny", "AutoencoderDC": "dc"}
+HUB_TIMEOUT = 5.0
+OFFLINE_HINT = (
+    "run `hf download {repo}` on a connected machine and copy the folder (--vae FOLDER) or the "
+    "cache (HF_HOME); --vae pixels and --vae patch-pca need no download"
+)
+WEIGHTS = "diffusion_pytorch_model"
+
+# The configuration of the original kl-f8 VAE of Stable Diffusion 1 and 2 (sd-vae-ft-ema, -mse).
+SD_VAE = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 256,
+    "scaling_factor": 0.18215,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+
+
+def load_folder(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, name: str | None = None
+) -> Autoencoder:
+    """The autoencoder in a folder with a config.json. Raises SitError if it cannot be loaded.
+
+    name: the hub name it came from; without one the spec keeps the folder's absolute path.
+    """
+    config = _read_config(folder / "config.json")
+    class_name = config.get("_class_name")
+    if class_name not in KINDS:
+        raise SitError(
+            f"{folder} holds a '{class_name}', not an autoencoder that sit knows",
+            f"known: {', '.join(KINDS)}",
+        )
+    _quiet()
+    import diffusers
+
+    try:
+        network, report = getattr(diffusers, class_name).from_pretrained(
+            str(folder), local_files_only=True, output_loading_info=True, torch_dtype=torch.float32
+        )
+    except Exception as error:  # diffusers raises its own, torch's, safetensors' and OSError
+        if isinstance(error, ImportError):
+            raise
+        raise SitError(f"cannot load the autoencoder in {folder}: {_first_line(error)}") from None
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise SitError(f"the weights in {folder} do not fit its config.json")
+    return _wrap(network, name or str(folder.resolve()), device=device, dtype=dtype)
+
+
+def load_hub(name: str, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    """The autoencoder OWNER/NAME or OWNER/NAME/FOLDER of the hub, from its cache if it is there.
+
+    Raises SitError within seconds if it is not in the cache and the hub cannot be reached.
+    """
+    owner, repo_name, *subfolder = name.split("/")
+    repo, inner = f"{owner}/{repo_name}", "/".join(subfolder)
+    folder = _cached(repo, inner) or _download(repo, inner)
+    if folder is None:
+        raise SitError(f"the hub's {name} holds no autoencoder of diffusers")
+    return load_folder(folder, name=name, device=device, dtype=dtype)
+
+
+def is_original(weights: dict[str, torch.Tensor]) -> bool:
+    """Whether these are the tensors of an original (CompVis) KL autoencoder, alone or in a model.
+
+    Keys as in ``encoder.down.0.block.0.conv1.weight``, perhaps below ``first_stage_model.``.
+    """
+    return any(key.endswith("encoder.down.0.block.0.conv1.weight") for key in weights)
+
+
+def load_original(
+    path: Path, weights: dict[str, torch.Tensor], *, device: torch.device, dtype: torch.dtype
+) -> Autoencoder:
+    """An original Stable Diffusion 1 or 2 VAE (4 channels, f8, scaling 0.18215).
+
+    The file does not tell its scaling; SDXL's VAE, of the same shape, needs its diffusers folder.
+    Raises SitError for one of another shape.
+    """
+    _quiet()
+    from diffusers import AutoencoderKL
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(SD_VAE))
+        try:
+            network = AutoencoderKL.from_single_file(
+                weights, config=folder, local_files_only=True, torch_dtype=torch.float32
+            )
+            complete = not any(p.is_meta for p in network.state_dict().values())
+        except Exception as error:  # a shape mismatch is a ValueError, a lack of keys a KeyError
+            if isinstance(error, ImportError):
+                raise
+            complete = False
+    if not complete:
+        raise SitError(
+            f"{path} is not a Stable Diffusion 1 or 2 VAE (4 channels, 8 pixels a latent)",
+            "use the diffusers folder of this autoencoder, with its config.json",
+        )
+    return _wrap(network, str(path.resolve()), device=device, dtype=dtype)
+
+
+def _wrap(network: Any, name: str, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    config, class_name = network.config, type(network).__name__
+    kind = KINDS[class_name]
+    blocks = config.encoder_block_out_channels if kind != "kl" else config.block_out_channels
+    spec = {
+        "name": name,
+        "class": class_name,
+        "kind": kind,
+        "latent_channels": config.latent_channels,
+        "downsample": 2 ** (len(blocks) - 1),
+        "deterministic": kind != "kl",
+        "scaling": float(config.get("scaling_factor") or 1.0),
+        "shift": float(config.get("shift_factor") or 0.0),
+    }
+    # Some VAEs overflow float16; those that do not say so in their configuration.
+    if dtype == torch.float16 and config.get("force_upcast", True):
+        dtype = torch.float32
+    return wrap_network(
+        network,
+        spec,
+        encode={"kl": _kl_moments, "tiny": _tiny_latents, "dc": _dc_latents}[kind].__get__(network),
+        decode=lambda latents: network.decode(latents).sample,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _kl_moments(network: Any, images: torch.Tensor) -> torch.Tensor:
+    posterior = network.encode(images).latent_dist
+    return torch.cat([posterior.mean.float(), posterior.logvar.float().mul(0.5).exp()], dim=1)
+
+
+def _tiny_latents(network: Any, images: torch.Tensor) -> torch.Tensor:
+    return network.encode(images).latents
+
+
+def _dc_latents(network: Any, images: torch.Tensor) -> torch.Tensor:
+    return network.encode(images).latent
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SitError(f"cannot read {path}: {_first_line(error)}") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _cached(repo: str, inner: str) -> Path | None:
+    """The repository's folder in the hub's cache, if its autoencoder is there in full."""
+    _quiet()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        root = Path(snapshot_download(repo, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise UsageError(f"'{repo}' is not a hub name: {_first_line(error)}") from None
+    return _autoencoder_in(root, inner)
+
+
+def _autoencoder_in(root: Path, inner: str) -> Path | None:
+    for folder in (root / inner,) if inner else (root, root / "vae"):
+        if (folder / "config.json").is_file() and any(folder.glob(f"{WEIGHTS}*")):
+            return folder
+    return None
+
+
+def _download(repo: str, inner: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    hint = OFFLINE_HINT.format(repo=repo)
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise SitError(f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE is set", hint)
+    folders = [f"{inner}/"] if inner else ["", "vae/"]
+    files = ["config.json", f"{WEIGHTS}.safetensors", f"{WEIGHTS}-*.safetensors*"]
+    files.append(f"{WEIGHTS}.safetensors.index.json")
+    try:
+        for weights in (files, ["config.json", f"{WEIGHTS}.bin"]):  # old ones have only .bin
+            patterns = [folder + file for folder in folders for file in weights]
+            root = snapshot_download(repo, allow_patterns=patterns, etag_timeout=HUB_TIMEOUT)
+            if (found := _autoencoder_in(Path(root), inner)) is not None:
+                return found
+    except GatedRepoError:
+        raise SitError(
+            f"{repo} is gated: the hub gives it only to people who agreed to its terms",
+            "agree on its page, then `hf auth login`",
+        ) from None
+    except RepositoryNotFoundError:
+        raise SitError(f"the hub has no {repo}, or it is private", "`hf auth login`") from None
+    except (OSError, ValueError, RuntimeError):  # no network, as httpx, requests or the hub say it
+        raise SitError(f"{repo} is not in the hub's cache, and the hub did not answer", hint) from (
+            None
+        )
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _quiet() -> None:
+    quiet_libraries()
+    # The hub's client announces every failed request; ours ends in one error of our own.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("httpx").setLevel(logging.ERROR)
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
