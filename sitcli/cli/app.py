@@ -9,6 +9,7 @@ import typer
 
 from sitcli import __version__
 from sitcli.cli import encode, evaluate, flops, inspect, quickstart, sample, train
+from sitcli.cli.options import unwrap
 from sitcli.cli.output import error
 from sitcli.errors import SitError
 
@@ -17,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "SIT"},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -27,18 +28,21 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+HELP = """Diffusion and flow transformers (DiT, SiT), from a folder of images to a metric.
+
+Each command reads what the one before it wrote; an input that is not named is the newest one
+below this folder. Every option can also come from the environment (SIT_TRAIN_LR=3e-4) or from
+--config FILE.yaml. To see it all work, without data or a download: sit quickstart
+"""
+
+
+@app.callback(help=unwrap(HELP))
 def root(
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    """Diffusion and flow transformers (DiT, SiT), from a folder of images to a metric.
-
-    Each command reads what the one before it wrote; an input that is not named is the newest one
-    below this folder. Every option can also come from the environment (SIT_TRAIN_LR=3e-4) or
-    from --config FILE.yaml.
-    """
+    """The options before the subcommand."""
 
 
 for module in (encode, train, sample, evaluate, flops, inspect, quickstart):
@@ -70,6 +74,12 @@ def main() -> None:
             raise
         context = getattr(failure, "ctx", None)
         hint = f"{context.command_path} --help" if context is not None else "sit --help"
-        error(failure.format_message().replace("\n", " "), hint)
+        message = failure.format_message().replace("Value error, ", "")
+        if not message:
+            # No arguments: the help is on the screen already.
+            sys.exit(failure.exit_code)
+        if close := getattr(failure, "possibilities", None):
+            message, hint = failure.message, f"did you mean {close[0]}? See {hint}"
+        error(" ".join(message.split()), hint)
         sys.exit(failure.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

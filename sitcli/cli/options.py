@@ -38,15 +38,23 @@ def command(
             invocation = Invocation(json=values.pop("json"), dry_run=values.pop("dry_run", False))
             function(settings_class(**values), invocation)
 
-        run.__doc__ = function.__doc__
+        run.__doc__ = unwrap(function.__doc__)
         parameters = _parameters(settings_class) + _shared_parameters(dry_run)
         # Arguments come before options, as in the usage line.
         run.__signature__ = inspect.Signature(parameters)
         run.__annotations__ = {p.name: p.annotation for p in parameters}
-        app.command(name, rich_help_panel=panel)(run)
+        # The prefix stands here and not on the app: SIT_VERSION is nobody's request for --version.
+        environment = {"auto_envvar_prefix": f"SIT_{name.upper()}"}
+        app.command(name, rich_help_panel=panel, context_settings=environment)(run)
         return function
 
     return register
+
+
+def unwrap(text: str) -> str:
+    """One line per paragraph: Typer keeps the source's line breaks and wraps a second time."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _parameters(settings_class: type) -> list[inspect.Parameter]:

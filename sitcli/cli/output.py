@@ -46,7 +46,9 @@ def finish(result: Result, invocation: Invocation) -> None:
     width = max((len(label) for label in result.summary), default=0)
     for label, text in result.summary.items():
         say(f"{label:<{width}}  {text}")
-    for table in result.tables:
+    for number, table in enumerate(result.tables):
+        if number:
+            print()
         print_table(table)
     if result.path is not None:
         print(result.path, flush=True)

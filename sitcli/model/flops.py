@@ -1,0 +1,104 @@
+"""What a transformer costs: parameters and multiply-accumulates, part by part.
+
+What the papers call "Gflops" are multiply-accumulates (MACs) of the matrix products of one
+forward pass for one sample, attention included; a floating-point operation count is twice that.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sitcli.model.embed import TimestepEmbedder
+from sitcli.model.transformer import PRESETS, Transformer, TransformerConfig
+
+
+class Cost(NamedTuple):
+    """params: trained numbers; macs: multiply-accumulates of one forward pass for one sample."""
+
+    params: int
+    macs: int
+
+
+class Published(NamedTuple):
+    """A row of the DiT paper's Table 4, in its own (rounded) units."""
+
+    mparams: float
+    gmacs: float
+
+
+# DiT Table 4; 1000 classes, outputs of twice the latent's channels. SiT's networks are the same.
+PUBLISHED_256: dict[tuple[str, int], Published] = {
+    ("S", 8): Published(33, 0.36),
+    ("S", 4): Published(33, 1.41),
+    ("S", 2): Published(33, 6.06),
+    ("B", 8): Published(131, 1.42),
+    ("B", 4): Published(130, 5.56),
+    ("B", 2): Published(130, 23.01),
+    ("L", 8): Published(459, 5.01),
+    ("L", 4): Published(458, 19.70),
+    ("L", 2): Published(458, 80.71),
+    ("XL", 8): Published(676, 7.39),
+    ("XL", 4): Published(675, 29.05),
+    ("XL", 2): Published(675, 118.64),
+}
+PUBLISHED_512: dict[tuple[str, int], Published] = {("XL", 2): Published(675, 524.60)}
+
+
+def count_costs(config: TransformerConfig) -> dict[str, Cost]:
+    """Part -> cost of the adaLN-Zero transformer, by formula; the sums are the whole network's.
+
+    Normalisation, activations and element-wise products are no matrix products and count nothing,
+    as in the papers; neither does the label table's look-up. The position embedding is fixed.
+    """
+    d, depth, T = config.width, config.depth, config.tokens
+    frequencies = TimestepEmbedder.frequency_dim
+    patch_in = config.patch**2 * config.channels
+    patch_out = config.patch**2 * config.out_channels
+    return {
+        "patch embedding": Cost(patch_in * d + d, patch_in * d * T),
+        # A bias for every output: d (frequencies + 1) is the first layer, d (d + 1) the second.
+        "time embedding": Cost(d * (frequencies + 1) + d * (d + 1), frequencies * d + d**2),
+        "label embedding": Cost((config.num_classes + 1) * d, 0),
+        # q, k, v and the output projection for every token; QK^T and its product with V.
+        "attention": Cost(depth * (4 * d**2 + 4 * d), depth * (4 * d**2 * T + 2 * T**2 * d)),
+        "mlp": Cost(depth * (8 * d**2 + 5 * d), depth * 8 * d**2 * T),
+        # Once a sample, not once a token: six vectors a block and two for the final layer.
+        "modulation": Cost((6 * depth + 2) * (d**2 + d), (6 * depth + 2) * d**2),
+        "final layer": Cost(d * patch_out + patch_out, d * patch_out * T),
+    }
+
+
+def total_cost(config: TransformerConfig) -> Cost:
+    """The sum over all parts of `count_costs`."""
+    parts = count_costs(config).values()
+    return Cost(sum(part.params for part in parts), sum(part.macs for part in parts))
+
+
+def measure_cost(config: TransformerConfig) -> Cost:
+    """The same two figures from the real network on the meta device: no memory, no arithmetic.
+
+    MACs are half of what torch's FlopCounterMode counts in one forward pass of one sample.
+    """
+    with torch.device("meta"):
+        network = Transformer(config)
+        x = torch.empty(1, config.channels, config.input_size, config.input_size)
+        t, y = torch.empty(1), torch.empty(1, dtype=torch.int64)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(x, t, y)
+    params = sum(parameter.numel() for parameter in network.parameters())
+    return Cost(params, counter.get_total_flops() // 2)
+
+
+def published_cost(config: TransformerConfig) -> Published | None:
+    """The paper's figure for this very network, if the paper gives one."""
+    table = {32: PUBLISHED_256, 64: PUBLISHED_512}.get(config.input_size, {})
+    if (config.channels, config.out_channels, config.num_classes) != (4, 8, 1000):
+        return None
+    for (size, patch), published in table.items():
+        shape = (config.depth, config.width, config.heads)
+        if patch == config.patch and PRESETS[size] == shape:
+            return published
+    return None

@@ -1,0 +1,151 @@
+"""Costs: the formula, torch's counter and the paper's table must tell the same story."""
+
+import pytest
+import torch
+
+from sitcli.errors import SitError
+from sitcli.events import Progress
+from sitcli.model.flops import (
+    PUBLISHED_256,
+    PUBLISHED_512,
+    Cost,
+    count_costs,
+    measure_cost,
+    published_cost,
+    total_cost,
+)
+from sitcli.model.transformer import PRESETS, Transformer, TransformerConfig
+from sitcli.settings import FlopsSettings
+from sitcli.stages.count import count
+
+
+def preset(size, patch, **changes):
+    depth, width, heads = PRESETS[size]
+    shape = dict(input_size=32, channels=4, out_channels=8, num_classes=1000)
+    shape |= dict(patch=patch, depth=depth, width=width, heads=heads)
+    return TransformerConfig(**(shape | changes))
+
+
+@pytest.mark.parametrize(("model", "published"), PUBLISHED_256.items(), ids=str)
+def test_presets_cost_what_the_paper_says(model, published):
+    """Would catch a preset with a wrong depth or width, and a part left out of the sum."""
+    cost = total_cost(preset(*model))
+    # The paper prints whole millions and two decimals: S/8's 0.36 is only known to 1.4%.
+    assert cost.params / 1e6 == pytest.approx(published.mparams, rel=5e-3)
+    assert cost.macs / 1e9 == pytest.approx(published.gmacs, rel=5e-3, abs=5e-3)
+
+
+def test_resolution_512_costs_what_the_paper_says():
+    """Would catch attention counted as linear in the number of tokens."""
+    cost = total_cost(preset("XL", 2, input_size=64))
+    published = PUBLISHED_512["XL", 2]
+    assert cost.macs / 1e9 == pytest.approx(published.gmacs, rel=5e-3)
+    assert cost.params / 1e6 == pytest.approx(published.mparams, rel=5e-3)
+
+
+ODD = dict(input_size=12, patch=3, channels=3, out_channels=3, num_classes=10)
+ODD |= dict(width=36, depth=2, heads=3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"patch": 4},
+        {"patch": 1},
+        {"num_classes": 0},
+        {"channels": 5, "out_channels": 7},
+        {"depth": 1, "width": 128, "heads": 1},
+        {"input_size": 48},
+    ],
+    ids=str,
+)
+def test_formula_equals_the_network(changes):
+    """Would catch any term that holds only for the presets: patch 2, 4 channels, 1000 classes."""
+    config = TransformerConfig(**(ODD | changes))
+    assert total_cost(config) == measure_cost(config)
+
+
+def test_a_preset_equals_its_network():
+    """Would catch a formula that drifts from the module at the size people use."""
+    config = preset("S", 2)
+    assert total_cost(config) == measure_cost(config)
+
+
+def test_parts_are_the_modules_parts():
+    """Would catch parameters booked under the wrong part while the sum stays right."""
+    config = TransformerConfig(**ODD)
+    with torch.device("meta"):
+        network = Transformer(config)
+    where = {
+        "x_embedder": "patch embedding",
+        "t_embedder": "time embedding",
+        "y_embedder": "label embedding",
+        "attn": "attention",
+        "mlp": "mlp",
+        "adaLN_modulation": "modulation",
+        "linear": "final layer",
+    }
+    counted = dict.fromkeys(where.values(), 0)
+    for key, parameter in network.named_parameters():
+        words = key.split(".")
+        part = next(part for word, part in where.items() if word in words)
+        counted[part] += parameter.numel()
+    assert counted == {name: part.params for name, part in count_costs(config).items()}
+
+
+def test_attention_is_quadratic_and_modulation_per_sample():
+    """Would catch a modulation counted per token, the common error of other counters."""
+    small, large = (count_costs(preset("S", 2, input_size=side)) for side in (32, 64))
+    assert large["modulation"] == small["modulation"]
+    assert large["mlp"].macs == 4 * small["mlp"].macs
+    products = 12 * 4 * 384**2 * 256
+    quadratic = small["attention"].macs - products
+    assert large["attention"].macs == 4 * products + 16 * quadratic
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_classes": 10}, {"channels": 3}, {"out_channels": 4}, {"depth": 11}, {"input_size": 48}],
+    ids=str,
+)
+def test_paper_figures_only_where_they_apply(changes):
+    """Would catch a model of another shape set beside the paper's figure."""
+    assert published_cost(preset("S", 2)) == PUBLISHED_256["S", 2]
+    assert published_cost(preset("S", 2, **changes)) is None
+
+
+def test_training_and_guided_sampling():
+    """Would catch a lost factor: 3 for the backward pass, 2 for guidance, 2 for FLOPs."""
+    common = dict(model="SiT-S/8", train_steps=7, batch_size=5, sampling_steps=11)
+    *events, model = _run(FlopsSettings(**common, guidance=True))
+    forward = total_cost(preset("S", 8))
+    assert all(isinstance(event, Progress) for event in events)
+    assert model["gmacs"] == forward.macs / 1e9
+    assert model["gflops"] == pytest.approx(2 * forward.macs / 1e9)
+    assert model["gflops_of_training"] == pytest.approx(2 * 3 * 35 * forward.macs / 1e9)
+    assert model["gflops_per_sample"] == pytest.approx(2 * 2 * 11 * forward.macs / 1e9)
+    assert model["check_difference"] == 0
+    *_, unguided = _run(FlopsSettings(**common, check=False))
+    assert unguided["network_evaluations_per_sample"] == 11
+    assert unguided["check_difference"] is None
+
+
+def _run(settings):
+    """The events of a count, then the first model's data."""
+    stage = count(settings)
+    while True:
+        try:
+            yield next(stage)
+        except StopIteration as end:
+            yield end.value.data["models"][0]
+            return
+
+
+def test_check_refuses_a_wrong_formula(monkeypatch):
+    """Would catch a check that compares nothing: a network one parameter off must stop it."""
+    measured = measure_cost(preset("S", 8))
+    wrong = Cost(measured.params + 1, measured.macs)
+    monkeypatch.setattr("sitcli.stages.count.measure_cost", lambda config: wrong)
+    with pytest.raises(SitError, match="torch counts"):
+        list(_run(FlopsSettings(model="SiT-S/8")))
