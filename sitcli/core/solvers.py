@@ -1,0 +1,221 @@
+"""Solvers of the probability-flow ODE and of the reverse SDE, integrated from noise to data.
+
+Time runs down: a step goes from t to s < t with h = t - s > 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sitcli.core.interpolant import Interval
+
+# velocity(x, t) for a state x (B, ...) and one time for all samples.
+Velocity = Callable[[Tensor, float], Tensor]
+
+
+class Drift(NamedTuple):
+    """Everything one network evaluation says at (x, t); data is E[x_* | x_t]."""
+
+    velocity: Tensor
+    score: Tensor
+    data: Tensor
+    w: Tensor
+
+    @property
+    def sde(self) -> Tensor:
+        """Drift of the reverse SDE in forward time: v - w score / 2 (SiT eq. 10)."""
+        return self.velocity - 0.5 * self.w * self.score
+
+
+DriftAt = Callable[[Tensor, float], Drift]
+
+
+def time_grid(interval: Interval, steps: int) -> list[float]:
+    """steps + 1 equally spaced times, both ends exact."""
+    start, end, _ = interval
+    return [start + (end - start) * (i / steps) for i in range(steps)] + [end]
+
+
+def euler(velocity: Velocity, x: Tensor, t: float, s: float) -> Tensor:
+    return x - (t - s) * velocity(x, t)
+
+
+def heun(velocity: Velocity, x: Tensor, t: float, s: float) -> Tensor:
+    h = t - s
+    v = velocity(x, t)
+    return x - h / 2 * (v + velocity(x - h * v, s))
+
+
+def rk4(velocity: Velocity, x: Tensor, t: float, s: float) -> Tensor:
+    """The classical Runge-Kutta step."""
+    h, middle = t - s, (t + s) / 2
+    k1 = velocity(x, t)
+    k2 = velocity(x - h / 2 * k1, middle)
+    k3 = velocity(x - h / 2 * k2, middle)
+    k4 = velocity(x - h * k3, s)
+    return x - h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+class OdeStep(NamedTuple):
+    """A step, its order of convergence and its evaluations; a test measures both."""
+
+    step: Callable[[Velocity, Tensor, float, float], Tensor]
+    order: int
+    evaluations: int
+
+
+ODE_STEPS = {"euler": OdeStep(euler, 1, 1), "heun": OdeStep(heun, 2, 2), "rk4": OdeStep(rk4, 4, 4)}
+
+
+def solve_ode(
+    velocity: Velocity,
+    data: Callable[[Tensor, float], Tensor],
+    x: Tensor,
+    interval: Interval,
+    *,
+    solver: str,
+    steps: int,
+) -> Iterator[tuple[float, Tensor]]:
+    """Fixed steps from x at interval.start; yields (time, state) after each of `steps` steps.
+
+    data(x, t) is the posterior mean E[x_* | x_t], which is the last step of a jump interval.
+    """
+    for t, s in pairwise(time_grid(interval, steps)):
+        jumps = interval.jump and s == interval.end
+        x = data(x, t) if jumps else ODE_STEPS[solver].step(velocity, x, t, s)
+        yield s, x
+
+
+# Dormand and Prince (1980), 5(4): nodes, rows of the tableau, weights of the error estimate.
+_NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+_ROWS = (
+    (),
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+_ERROR = (
+    35 / 384 - 5179 / 57600,
+    0.0,
+    500 / 1113 - 7571 / 16695,
+    125 / 192 - 393 / 640,
+    -2187 / 6784 + 92097 / 339200,
+    11 / 84 - 187 / 2100,
+    -1 / 40,
+)
+
+
+def solve_dopri5(
+    velocity: Callable[[Tensor, Tensor, Tensor], Tensor],
+    data: Callable[[Tensor, float], Tensor],
+    x: Tensor,
+    interval: Interval,
+    *,
+    rtol: float,
+    atol: float,
+    max_evaluations: int = 10_000,
+) -> Iterator[tuple[float, Tensor]]:
+    """Adaptive Dormand-Prince with a step size per sample, so no sample depends on its batch.
+
+    velocity(x, t, rows) takes the samples still moving, their own times (b,) and their indices in
+    the batch (times and indices live on the CPU). Yields (largest time left, state) after each
+    round of trials. A jump interval is integrated to 1e-3 and finished with data(x, t). Raises
+    ArithmeticError for a state that is not finite or when max_evaluations is reached.
+    """
+    end = 1e-3 if interval.jump else interval.end
+    rows = torch.arange(len(x))
+    t = torch.full((len(x),), interval.start, dtype=torch.float64)
+    h = torch.full_like(t, 0.01 * (interval.start - end))
+    k1 = velocity(x, t, rows)
+    x, evaluations = x.clone(), 1
+    while len(rows):
+        trial = torch.minimum(h[rows], t[rows] - end)
+        column = trial.to(x).view(-1, *(1,) * (x.ndim - 1))
+        here, slopes = x[rows], [k1[rows]]
+        for node, row in zip(_NODES[1:], _ROWS[1:], strict=True):
+            moved = here - column * sum(a * k for a, k in zip(row, slopes, strict=True) if a)
+            slopes.append(velocity(moved, t[rows] - node * trial, rows))
+        evaluations += 6
+        error = column * sum(e * k for e, k in zip(_ERROR, slopes, strict=True) if e)
+        tolerance = atol + rtol * torch.maximum(here.abs(), moved.abs())
+        ratio = (error / tolerance).flatten(1).square().mean(1).sqrt().double().cpu()
+        ok = ratio <= 1
+        factor = (0.9 * ratio.clamp(min=1e-10) ** -0.2).clamp(0.2, 10.0)
+        h[rows] = trial * torch.where(ok, factor.clamp(min=1.0), factor.clamp(max=1.0))
+        accepted = rows[ok]
+        x[accepted], k1[accepted] = moved[ok], slopes[-1][ok]
+        t[accepted] -= trial[ok]
+        if evaluations > max_evaluations or not bool(torch.isfinite(ratio).all()):
+            raise ArithmeticError(f"dopri5 did not converge within {evaluations} evaluations")
+        rows = torch.nonzero(t > end + 1e-12).flatten()
+        yield float(t.max()), x
+    if interval.jump:
+        yield 0.0, data(x, end)
+
+
+def euler_maruyama(drift: DriftAt, x: Tensor, t: float, s: float, z: Tensor) -> Tensor:
+    """x - h v + (h/2) w score + sqrt(w h) z: one evaluation."""
+    h = t - s
+    now = drift(x, t)
+    return x - h * now.sde + (now.w * h).sqrt() * z
+
+
+def stochastic_heun(drift: DriftAt, x: Tensor, t: float, s: float, z: Tensor) -> Tensor:
+    """Trapezoid rule in the drift and in the variance: weak order 2 for additive noise."""
+    h = t - s
+    now = drift(x, t)
+    then = drift(x - h * now.sde + (now.w * h).sqrt() * z, s)
+    return x - h / 2 * (now.sde + then.sde) + (h / 2 * (now.w + then.w)).sqrt() * z
+
+
+class SdeStep(NamedTuple):
+    """A stochastic step and its evaluations."""
+
+    step: Callable[[DriftAt, Tensor, float, float, Tensor], Tensor]
+    evaluations: int
+
+
+SDE_STEPS = {
+    "euler-maruyama": SdeStep(euler_maruyama, 1),
+    "heun": SdeStep(stochastic_heun, 2),
+}
+
+# The last step, from t to 0 without noise (SiT appendix; "none" stays where the SDE stopped).
+LAST_STEPS: dict[str, Callable[[DriftAt, Tensor, float], Tensor]] = {
+    "mean": lambda drift, x, t: x - t * drift(x, t).sde,
+    "tweedie": lambda drift, x, t: drift(x, t).data,
+    "euler": lambda drift, x, t: x - t * drift(x, t).velocity,
+    "none": lambda drift, x, t: x,
+}
+
+
+def solve_sde(
+    drift: DriftAt,
+    x: Tensor,
+    interval: Interval,
+    *,
+    solver: str,
+    steps: int,
+    last_step: str,
+    randn: Callable[[], Tensor],
+) -> Iterator[tuple[float, Tensor]]:
+    """`steps` steps in all: steps - 1 noisy ones over the interval, then the last one to t = 0.
+
+    With last_step "none" all steps are noisy and the state stays at interval.end. randn() gives
+    the standard normal noise of the next step, shaped as x. Yields (time, state) after each step.
+    """
+    noisy = steps if last_step == "none" else steps - 1
+    if noisy:
+        for t, s in pairwise(time_grid(interval, noisy)):
+            x = SDE_STEPS[solver].step(drift, x, t, s, randn())
+            yield s, x
+    if last_step != "none":
+        yield 0.0, LAST_STEPS[last_step](drift, x, interval.end if noisy else interval.start)
