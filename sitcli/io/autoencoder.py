@@ -177,7 +177,7 @@ def hash_arrays(arrays: dict[str, np.ndarray] | dict[str, torch.Tensor]) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -21,9 +22,11 @@ from sitcli.io.launch import quiet_libraries
 KINDS = {"AutoencoderKL": "kl", "AutoencoderTiny": "tiny", "AutoencoderDC": "dc"}
 HUB_TIMEOUT = 5.0
 OFFLINE_HINT = (
-    "run `hf download {repo}` on a connected machine and copy the folder (--vae FOLDER) or the "
-    "cache (HF_HOME); --vae pixels and --vae patch-pca need no download"
+    "on a connected machine run `hf download {repo} --local-dir {folder}`, copy the folder here "
+    "and give --vae {folder} (or copy the cache and set HF_HOME); --vae pixels and --vae "
+    "patch-pca need no download"
 )
+ORIGINAL_KEY = "encoder.down.0.block.0.conv1.weight"
 WEIGHTS = "diffusion_pytorch_model"
 
 # The configuration of the original kl-f8 VAE of Stable Diffusion 1 and 2 (sd-vae-ft-ema, -mse).
@@ -62,7 +65,7 @@ def load_folder(
 
     try:
         network, report = getattr(diffusers, class_name).from_pretrained(
-            str(folder), local_files_only=True, output_loading_info=True, torch_dtype=torch.float32
+            str(folder), local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # diffusers raises its own, torch's, safetensors' and OSError
         if isinstance(error, ImportError):
@@ -78,11 +81,11 @@ def load_hub(name: str, *, device: torch.device, dtype: torch.dtype) -> Autoenco
 
     Raises SitError within seconds if it is not in the cache and the hub cannot be reached.
     """
-    owner, repo_name, *subfolder = name.split("/")
-    repo, inner = f"{owner}/{repo_name}", "/".join(subfolder)
-    folder = _cached(repo, inner) or _download(repo, inner)
-    if folder is None:
-        raise SitError(f"the hub's {name} holds no autoencoder of diffusers")
+    owner, repo_name, *inner = name.split("/")
+    repo = f"{owner}/{repo_name}"
+    # A whole pipeline keeps its autoencoder in vae/.
+    folders = ["/".join(inner) + "/"] if inner else ["", "vae/"]
+    folder = _find_cached(repo, folders) or _download(repo, folders)
     return load_folder(folder, name=name, device=device, dtype=dtype)
 
 
@@ -91,7 +94,7 @@ def is_original(weights: dict[str, torch.Tensor]) -> bool:
 
     Keys as in ``encoder.down.0.block.0.conv1.weight``, perhaps below ``first_stage_model.``.
     """
-    return any(key.endswith("encoder.down.0.block.0.conv1.weight") for key in weights)
+    return any(key.endswith(ORIGINAL_KEY) for key in weights)
 
 
 def load_original(
@@ -105,17 +108,19 @@ def load_original(
     _quiet()
     from diffusers import AutoencoderKL
 
+    prefix = next(
+        (p for p in ("first_stage_model.", "vae.") if f"{p}{ORIGINAL_KEY}" in weights), ""
+    )
+    parts = tuple(prefix + part for part in ("encoder.", "decoder.", "quant_", "post_quant_"))
+    weights = {key: value for key, value in weights.items() if key.startswith(parts)}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(SD_VAE))
         try:
-            network = AutoencoderKL.from_single_file(
-                weights, config=folder, local_files_only=True, torch_dtype=torch.float32
-            )
-            complete = not any(p.is_meta for p in network.state_dict().values())
-        except Exception as error:  # a shape mismatch is a ValueError, a lack of keys a KeyError
-            if isinstance(error, ImportError):
-                raise
-            complete = False
+            network = AutoencoderKL.from_single_file(weights, config=folder, local_files_only=True)
+        except (ValueError, RuntimeError, KeyError):  # other shapes
+            network = None
+    # Diffusers leaves what is missing at random: every tensor must have come from the file.
+    complete = network is not None and len(weights) == len(network.state_dict())
     if not complete:
         raise SitError(
             f"{path} is not a Stable Diffusion 1 or 2 VAE (4 channels, 8 pixels a latent)",
@@ -142,7 +147,7 @@ def _wrap(network: Any, name: str, *, device: torch.device, dtype: torch.dtype) 
     if dtype == torch.float16 and config.get("force_upcast", True):
         dtype = torch.float32
     return wrap_network(
-        network,
+        network.float(),
         spec,
         encode={"kl": _kl_moments, "tiny": _tiny_latents, "dc": _dc_latents}[kind].__get__(network),
         decode=lambda latents: network.decode(latents).sample,
@@ -172,59 +177,62 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _cached(repo: str, inner: str) -> Path | None:
-    """The repository's folder in the hub's cache, if its autoencoder is there in full."""
+def _find_cached(repo: str, folders: list[str]) -> Path | None:
+    """The first of the repository's folders whose autoencoder is in the hub's cache."""
     _quiet()
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    try:
-        root = Path(snapshot_download(repo, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    except HFValidationError as error:
-        raise UsageError(f"'{repo}' is not a hub name: {_first_line(error)}") from None
-    return _autoencoder_in(root, inner)
-
-
-def _autoencoder_in(root: Path, inner: str) -> Path | None:
-    for folder in (root / inner,) if inner else (root, root / "vae"):
-        if (folder / "config.json").is_file() and any(folder.glob(f"{WEIGHTS}*")):
-            return folder
+    for folder in folders:
+        try:
+            config = try_to_load_from_cache(repo, f"{folder}config.json")
+        except HFValidationError as error:
+            raise UsageError(f"'{repo}' is not a hub name: {_first_line(error)}") from None
+        if isinstance(config, str) and any(Path(config).parent.glob(f"{WEIGHTS}*")):
+            return Path(config).parent
     return None
 
 
-def _download(repo: str, inner: str) -> Path | None:
-    from huggingface_hub import snapshot_download
+def _download(repo: str, folders: list[str]) -> Path:
+    """Fetch the autoencoder into the hub's cache and return its folder."""
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    hint = OFFLINE_HINT.format(repo=repo)
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        raise SitError(f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE is set", hint)
-    folders = [f"{inner}/"] if inner else ["", "vae/"]
-    files = ["config.json", f"{WEIGHTS}.safetensors", f"{WEIGHTS}-*.safetensors*"]
-    files.append(f"{WEIGHTS}.safetensors.index.json")
     try:
-        for weights in (files, ["config.json", f"{WEIGHTS}.bin"]):  # old ones have only .bin
-            patterns = [folder + file for folder in folders for file in weights]
-            root = snapshot_download(repo, allow_patterns=patterns, etag_timeout=HUB_TIMEOUT)
-            if (found := _autoencoder_in(Path(root), inner)) is not None:
-                return found
+        # Asking with a time limit of our own first: the download's first request has none.
+        files = [f.rfilename for f in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings]
+        if wanted := _choose_files(files, folders):
+            root = snapshot_download(repo, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT)
+            return (Path(root) / wanted[0]).parent
     except GatedRepoError:
         raise SitError(
             f"{repo} is gated: the hub gives it only to people who agreed to its terms",
             "agree on its page, then `hf auth login`",
         ) from None
     except RepositoryNotFoundError:
-        raise SitError(f"the hub has no {repo}, or it is private", "`hf auth login`") from None
-    except (OSError, ValueError, RuntimeError):  # no network, as httpx, requests or the hub say it
-        raise SitError(f"{repo} is not in the hub's cache, and the hub did not answer", hint) from (
-            None
-        )
-    return None
+        raise SitError(
+            f"the hub has no {repo}, or it is private", "check the name, or `hf auth login`"
+        ) from None
+    except Exception as error:  # the HTTP library's own kinds, which differ between versions
+        raise SitError(
+            f"{repo} is not in the hub's cache, and the hub cannot be had: {_first_line(error)}",
+            OFFLINE_HINT.format(repo=repo, folder=repo.split("/")[1]),
+        ) from error
+    raise SitError(f"the hub's {repo} holds no autoencoder of diffusers")
+
+
+def _choose_files(files: list[str], folders: list[str]) -> list[str]:
+    """config.json and the weights, safetensors if there are any, of the first folder with both."""
+    for folder in folders:
+        for suffix in (".safetensors", ".bin"):
+            names = rf"{WEIGHTS}(-\d+-of-\d+)?\{suffix}(\.index\.json)?"
+            weights = [f for f in files if re.fullmatch(re.escape(folder) + names, f)]
+            if weights and f"{folder}config.json" in files:
+                return [f"{folder}config.json", *weights]
+    return []
 
 
 def _first_line(error: Exception) -> str:

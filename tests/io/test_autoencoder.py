@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
+import socket
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from sitcli.errors import SitError, UsageError
+from sitcli.io import autoencoder as autoencoder_module
+from sitcli.io import diffusers_vae
 from sitcli.io.autoencoder import (
     decode_latents,
     fit_patch_pca,
@@ -122,3 +133,301 @@ def test_scaling_per_channel_and_shift_are_undone():
     scaling = [0.5, 2.0, 4.0]
     scaled = (to_signed(images) - 0.25) * torch.tensor(scaling).reshape(3, 1, 1)
     assert np.array_equal(decode_latents(pixels, scaled, scaling).numpy(), images)
+
+
+def tiny_kl(**config) -> torch.nn.Module:
+    """A random AutoencoderKL of two stages: downsample 2, 4 latent channels."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[8, 16],
+        norm_num_groups=4,
+        latent_channels=4,
+        **config,
+    ).eval()
+
+
+def test_diffusers_kl_folder(tmp_path):
+    """Catches the log-variance taken for the std, the config's scaling or shift lost, a wrong
+    downsample, and a spec that does not find its weights again."""
+    network = tiny_kl(scaling_factor=0.3, shift_factor=0.1)
+    network.save_pretrained(tmp_path / "vae")
+    vae = load_autoencoder(str(tmp_path / "vae"), **FP32)
+    assert (vae.latent_channels, vae.downsample, vae.deterministic) == (4, 2, False)
+    assert (vae.scaling, vae.shift) == (0.3, 0.1)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        posterior = network.encode(images).latent_dist
+        pictures = network.decode(posterior.mean).sample
+    encoded = vae.encode(images)
+    torch.testing.assert_close(encoded, torch.cat([posterior.mean, posterior.std], 1))
+    torch.testing.assert_close(vae.decode(encoded[:, :4]), pictures)
+
+    assert from_spec(vae.spec, {}, **FP32).spec == vae.spec
+    # A whole pipeline's folder works too, and so does a moved copy.
+    moved = from_spec(vae.spec, {}, override=str(tmp_path), **FP32)
+    assert moved.spec["hash"] == vae.spec["hash"]
+    tiny_kl().save_pretrained(tmp_path / "other")
+    with pytest.raises(SitError, match="other weights"):
+        from_spec(vae.spec, {}, override=str(tmp_path / "other"), **FP32)
+    (tmp_path / "vae").rename(tmp_path / "elsewhere")
+    with pytest.raises(SitError, match="is gone") as failure:
+        from_spec(vae.spec, {}, **FP32)
+    assert "--vae" in failure.value.hint
+
+
+def test_diffusers_tiny_and_dc_folders(tmp_path):
+    """Their encoders answer under other names, and are deterministic."""
+    from diffusers import AutoencoderDC, AutoencoderTiny
+
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).eval()
+    dc = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 8, 16),
+        decoder_block_out_channels=(8, 8, 16),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.41,
+    ).eval()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    for network, downsample, scaling in ((tiny, 2, 1.0), (dc, 4, 0.41)):
+        folder = tmp_path / type(network).__name__
+        network.save_pretrained(folder)
+        vae = load_autoencoder(str(folder), **FP32)
+        assert (vae.downsample, vae.deterministic, vae.scaling) == (downsample, True, scaling)
+        latents = vae.encode(images)
+        assert latents.shape == (2, 4, 16 // downsample, 16 // downsample)
+        with torch.no_grad():
+            torch.testing.assert_close(vae.decode(latents), network.decode(latents).sample)
+
+
+def test_decoding_in_slices_is_decoding_at_once(tmp_path, monkeypatch):
+    """A slice that is dropped, repeated or out of order would mislabel samples."""
+    tiny_kl().save_pretrained(tmp_path)
+    vae = load_autoencoder(str(tmp_path), **FP32)
+    latents = torch.randn(5, 4, 4, 4)
+    whole = vae.decode(latents)
+    monkeypatch.setitem(autoencoder_module.PIXELS_PER_CALL, "cpu", 2 * 8 * 8)
+    torch.testing.assert_close(vae.decode(latents), whole)
+
+
+def test_hub_name_is_taken_from_the_cache(tmp_path, monkeypatch):
+    """Offline clusters copy the cache: reaching for the network first would fail there."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repo = tmp_path / "models--owner--some-vae"
+    tiny_kl().save_pretrained(repo / "snapshots" / "0" / "inner")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0")
+    vae = load_autoencoder("owner/some-vae/inner", **FP32)
+    assert vae.spec["name"] == "owner/some-vae/inner"
+    assert from_spec(vae.spec, {}, **FP32).spec == vae.spec
+    with pytest.raises(SitError, match=r"not in the hub's cache") as failure:
+        load_autoencoder("owner/some-vae", **FP32)
+    assert "hf download owner/some-vae" in failure.value.hint
+    assert "--vae pixels" in failure.value.hint
+
+
+def test_hub_that_does_not_answer_fails_soon():
+    """A connection that is accepted and never answered would hang for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = (
+            "import torch\n"
+            "from sitcli.io import diffusers_vae\n"
+            "from sitcli.errors import SitError\n"
+            "diffusers_vae.HUB_TIMEOUT = 1.0\n"
+            "try: diffusers_vae.load_hub('a/b', device=torch.device('cpu'), dtype=torch.float32)\n"
+            "except SitError as error: print(error.message)\n"
+        )
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.getsockname()[1]}",
+            "HF_HUB_OFFLINE": "0",
+        }
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, timeout=60
+        )
+    assert b"a/b is not in the hub's cache" in run.stdout
+    assert run.stderr == b""
+
+
+def original_keys(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A diffusers KL state dict under CompVis's names, attention as 1x1 convolutions."""
+    stages = 1 + max(int(key.split(".")[2]) for key in weights if "up_blocks" in key)
+    renamed = {}
+    for key, value in weights.items():
+        key = re.sub(r"up_blocks\.(\d+)", lambda m: f"up.{stages - 1 - int(m[1])}", key)
+        key = key.replace("down_blocks", "down").replace("samplers.0.conv", "sample.conv")
+        key = key.replace("mid_block.resnets.0", "mid.block_1").replace(
+            "conv_shortcut", "nin_shortcut"
+        )
+        key = key.replace("mid_block.resnets.1", "mid.block_2").replace("resnets", "block")
+        key = key.replace("mid_block.attentions.0", "mid.attn_1").replace("to_out.0", "proj_out")
+        key = key.replace("conv_norm_out", "norm_out").replace("group_norm", "norm")
+        key = re.sub(r"attn_1\.to_([qkv])", r"attn_1.\1", key)
+        if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", key):
+            value = value[..., None, None]
+        renamed[key] = value
+    return renamed
+
+
+@pytest.mark.parametrize("form", ["plain.pt", "wrapped.ckpt", "whole.safetensors"])
+def test_original_checkpoints_equal_the_diffusers_folder(tmp_path, monkeypatch, form):
+    """Catches keys left at random, a file that needs unsafe unpickling, and a call to the hub."""
+    from diffusers import AutoencoderKL
+
+    config = {**diffusers_vae.SD_VAE, "block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4}
+    monkeypatch.setattr(diffusers_vae, "SD_VAE", config)
+    network = AutoencoderKL.from_config(config)
+    network.save_pretrained(tmp_path / "folder")
+    weights = original_keys(network.state_dict())
+    path = tmp_path / form
+    if form == "plain.pt":
+        torch.save(weights, path)
+    elif form == "wrapped.ckpt":
+        averaged = {f"model_ema.{key.replace('.', '')}": value for key, value in weights.items()}
+        torch.save({"state_dict": {**weights, **averaged}, "global_step": 5}, path)
+    else:
+        other = {"model.diffusion_model.out.weight": torch.zeros(3)}
+        whole = {f"first_stage_model.{k}": v.contiguous() for k, v in weights.items()}
+        safetensors.torch.save_file({**whole, **other}, path)
+    vae = load_autoencoder(str(path), **FP32)
+    assert vae.scaling == 0.18215
+    assert vae.spec["hash"] == load_autoencoder(str(tmp_path / "folder"), **FP32).spec["hash"]
+
+
+def test_original_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    """Diffusers would leave what is missing at random and say so in a log nobody reads."""
+    weights = original_keys(tiny_kl().state_dict())
+    torch.save(weights, tmp_path / "other-shape.pt")
+    config = {**diffusers_vae.SD_VAE, "block_out_channels": [8, 16], "norm_num_groups": 4}
+    config |= {"down_block_types": ["DownEncoderBlock2D"] * 2, "layers_per_block": 1}
+    config |= {"up_block_types": ["UpDecoderBlock2D"] * 2}
+    with pytest.raises(SitError, match="not a Stable Diffusion 1 or 2 VAE"):
+        load_autoencoder(str(tmp_path / "other-shape.pt"), **FP32)
+    monkeypatch.setattr(diffusers_vae, "SD_VAE", config)
+    load_autoencoder(str(tmp_path / "other-shape.pt"), **FP32)
+    del weights["decoder.mid.attn_1.norm.bias"]
+    torch.save(weights, tmp_path / "incomplete.pt")
+    with pytest.raises(SitError, match="not a Stable Diffusion 1 or 2 VAE"):
+        load_autoencoder(str(tmp_path / "incomplete.pt"), **FP32)
+
+
+def write_taesd(folder: Path, network: torch.nn.Module, name: str = "taesd") -> tuple[Path, Path]:
+    """An AutoencoderTiny's weights as TAESD's own pair of files; its decoder begins at layer 1."""
+    paths = folder / f"{name}_encoder.pth", folder / f"{name}_decoder.pth"
+    torch.save(network.encoder.layers.state_dict(), paths[0])
+    decoder = network.decoder.layers.state_dict()
+    shifted = {re.sub(r"^\d+", lambda m: str(int(m[0]) + 1), k): v for k, v in decoder.items()}
+    torch.save(shifted, paths[1])
+    return paths
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+def test_taesd_files_equal_diffusers(tmp_path, channels):
+    """An independent implementation: a missed ReLU, stride or clamp, or [0, 1] pictures, show."""
+    from diffusers import AutoencoderTiny
+
+    network = AutoencoderTiny(latent_channels=channels).eval()
+    encoder, decoder = write_taesd(tmp_path, network)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents = network.encode(images).latents
+        pictures = network.decode(5 * latents).sample
+    hashes = set()
+    for path in (tmp_path, encoder, decoder):
+        vae = load_autoencoder(str(path), **FP32)
+        assert (vae.latent_channels, vae.downsample, vae.deterministic) == (channels, 8, True)
+        torch.testing.assert_close(vae.encode(images), latents)
+        torch.testing.assert_close(vae.decode(5 * latents), pictures)
+        assert from_spec(vae.spec, {}, **FP32).spec == vae.spec
+        hashes.add(vae.spec["hash"])
+    assert len(hashes) == 1
+
+
+def test_taesd_errors(tmp_path):
+    """Half a pair, two pairs, or two halves that do not match must not load as something else."""
+    from diffusers import AutoencoderTiny
+
+    encoder, decoder = write_taesd(tmp_path, AutoencoderTiny())
+    other = tmp_path / "other"
+    other.mkdir()
+    _, decoder16 = write_taesd(other, AutoencoderTiny(latent_channels=16))
+    weights = torch.load(encoder)
+    (tmp_path / "x_encoder.pth").write_bytes(encoder.read_bytes())
+    with pytest.raises(SitError, match=r"x_decoder\.pth is not beside it"):
+        load_autoencoder(str(tmp_path / "x_encoder.pth"), **FP32)
+    (tmp_path / "x_decoder.pth").write_bytes(decoder16.read_bytes())
+    with pytest.raises(SitError, match="do not belong together"):
+        load_autoencoder(str(tmp_path / "x_decoder.pth"), **FP32)
+    with pytest.raises(UsageError, match="several autoencoders"):
+        load_autoencoder(str(tmp_path), **FP32)
+    torch.save({k: v for k, v in weights.items() if k != "5.conv.2.bias"}, encoder)
+    with pytest.raises(SitError, match="not laid out as"):
+        load_autoencoder(str(decoder), **FP32)
+
+
+def test_files_that_are_not_autoencoders(tmp_path):
+    """Each ends in one line; a pickle that could run code is refused, not run."""
+    (tmp_path / "text.pt").write_text("hello")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "tensors.pt")
+    torch.save({"f": subprocess.Popen}, tmp_path / "code.pt")
+    (tmp_path / "bad.safetensors").write_bytes(b"\x00" * 20)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    expected = {
+        "text.pt": "cannot read",
+        "bad.safetensors": "cannot read",
+        "tensors.pt": "does not hold autoencoder weights",
+        "code.pt": "could run its code",
+        "empty": "holds no autoencoder",
+        "unet": "holds a 'UNet2DModel'",
+        "broken": "cannot load the autoencoder",
+    }
+    for name, message in expected.items():
+        with pytest.raises(SitError, match=message) as failure:
+            load_autoencoder(str(tmp_path / name), **FP32)
+        assert "\n" not in failure.value.message
+
+
+SHARED = Path(__file__).parents[3] / "shared"
+
+
+@pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="needs ../shared/weights (TAEF2)")
+def test_taef2_on_photographs():
+    """The GroupNorm branch left out, or with other groups, gives 16 dB instead of 28."""
+    from PIL import Image
+
+    archive = SHARED / "data" / "imagenet-sample-160.tar"
+    vae = load_autoencoder(str(SHARED / "weights" / "taef2_decoder.pth"), **FP32)
+    assert (vae.latent_channels, vae.downsample) == (32, 8)
+    with tarfile.open(archive) as tar:
+        members = [m for m in tar.getmembers() if m.isfile()][::40]
+        images = np.stack(
+            [
+                np.asarray(Image.open(tar.extractfile(m)).convert("RGB").resize((128, 128)))
+                for m in members
+            ]
+        )
+    decoded = decode_latents(vae, vae.encode(to_signed(images)).half(), 1.0).numpy()
+    error = np.square(decoded.astype(float) - images).mean(axis=(1, 2, 3))
+    assert (10 * np.log10(255**2 / error)).mean() > 24
