@@ -1,0 +1,244 @@
+"""Run directories and the checkpoints in them.
+
+runs/NAME/
+  config.yaml          every setting, resolved
+  metrics.jsonl        an object per logged step; loss.png and tb/ show the same
+  samples/             grids drawn while training
+  step-0010000/        a checkpoint, complete in itself
+    model.safetensors  the weights, official keys, float32
+    ema.safetensors    their moving average
+    autoencoder.safetensors   what the autoencoder needs beside its spec, if anything
+    state/             DeepSpeed's optimizer shards, for going on
+    meta.json          written last: a step without it does not count
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sitcli import __version__
+from sitcli.core.flow import Flow
+from sitcli.core.wt import LossCurve
+from sitcli.errors import SitError
+from sitcli.io.files import sync_folder, sync_tree, write_json, write_text
+from sitcli.io.latents import LatentStore
+from sitcli.model.transformer import Transformer, TransformerConfig
+
+FORMAT = "sit-checkpoint"
+FORMAT_VERSION = 1
+STEP_NAME = re.compile(r"step-(\d{7,})")
+
+
+def step_name(step: int) -> str:
+    """10000 -> 'step-0010000'."""
+    return f"step-{step:07d}"
+
+
+class RunDir:
+    """The files of one run; creates nothing until asked to write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+
+    def steps(self) -> list[int]:
+        """Complete checkpoints, oldest first."""
+        found = [STEP_NAME.fullmatch(p.parent.name) for p in self.path.glob("step-*/meta.json")]
+        return sorted(int(match[1]) for match in found if match)
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        steps = self.steps()
+        return self.step_path(steps[-1]) if steps else None
+
+    def step_path(self, step: int) -> Path:
+        return self.path / step_name(step)
+
+    def clean(self) -> None:
+        """Remove what a killed save left behind."""
+        for path in self.path.glob(".saving-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def begin_save(self, step: int) -> Path:
+        """An empty folder to write the checkpoint into."""
+        path = self.path / f".saving-{step_name(step)}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
+
+    def commit_save(self, step: int, meta: dict[str, Any]) -> Path:
+        """Give the folder of `begin_save` its name once everything in it is on the disk."""
+        path = self.path / f".saving-{step_name(step)}"
+        meta = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, **meta}
+        write_json(path / "meta.json", {**meta, "sit_version": __version__})
+        sync_tree(path)
+        final = self.step_path(step)
+        shutil.rmtree(final, ignore_errors=True)  # only ever one without meta.json
+        path.rename(final)
+        sync_folder(self.path)
+        return final
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest `keep` checkpoints; 0 keeps all."""
+        for step in self.steps()[:-keep] if keep else []:
+            path = self.step_path(step)
+            # Without its meta.json it no longer counts, however far the removal gets.
+            with contextlib.suppress(OSError):
+                (path / "meta.json").unlink()
+            shutil.rmtree(path, ignore_errors=True)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The logged objects; a half-written last line is ignored."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        objects = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                objects.append(json.loads(line))
+        return objects
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget what was logged after `step`: it will be logged again."""
+        kept = [entry for entry in self.read_metrics() if entry["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def log_metrics(self, entry: dict[str, Any]) -> None:
+        """Append one object."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def latent_facts(store: LatentStore) -> dict[str, Any]:
+    """What sampling and evaluation need to know of the store, kept in every checkpoint."""
+    return dict(
+        store=str(store.path.resolve()),
+        fingerprint=store.fingerprint,
+        source=store.source,
+        image_size=store.image_size,
+        crop=store.crop,
+        kind=store.kind,
+        scaling=store.scaling,
+        autoencoder=store.autoencoder,
+        class_names=store.class_names,
+        num_items=store.num_items,
+    )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One complete checkpoint, without its weights until they are asked for."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.meta["step"]
+
+    @property
+    def latents(self) -> dict[str, Any]:
+        """As `latent_facts`."""
+        return self.meta["latents"]
+
+    @cached_property
+    def config(self) -> TransformerConfig:
+        return TransformerConfig(**self.meta["transformer"])
+
+    @cached_property
+    def process(self) -> Flow:
+        return Flow(**self.meta["process"])
+
+    @property
+    def loss_curve(self) -> LossCurve | None:
+        """The velocity loss over t, measured while training."""
+        bins = self.meta["loss_by_t"]
+        return LossCurve.from_bins(bins["sums"], bins["counts"]) if any(bins["counts"]) else None
+
+    def weights(self, which: str) -> dict[str, Tensor]:
+        """'ema' or 'model'. SitError if the file is damaged."""
+        return read_tensors(self.path / f"{which}.safetensors")
+
+    def network(self, which: str, device: torch.device) -> Transformer:
+        """The network in eval mode with these weights. SitError if they do not fit."""
+        with torch.device("meta"):
+            network = Transformer(self.config)
+        try:
+            network.load_state_dict(self.weights(which), assign=True)
+        except RuntimeError as error:
+            line = str(error).splitlines()[-1].strip()
+            raise SitError(f"{self.path}: the weights do not fit the network: {line}") from None
+        return network.to(device).eval().requires_grad_(False)
+
+    def autoencoder_arrays(self) -> dict[str, np.ndarray]:
+        """What the autoencoder needs beside its spec."""
+        path = self.path / "autoencoder.safetensors"
+        if not path.exists():
+            return {}
+        return {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file. SitError if it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise SitError(f"cannot read {path}: {error}") from None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file of contiguous copies on the CPU."""
+    from safetensors.torch import save_file
+
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+
+
+def checkpoint_meta(config: TransformerConfig, process: Flow, **more: Any) -> dict[str, Any]:
+    """The meta.json of a checkpoint of ours: what `Checkpoint` reads back.
+
+    time_convention "paper": the network is fed t with t = 0 at the data.
+    """
+    return dict(
+        transformer=asdict(config), process=asdict(process), time_convention="paper", **more
+    )
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at a step's folder, or the newest of a run.
+
+    Raises SitError if there is none or it is of a newer format.
+    """
+    if not path.exists():
+        raise SitError(f"there is no run or checkpoint {path}", "name a folder below runs/")
+    if (path / "meta.json").exists():
+        step = path
+    else:
+        step = RunDir(path).newest()
+        if step is None:
+            raise SitError(f"{path} holds no complete checkpoint", "make one: sit train")
+    try:
+        meta = json.loads((step / "meta.json").read_text())
+    except (OSError, ValueError) as error:
+        raise SitError(f"cannot read {step / 'meta.json'}: {error}") from None
+    if meta.get("format") != FORMAT:
+        raise SitError(f"{step} is not a checkpoint", "name a folder below runs/")
+    if meta["format_version"] > FORMAT_VERSION:
+        raise SitError(
+            f"{step} has format {meta['format_version']}, this version of sit reads up to "
+            f"{FORMAT_VERSION}",
+            "pip install --upgrade sitcli",
+        )
+    return Checkpoint(step, meta)

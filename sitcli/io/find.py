@@ -1,0 +1,75 @@
+"""The newest artefact below the current directory, for a stage whose input is not named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from sitcli.errors import SitError
+
+MAX_DEPTH = 3  # a store lies beside the images, not inside their class folders
+RUNS, SAMPLES = Path("runs"), Path("samples")
+
+
+def newest_store() -> Path:
+    """The latent store that was completed last. SitError if there is none."""
+    from sitcli.io.latents import LatentStore
+
+    unfinished = None
+    for path in _by_age(_h5_files(Path("."), MAX_DEPTH)):
+        try:
+            if LatentStore.open(path, allow_incomplete=True).complete:
+                return path
+            unfinished = unfinished or path
+        except SitError:
+            continue  # somebody else's HDF5 file
+    if unfinished is not None:
+        LatentStore.open(unfinished)  # says how to complete it
+    raise SitError(
+        "there is no latent store (*.h5) below this folder",
+        "make one: sit encode-latents FOLDER_OF_IMAGES out.h5",
+    )
+
+
+def newest_run() -> Path:
+    """The run below runs/ with the newest checkpoint. SitError if there is none."""
+    metas = _by_age(RUNS.glob("*/step-*/meta.json"))
+    if not metas:
+        raise SitError("there is no checkpoint below runs/", "make one: sit train")
+    return metas[0].parent.parent
+
+
+def newest_samples() -> Path:
+    """The sample set below samples/ that was completed last. SitError if there is none."""
+    from sitcli.io.samples import SampleSet
+
+    unfinished = None
+    for path in _by_age(SAMPLES.glob("**/*.h5")):
+        try:
+            if SampleSet.open(path).complete:
+                return path
+            unfinished = unfinished or path
+        except SitError:
+            continue
+    if unfinished is not None:
+        raise SitError(f"{unfinished} is not complete", "type its `sit sample` command again")
+    raise SitError("there is no sample set below samples/", "make one: sit sample")
+
+
+def _by_age(paths: Iterator[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _h5_files(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.name.endswith(".h5") and entry.is_file():
+            yield folder / entry.name
+        elif depth > 1 and entry.name not in ("runs", "samples") and entry.is_dir():
+            yield from _h5_files(folder / entry.name, depth - 1)

@@ -1,0 +1,102 @@
+"""Sample sets: what `sit sample` writes and `sit evaluate` reads.
+
+A folder with samples.h5 (a row file: images (N, H, W, 3) uint8, labels and seeds (N,) int64,
+latents (N, C, h, w) float32 on request), grid.png and meta.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sitcli import __version__
+from sitcli.errors import SitError
+from sitcli.io import rows
+from sitcli.io.files import write_json
+from sitcli.io.rows import DONE, Rows
+
+FORMAT = "sit-samples"
+FORMAT_VERSION = 1
+FILE = "samples.h5"
+
+
+def file_of(path: Path) -> Path:
+    """The row file of a sample set that is named by its folder or by the file."""
+    return path if path.suffix == ".h5" else path / FILE
+
+
+class SampleSet:
+    """An open sample set; rows that are not written yet are zeros."""
+
+    def __init__(self, file: Rows) -> None:
+        self.rows = file
+        self.path = file.path
+        self.directory = file.path.parent
+        self.meta: dict[str, Any] = file.attrs["meta"]
+        self.images = file.array("images")
+        self.labels = np.array(file.array("labels"))
+        self.seeds = np.array(file.array("seeds"))
+        self.num = file.num_rows
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.rows.attrs["complete"])
+
+    @property
+    def done(self) -> np.ndarray:
+        """(N,) bool: which images are there."""
+        return self.rows.written == DONE
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        labels: np.ndarray,
+        seeds: np.ndarray,
+        image_size: tuple[int, int],
+        latent_shape: tuple[int, int, int] | None,
+        meta: dict[str, Any],
+    ) -> SampleSet:
+        """Lay out an empty set in the row file `path`; latent_shape only if latents are kept."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datasets = {"images": ((len(labels), *image_size, 3), "uint8")}
+        if latent_shape is not None:
+            datasets["latents"] = ((len(labels), *latent_shape), "float32")
+        attrs = dict(
+            format=FORMAT,
+            format_version=FORMAT_VERSION,
+            sit_version=__version__,
+            complete=False,
+            meta=meta,
+        )
+        rows.create(path, datasets, attrs=attrs, arrays=dict(labels=labels, seeds=seeds))
+        return cls(Rows(path, writable=True))
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool = False) -> SampleSet:
+        """Open a set by its folder or file, complete or not. SitError for anything else."""
+        file = Rows(file_of(path), writable=writable)
+        if file.attrs.get("format") != FORMAT:
+            raise SitError(f"{path} is not a sample set", "sit sample writes one")
+        if file.attrs["format_version"] > FORMAT_VERSION:
+            raise SitError(
+                f"{path} has format {file.attrs['format_version']}, this version of sit reads up "
+                f"to {FORMAT_VERSION}",
+                "pip install --upgrade sitcli",
+            )
+        return cls(file)
+
+    def finish(self, **meta: Any) -> None:
+        """Declare the set complete and write its meta.json."""
+        self.meta = self.meta | meta
+        self.rows.set_attrs(meta=self.meta, complete=True)
+        self.rows.sync()
+        write_json(self.directory / meta_name(self.path), self.meta)
+
+
+def meta_name(path: Path) -> str:
+    """meta.json, or NAME.meta.json for a set that is not in a folder of its own."""
+    return "meta.json" if path.name == FILE else f"{path.stem}.meta.json"

@@ -1,0 +1,67 @@
+"""Exponential moving average of the weights, sharded over the processes."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def ema_decay(step: int, *, decay: float, warmup: bool) -> float:
+    """The decay of update `step` (from 0): min(decay, (1+step)/(10+step)) while warming up."""
+    return min(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
+class ShardedEma:
+    """fp32 average of a module's parameters; each rank keeps and updates one slice of each.
+
+    The slice of rank r is flat[r n : (r+1) n] with n = ceil(numel / world size), which is also how
+    ZeRO-3 partitions a parameter, so updating never gathers anything under any ZeRO stage.
+    """
+
+    def __init__(self, module: nn.Module, *, rank: int = 0, world_size: int = 1) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.module = module
+        self.parameters = dict(module.named_parameters())
+        self.shards = {
+            name: self._slice(p).detach().clone().float() for name, p in self.parameters.items()
+        }
+
+    @torch.no_grad()
+    def update(self, decay: float) -> None:
+        """shard <- decay * shard + (1 - decay) * parameter, in one fused call."""
+        live = [self._slice(p).float() for p in self.parameters.values()]
+        torch._foreach_lerp_(list(self.shards.values()), live, 1 - decay)
+
+    @torch.no_grad()
+    def gather(self) -> dict[str, Tensor]:
+        """The whole average on the CPU, with the module's buffers; every rank must call it."""
+        state = {
+            name: self._whole(self.shards[name], p).cpu() for name, p in self.parameters.items()
+        }
+        return state | {name: b.detach().cpu() for name, b in self.module.named_buffers()}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take this rank's slices of a whole average, of any world size."""
+        for name, shard in self.shards.items():
+            shard.copy_(self._cut(state[name].to(shard.device, torch.float32)))
+
+    def _slice(self, parameter: nn.Parameter) -> Tensor:
+        partition = getattr(parameter, "ds_tensor", None)  # set by ZeRO-3
+        return self._cut(parameter.data) if partition is None else partition.data.flatten()
+
+    def _cut(self, whole: Tensor) -> Tensor:
+        """This rank's slice of a whole tensor, padded with zeros to the common length."""
+        flat = whole.flatten()
+        length = -(-flat.numel() // self.world_size)
+        piece = flat[self.rank * length : (self.rank + 1) * length]
+        return nn.functional.pad(piece, (0, length - piece.numel()))
+
+    def _whole(self, shard: Tensor, parameter: nn.Parameter) -> Tensor:
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        if self.world_size > 1:
+            pieces = [torch.empty_like(shard) for _ in range(self.world_size)]
+            dist.all_gather(pieces, shard)
+            shard = torch.cat(pieces)
+        return shard[: shape.numel()].view(shape).clone()
