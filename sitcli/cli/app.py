@@ -49,6 +49,16 @@ for module in (encode, train, sample, evaluate, flops, inspect, quickstart):
     module.register(app)
 
 
+def _origin(failure: Exception) -> str:
+    """Where a bad value came from, if it was not typed."""
+    context, parameter = getattr(failure, "ctx", None), getattr(failure, "param", None)
+    if context is None or parameter is None:
+        return ""
+    source = context.get_parameter_source(parameter.name)
+    places = {"DEFAULT_MAP": " (from the --config file)", "ENVIRONMENT": " (from the environment)"}
+    return places.get(getattr(source, "name", ""), "")
+
+
 def main() -> None:
     """Run the command line; exit 0 ok, 1 our errors, 2 usage, 130 Ctrl-C."""
     if "LOCAL_RANK" in os.environ:
@@ -80,6 +90,9 @@ def main() -> None:
             sys.exit(failure.exit_code)
         if close := getattr(failure, "possibilities", None):
             message, hint = failure.message, f"did you mean {close[0]}? See {hint}"
-        error(" ".join(message.split()), hint)
+        error(" ".join(message.split()) + _origin(failure), hint)
         sys.exit(failure.exit_code)
+    if code == 130:
+        # Typer turns Ctrl-C into this code itself, without a word.
+        error("interrupted")
     sys.exit(code if isinstance(code, int) else 0)

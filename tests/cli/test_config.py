@@ -1,0 +1,159 @@
+"""--config FILE.yaml: precedence, types and every way to get the file wrong."""
+
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import typer
+
+from sitcli.cli.options import command
+from sitcli.errors import UsageError
+from sitcli.settings import EncodeSettings, SampleSettings, TrainSettings
+
+
+@pytest.fixture
+def parse(monkeypatch, tmp_path):
+    """parse('train --lr 3', 'train: {lr: 2}') -> the settings the command would be given."""
+    for name in [name for name in os.environ if name.startswith("SIT_")]:
+        monkeypatch.delenv(name)
+    given = []
+    app = typer.Typer()
+    register = {"encode-latents": EncodeSettings, "train": TrainSettings, "sample": SampleSettings}
+    for name, settings_class in register.items():
+
+        @command(app, name, settings_class, panel="Stages")
+        def run(settings, invocation):
+            """Keep what was given."""
+            given.append(settings)
+
+    def parse(line, yaml=None):
+        arguments = line.split()
+        if yaml is not None:
+            (tmp_path / "config.yaml").write_text(yaml)
+            arguments += ["--config", str(tmp_path / "config.yaml")]
+        app(arguments, prog_name="sit", standalone_mode=False)
+        return given.pop()
+
+    return parse
+
+
+def test_flag_beats_environment_beats_file_beats_default(parse, monkeypatch):
+    """Would catch any swap in the order of precedence."""
+    file = "train: {lr: 0.25}"
+    assert parse("train").lr == 1e-4
+    assert parse("train", file).lr == 0.25
+    monkeypatch.setenv("SIT_TRAIN_LR", "0.5")
+    assert parse("train", file).lr == 0.5
+    assert parse("train --lr 0.75", file).lr == 0.75
+    assert parse("train").lr == 0.5
+
+
+def test_the_place_of_the_flag_does_not_matter(parse):
+    """Would catch a file that wins over flags typed before --config."""
+    assert parse("train --lr 0.75 --steps 3", "train: {lr: 0.25, steps: 5}").steps == 3
+
+
+def test_values_keep_their_type(parse):
+    """Would catch YAML's own readings: 1e-4 as text, no as False, 1 as a number for --zero."""
+    text = """
+        train:
+          lr: 3e-5
+          batch-size: 8
+          flip: no
+          ema_warmup: false
+          zero: 2
+          out: runs/x
+          model: null
+        sample: {classes: 207, sde: true, cfg-channels: 3}
+        encode-latents: {source: pictures, out: x.h5, image-size: 64}
+    """
+    train = parse("train", text)
+    assert train == TrainSettings(
+        lr=3e-5, batch_size=8, flip=False, ema_warmup=False, zero="2", out=Path("runs/x")
+    )
+    sample = parse("sample", text)
+    assert (sample.classes, sample.sde, sample.cfg_channels) == ("207", True, "3")
+    assert sample.steps is None
+    encode = parse("encode-latents", text)
+    assert (encode.source, encode.image_size) == (Path("pictures"), 64)
+
+
+def test_defaults_are_the_settings_classes(parse):
+    """Would catch a second list of defaults on the command line."""
+    assert parse("train") == TrainSettings()
+    assert parse("sample") == SampleSettings()
+
+
+def test_every_setting_can_come_from_a_file(parse):
+    """Would catch an option whose name in the file is not the one --help shows."""
+    for field in fields(SampleSettings):
+        default = field.default
+        value = {bool: not default, int: 7, float: 0.25}.get(type(default))
+        if value is None:
+            continue
+        for key in (field.name, field.name.replace("_", "-")):
+            settings = parse("sample", f"sample: {{{key}: {str(value).lower()}}}")
+            assert getattr(settings, field.name) == value, key
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("train: {lrr: 1}", "unknown key 'lrr' in section 'train'", "'lr'"),
+        ("trian: {lr: 1}", "no command 'trian'", "'train'"),
+        ("train: {}\nsmaple: {}", "no command 'smaple'", "'sample'"),
+        ("train:\n  lr: 1\n  lr: 2", "key 'lr' is given twice", ""),
+        ("train: {lr: 1}\ntrain: {lr: 2}", "key 'train' is given twice", ""),
+        ("train: [lr, 1]", "section 'train' must hold", ""),
+        ("train: {lr: [1, 2]}", "'lr' takes one value, not list", ""),
+        ("- train", "expected a section per command", ""),
+        ("train: {lr: 1", "not valid YAML", ""),
+        ("train: {config: other.yaml}", "unknown key 'config'", ""),
+    ],
+    ids=str,
+)
+def test_wrong_files_are_refused(parse, text, message, hint):
+    """Would catch a misspelt key that is silently ignored, and YAML's keep-the-last."""
+    with pytest.raises(UsageError) as caught:
+        parse("train", text)
+    assert message in caught.value.message
+    assert "config.yaml" in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_an_absent_file_is_refused(parse, tmp_path):
+    """Would catch a run that goes on with the defaults when its config is missing."""
+    with pytest.raises(UsageError, match="cannot read"):
+        parse(f"train --config {tmp_path / 'absent.yaml'}")
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "origin"),
+    [
+        ("train: {steps: many}", {}, "from the --config file"),
+        ("train: {interpolant: gpv}", {}, "from the --config file"),
+        ("train: {flip: perhaps}", {}, "from the --config file"),
+        ("train: {batch_size: 0}", {}, "from the --config file"),
+        ("{}", {"SIT_TRAIN_STEPS": "many"}, "from the environment"),
+    ],
+    ids=str,
+)
+def test_wrong_types_name_the_option_and_the_place(tmp_path, text, environment, origin):
+    """Would catch a traceback for a wrong type, and a message that blames a flag not typed."""
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "sitcli", "train", "--config", file],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=60,
+    )
+    error, hint = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert "error: Invalid value for '--" in error
+    assert origin in error
+    assert hint == "hint: sit train --help"
