@@ -8,6 +8,7 @@ A row file (sitcli/io/rows.py) with the datasets
     labels           (N,) int64, all 0 when there are no classes
     paths            (N,) text, the image's name within the source
     problems         (N,) text, why an image could not be read; "" for the others
+    crc32            (N, 1 or 2) uint32, zlib's, of the row of latents and of the mirrored one
     written          (N,) uint8: 0 not yet, 1 done, 2 broken image (its latents are 0)
     class_names      (K,) text
     autoencoder_*    arrays the autoencoder needs beside its spec (patch-pca's basis)
@@ -20,7 +21,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,7 @@ def create_store(
     datasets = {"latents": ((num, *row_shape), "float16")}
     if flips:
         datasets["latents_flipped"] = ((num, *row_shape), "float16")
+    datasets["crc32"] = ((num, 2 if flips else 1), "uint32")
     datasets["problems"] = ((num,), f"S{PROBLEM_BYTES}")
     identity = [source_fingerprint, autoencoder["hash"], image_size, crop, flips]
     attrs = dict(
@@ -210,39 +214,67 @@ class LatentStore:
     def checksum(self) -> str:
         """sha256 over latents, mirrored latents and labels of all rows, read from the file."""
         digest = hashlib.sha256()
-        for piece in self._pieces():
+        for _, _, piece in self.pieces():
             digest.update(piece)
         digest.update(np.ascontiguousarray(self.rows.array("labels")))
         return digest.hexdigest()
 
-    def statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation per channel of the scaled latents that training draws.
-
-        Over items, mirrored ones too, positions and the posterior.
-        """
-        count, total, squares = 0, np.zeros(self.channels), np.zeros(self.channels)
-        for piece in self._pieces():
-            # Broken rows are zeros: they add nothing and are not counted.
-            values = piece.astype(np.float32)
-            mean, std = values[:, : self.channels], values[:, self.channels :]
-            total += mean.sum((0, 2, 3), dtype=np.float64)
-            squares += np.square(mean).sum((0, 2, 3), dtype=np.float64)
-            if std.size:
-                squares += np.square(std).sum((0, 2, 3), dtype=np.float64)
-        copies = 2 if self.has_flips else 1
-        count = max(1, self.num_items * copies * self.latent_shape[1] * self.latent_shape[2])
-        scale = self._scale.double().numpy().reshape(-1)
-        mean = total / count
-        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-        return ((mean - self._shift) * scale).tolist(), (std * scale).tolist()
-
-    def _pieces(self) -> Iterator[np.ndarray]:
-        """The rows of latents, then of mirrored latents, in pieces of READ_BYTES."""
-        for array in (self._latents, self._flipped):
+    def pieces(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(0 or 1 for mirrored, first row, rows) for the whole store, some 32 MB at a time."""
+        for copy, array in enumerate((self._latents, self._flipped)):
             if array is not None:
                 step = max(1, READ_BYTES // array[0].nbytes)
                 for start in range(0, len(array), step):
-                    yield np.ascontiguousarray(array[start : start + step])
+                    yield copy, start, np.ascontiguousarray(array[start : start + step])
+
+
+class ReadBack:
+    """One pass over a finished store. Iterate it to the end; it yields the images read so far.
+
+    Afterwards: damaged, row numbers whose bytes are not those that were written; checksum, as
+    `LatentStore.checksum`; mean and std per channel of the scaled latents that training draws,
+    over items, mirrored ones too, positions and the posterior.
+    """
+
+    def __init__(self, store: LatentStore) -> None:
+        self._store = store
+        self.damaged: set[int] = set()
+
+    def __iter__(self) -> Iterator[int]:
+        store = self._store
+        expected, written = store.rows.array("crc32"), store.rows.written
+        digest = hashlib.sha256()
+        total, squares, rows_read = np.zeros(store.channels), np.zeros(store.channels), 0
+        for copy, start, piece in store.pieces():
+            digest.update(piece)
+            for row, values in enumerate(piece, start):
+                if written[row] == DONE and zlib.crc32(values) != expected[row, copy]:
+                    self.damaged.add(row)
+            # Broken rows are zeros: they add nothing here and are not counted below.
+            values = piece.astype(np.float32)
+            total += values[:, : store.channels].sum((0, 2, 3), dtype=np.float64)
+            power = np.square(values).sum((0, 2, 3), dtype=np.float64)
+            squares += power.reshape(-1, store.channels).sum(0)  # mean^2 and std^2
+            rows_read += len(piece)
+            yield rows_read // (2 if store.has_flips else 1)
+        digest.update(np.ascontiguousarray(store.rows.array("labels")))
+        self.checksum = digest.hexdigest()
+        self._finish(total, squares)
+
+    def _finish(self, total: np.ndarray, squares: np.ndarray) -> None:
+        store = self._store
+        copies = 2 if store.has_flips else 1
+        count = max(1, store.num_items * copies * math.prod(store.latent_shape[1:]))
+        scale = np.asarray(store.scaling, np.float64)
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        self.mean: list[float] = ((mean - store.autoencoder["shift"]) * scale).tolist()
+        self.std: list[float] = (std * scale).tolist()
+
+
+def row_checksums(*copies: np.ndarray) -> np.ndarray:
+    """The `crc32` of rows: (B, len(copies)) uint32 for float16 arrays (B, ...)."""
+    return np.array([[zlib.crc32(row) for row in rows] for rows in copies], np.uint32).T
 
 
 def open_rows(path: Path) -> Rows:

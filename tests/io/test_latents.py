@@ -7,7 +7,7 @@ import torch
 
 from sitcli.errors import SitError
 from sitcli.io import rows
-from sitcli.io.latents import LatentStore, create_store
+from sitcli.io.latents import LatentStore, ReadBack, create_store, row_checksums
 from sitcli.io.rows import BROKEN, DONE, Rows
 
 NUM, C, SIDE = 12, 3, 4
@@ -49,7 +49,8 @@ def make_store(path, *, kind="moments", flips=True, complete=True, scaling=0.5, 
     status[4] = BROKEN
     with Rows(path, writable=True) as file:
         problems = ["cut short" if i == 4 else "" for i in range(NUM)]
-        file.write(np.arange(NUM), status=status, problems=problems, **values)
+        crc = row_checksums(*values.values())
+        file.write(np.arange(NUM), status=status, problems=problems, crc32=crc, **values)
         file.set_attrs(complete=complete)
     return data
 
@@ -115,7 +116,8 @@ def test_statistics_are_those_of_the_latents_training_draws(tmp_path):
     """Catches broken rows counted, the posterior's spread or the scaling left out."""
     make_store(tmp_path / "a.h5", scaling=[0.5, 2.0, 3.0])
     store = LatentStore.open(tmp_path / "a.h5")
-    mean, std = store.statistics()
+    check = ReadBack(store)
+    assert list(check)[-1] == NUM
     everything = np.arange(store.num_items)
     draws = torch.cat(
         [
@@ -124,8 +126,8 @@ def test_statistics_are_those_of_the_latents_training_draws(tmp_path):
             for noise in torch.randn(800, store.num_items, C, SIDE, SIDE)
         ]
     )
-    np.testing.assert_allclose(mean, draws.mean((0, 2, 3)), rtol=0.01)
-    np.testing.assert_allclose(std, draws.std((0, 2, 3)), rtol=0.01)
+    np.testing.assert_allclose(check.mean, draws.mean((0, 2, 3)), rtol=0.01)
+    np.testing.assert_allclose(check.std, draws.std((0, 2, 3)), rtol=0.01)
 
 
 def test_checksum_sees_latents_flips_and_labels(tmp_path):
@@ -140,6 +142,25 @@ def test_checksum_sees_latents_flips_and_labels(tmp_path):
             file.write([11], **{name: np.ones((1, 2 * C, SIDE, SIDE), np.float16)})
         sums.add(LatentStore.open(tmp_path / "b.h5").checksum())
     assert len(sums) == 4
+
+
+def test_reading_back_finds_damaged_rows(tmp_path, monkeypatch):
+    """Catches a verification that compares a file with itself, or looks at one copy only."""
+    monkeypatch.setattr("sitcli.io.latents.READ_BYTES", 1000)  # several pieces
+    path = tmp_path / "a.h5"
+    make_store(path)
+    check = ReadBack(LatentStore.open(path))
+    for _ in check:
+        pass
+    assert check.damaged == set()
+    assert check.checksum == LatentStore.open(path).checksum()
+    with Rows(path, writable=True) as file:
+        file.write([3], latents=np.ones((1, 2 * C, SIDE, SIDE), np.float16))
+        file.write([9], latents_flipped=np.ones((1, 2 * C, SIDE, SIDE), np.float16))
+    check = ReadBack(LatentStore.open(path))
+    for _ in check:
+        pass
+    assert check.damaged == {3, 9}
 
 
 def test_fingerprint_is_of_the_contents_not_of_the_file(tmp_path):
