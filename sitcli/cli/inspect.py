@@ -14,7 +14,20 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "inspect", InspectSettings, panel="Tools")
     def run(settings: InspectSettings, invocation: Invocation) -> None:
-        """TODO."""
+        """Tell what a latent store, run, checkpoint or sample set is, and whether it is whole.
+
+        Shape, count, classes, autoencoder, settings, provenance and size; unfinished ones too, with
+        the command that goes on. --verify reads everything back: checksums, flags, labels, finite
+        values, weights that fit their network; exit code 1 if anything is wrong.
+
+        sit inspect out.h5
+
+        sit inspect out.h5 --verify --preview grid.png
+
+        sit inspect runs/NAME
+
+        sit inspect samples/NAME --json | jq .meta
+        """
         from sitcli.stages import inspect as stage
 
         finish(follow(stage.inspect(settings), title="inspect"), invocation)

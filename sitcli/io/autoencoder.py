@@ -354,4 +354,6 @@ class Autoencoder:
 
     def _run(self, function: Callable, batch: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), autocast(self._device, self._dtype):
-            return function(batch.to(self._device, torch.float32, non_blocking=True)).float()
+            result = function(batch.to(self._device, torch.float32, non_blocking=True))
+        # Rows of what we hand out are written to files: plain (B, C, h, w) order.
+        return result.float().contiguous()

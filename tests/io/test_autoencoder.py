@@ -59,6 +59,7 @@ def test_patch_pca_latents_are_white_and_complete_basis_is_lossless():
     pca = fit_patch_pca(images, patch=2, channels=12)
     latents = pca.encode(to_signed(images))
     assert latents.shape == (40, 12, 8, 8)
+    assert latents.is_contiguous()
     flat = latents.permute(1, 0, 2, 3).flatten(1).double()
     torch.testing.assert_close(
         flat @ flat.T / flat.shape[1], torch.eye(12).double(), atol=1e-3, rtol=0

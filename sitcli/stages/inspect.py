@@ -1,0 +1,497 @@
+"""``sit inspect``: what an artefact is, whether it is whole, and what is in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from sitcli.errors import SitError, UsageError
+from sitcli.events import Event, Progress, Result, Stage, Table, Warn
+from sitcli.io import rows
+from sitcli.io.autoencoder import decode_latents, from_spec, hash_arrays
+from sitcli.io.checkpoint import FORMAT as CHECKPOINT_FORMAT
+from sitcli.io.checkpoint import Checkpoint, RunDir, open_checkpoint
+from sitcli.io.latents import FORMAT as STORE_FORMAT
+from sitcli.io.latents import LatentStore, ReadBack, encode_command
+from sitcli.io.launch import resolve_device, resolve_precision
+from sitcli.io.pictures import save_grid
+from sitcli.io.samples import FILE as SAMPLES_FILE
+from sitcli.io.samples import FORMAT as SAMPLES_FORMAT
+from sitcli.io.samples import SampleSet, meta_name
+from sitcli.model.transformer import Transformer
+from sitcli.settings import InspectSettings
+
+EXPECTED = (
+    "sit inspect reads a latent store (*.h5), a run (runs/NAME), one of its steps (step-0010000) "
+    "or a sample set (samples/NAME)"
+)
+READ_BYTES = 32_000_000
+PREVIEW_ROWS, PREVIEW_COLUMNS = 8, 8
+SETTINGS_SHOWN = ("model", "steps", "batch_size", "lr", "ema", "zero", "precision", "seed")
+
+Artefact = LatentStore | SampleSet | RunDir | Checkpoint
+Problems = Generator[Event, None, list[str]]
+
+
+def inspect(settings: InspectSettings) -> Stage:
+    """Describe the artefact at `settings.path`; verify it and draw a preview if asked to.
+
+    Raises SitError for what is not an artefact of ours, cannot be read, or fails --verify.
+    """
+    artefact = _open(settings.path)
+    describe, verify, draw = FUNCTIONS[type(artefact)]
+    if settings.preview is not None and draw is None:
+        raise UsageError(
+            f"{settings.path} holds weights, no pictures to preview", f"sit sample {settings.path}"
+        )
+    try:
+        result = describe(artefact)
+        problems = (yield from verify(artefact)) if settings.verify else []
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(settings.path, error) from error
+    if problems:
+        raise SitError(f"{settings.path} is damaged: {'; '.join(problems)}")
+    # What the others say in passing is this command's result: it belongs on stdout.
+    facts = [[name, value] for name, value in result.summary.items()]
+    result.tables.insert(0, Table(title=str(settings.path), header=["", ""], rows=facts))
+    result.summary = {}
+    result.data["verified"] = settings.verify
+    if settings.verify:
+        result.summary["verified"] = "everything was read back and is sound"
+    if settings.preview is not None:
+        _preview(settings, *draw(artefact, settings))
+        result.path = settings.preview
+        result.data["preview"] = str(settings.preview)
+    return result
+
+
+def _open(path: Path) -> Artefact:
+    if not path.exists():
+        raise SitError(f"there is no {path}", EXPECTED)
+    try:
+        return _open_folder(path) if path.is_dir() else _open_file(path)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _open_file(path: Path) -> Artefact:
+    if not h5py.is_hdf5(path):
+        raise SitError(f"{path} is not a file of sit's", EXPECTED)
+    kind = rows.Rows(path).attrs.get("format")
+    if kind == STORE_FORMAT:
+        return LatentStore.open(path, allow_incomplete=True)
+    if kind == SAMPLES_FORMAT:
+        return SampleSet.open(path)
+    raise SitError(f"{path} is an HDF5 file, but not one that sit wrote", EXPECTED)
+
+
+def _open_folder(path: Path) -> Artefact:
+    if (path / SAMPLES_FILE).exists():
+        return SampleSet.open(path)
+    if (path / "model.safetensors").exists() or (path / "ema.safetensors").exists():
+        if not (path / "meta.json").exists():
+            raise SitError(f"{path} is a checkpoint whose saving was interrupted: no meta.json")
+        return open_checkpoint(path)
+    run = RunDir(path)
+    if run.config.exists() or run.steps():
+        return run
+    meta = path / "meta.json"
+    if meta.exists() and json.loads(meta.read_text()).get("format") == CHECKPOINT_FORMAT:
+        return open_checkpoint(path)
+    raise SitError(f"{path} is not a folder of sit's", EXPECTED)
+
+
+def _damaged(path: Path, error: Exception) -> SitError:
+    what = f"no '{error.args[0]}'" if isinstance(error, KeyError) else str(error).split("\n")[0]
+    return SitError(f"{path} is damaged: {what}")
+
+
+def _describe_store(store: LatentStore) -> Result:
+    attrs, spec = store.attrs, store.autoencoder
+    num_rows, broken = store.rows.num_rows, store.broken()
+    missing = store.num_missing()
+    counts = np.bincount(store.labels, minlength=store.num_classes)
+    size = store.path.stat().st_size
+    images = f"{store.num_items}" if not missing else f"{store.num_items} of {num_rows} encoded"
+    images += ", and their mirror images" if store.has_flips else ""
+    images += f"; {len(broken)} broken: {_some([name for name, _ in broken])}" if broken else ""
+    parts = "mean and std" if store.kind == "moments" else "deterministic"
+    statistics = f"mean {_some(store.mean, '.3g')}, std {_some(store.std, '.3g')}"
+    summary = {
+        "kind": f"latent store, format {attrs['format_version']}, by sit {attrs['sit_version']}",
+        "complete": "yes" if store.complete else "no",
+        "images": images,
+        "classes": _describe_classes(store.class_names, counts),
+        "latents": f"{_times(store.latent_shape)} float16, {parts}",
+        "scaled by": f"{_some(np.ravel(store.scaling), '.5g')}: "
+        + (statistics if store.complete else "statistics follow when it is complete"),
+        "autoencoder": f"{spec['name']} ({spec['class']}, {spec['hash'][:12]})",
+        "pictures": f"{store.image_size} x {store.image_size} pixels, crop {store.crop}",
+        "source": f"{store.source} ({attrs['source_fingerprint'][:12]})",
+        "encoded in": f"{attrs['precision']}, batches of {attrs['batch_size']}",
+        "size": _size(size),
+    }
+    if store.complete:
+        summary["checksum"] = attrs["checksum"]
+    data = {
+        "kind": "latent store",
+        "path": str(store.path),
+        **{name: attrs[name] for name in ("format_version", "sit_version", "complete")},
+        "num_items": store.num_items,
+        "num_rows": num_rows,
+        "num_missing": missing,
+        "broken": [{"name": name, "reason": reason} for name, reason in broken],
+        "num_classes": store.num_classes,
+        "class_names": store.class_names,
+        "class_counts": counts.tolist(),
+        "latent_shape": list(store.latent_shape),
+        "latent_kind": store.kind,
+        **{name: attrs[name] for name in ("flips", "image_size", "crop", "scaling", "mean", "std")},
+        "autoencoder": spec,
+        **{name: attrs[name] for name in ("source", "source_fingerprint", "fingerprint")},
+        **{name: attrs[name] for name in ("batch_size", "precision", "checksum")},
+        "bytes": size,
+    }
+    following = f"sit train --latents {store.path}"
+    if not store.complete:
+        following = encode_command(attrs, store.path)
+    return Result(summary=summary, data=data, next=following)
+
+
+def _verify_store(store: LatentStore) -> Problems:
+    problems = _check_flags(store.rows.written, complete=store.complete)
+    reading = ReadBack(store)
+    for done in reading:
+        yield Progress(done=done, total=store.rows.num_rows)
+    if reading.damaged:
+        damaged = store.rows.texts("paths", sorted(reading.damaged))
+        problems.append(f"{len(damaged)} images have other latents than were written: ")
+        problems[-1] += _some(damaged)
+    if not np.isfinite([reading.mean, reading.std]).all():
+        problems.append("some latents are not finite")
+    problems += _check_labels(store.labels, store.num_classes)
+    problems += _check_arrays(store.autoencoder, store.autoencoder_arrays)
+    if store.complete and reading.checksum != store.attrs["checksum"]:
+        problems.append("the latents or labels do not have the checksum they were completed with")
+    return problems
+
+
+def _draw_store(
+    store: LatentStore, settings: InspectSettings
+) -> tuple[np.ndarray, int, list[str] | None]:
+    chosen, columns, labels = _choose(store.labels, store.class_names)
+    device = resolve_device(settings.device)
+    autoencoder = from_spec(
+        store.autoencoder,
+        store.autoencoder_arrays,
+        override=settings.vae,
+        device=device,
+        dtype=resolve_precision("auto", device),
+    )
+    images = decode_latents(autoencoder, store.batch(chosen), store.scaling)
+    return images.numpy(), columns, labels
+
+
+def _describe_samples(samples: SampleSet) -> Result:
+    attrs, meta = samples.rows.attrs, samples.meta
+    done = int(samples.done.sum())
+    height, width = samples.images.shape[1:3]
+    names = list(meta.get("class_names") or [])
+    counts = np.bincount(samples.labels[samples.done], minlength=len(names))
+    size = _bytes_below(samples.directory if _owns_folder(samples) else samples.path)
+    kept = ", latents kept" if "latents" in samples.rows.names else ""
+    summary = {
+        "kind": f"sample set, format {attrs['format_version']}, by sit {attrs['sit_version']}",
+        "complete": "yes" if samples.complete else "no",
+        "images": (f"{done}" if samples.complete else f"{done} of {samples.num} drawn")
+        + f", {width} x {height} pixels{kept}",
+        "classes": _describe_classes(names, counts),
+    }
+    # What the sampler recorded, as it recorded it: one short value a line.
+    for name, value in meta.items():
+        if isinstance(value, (str, int, float)) and value != "":
+            summary.setdefault(name.replace("_", " "), str(value))
+    summary["size"] = _size(size)
+    data = {
+        "kind": "sample set",
+        "path": str(samples.path),
+        **{name: attrs[name] for name in ("format_version", "sit_version", "complete")},
+        "num": samples.num,
+        "num_done": done,
+        "image_shape": list(samples.images.shape[1:]),
+        "latents": bool(kept),
+        "class_counts": counts.tolist(),
+        "meta": meta,
+        "bytes": size,
+    }
+    target = samples.directory if _owns_folder(samples) else samples.path
+    following = f"sit evaluate {target}" if samples.complete else "the same sit sample command"
+    return Result(summary=summary, data=data, next=following)
+
+
+def _verify_samples(samples: SampleSet) -> Problems:
+    written = samples.rows.written
+    problems = _check_flags(written, complete=samples.complete)
+    blank = 0
+    for start, stop in _pieces(samples.images):
+        one_colour = np.ptp(samples.images[start:stop], axis=(1, 2)).max(axis=-1) == 0
+        blank += int((one_colour & (written[start:stop] == rows.DONE)).sum())
+        yield Progress(done=stop, total=samples.num, unit="images")
+    if blank:
+        yield Warn(f"{blank} images are of one colour")
+    if "latents" in samples.rows.names:
+        latents = samples.rows.array("latents")
+        if not np.isfinite(latents[samples.done]).all():
+            problems.append("some latents are not finite")
+    num_classes = len(samples.meta.get("class_names") or []) or 1
+    problems += _check_labels(samples.labels, num_classes)
+    if samples.complete:
+        meta = samples.directory / meta_name(samples.path)
+        if not meta.exists():
+            problems.append(f"{meta.name} is missing")
+        elif json.loads(meta.read_text()) != samples.meta:
+            problems.append(f"{meta.name} differs from what samples.h5 says")
+    return problems
+
+
+def _draw_samples(
+    samples: SampleSet, settings: InspectSettings
+) -> tuple[np.ndarray, int, list[str] | None]:
+    done = np.flatnonzero(samples.done)
+    names = list(samples.meta.get("class_names") or [])
+    chosen, columns, labels = _choose(samples.labels[done], names)
+    return np.array(samples.images[done[chosen]]), columns, labels
+
+
+def _owns_folder(samples: SampleSet) -> bool:
+    return samples.path.name == SAMPLES_FILE
+
+
+def _describe_run(run: RunDir) -> Result:
+    steps, partial = run.steps(), _partial_steps(run)
+    size = _bytes_below(run.path)
+    summary = {"kind": "run", "checkpoints": _some(steps) if steps else "none"}
+    data: dict[str, Any] = {"kind": "run", "path": str(run.path), "steps": steps}
+    if steps:
+        newest = _describe_checkpoint(open_checkpoint(run.path))
+        summary |= {k: v for k, v in newest.summary.items() if k not in ("kind", "size")}
+        data["newest"] = newest.data
+    config = _read_config(run)
+    shown = [f"{k} {config[k]}" for k in SETTINGS_SHOWN if config.get(k) is not None]
+    if shown:
+        summary["settings"] = ", ".join(shown)
+    metrics = run.read_metrics()
+    if metrics:
+        pairs = [(k, v) for k, v in metrics[-1].items() if isinstance(v, (int, float))]
+        summary["last logged"] = ", ".join(f"{k.replace('_', ' ')} {v:.6g}" for k, v in pairs)
+    if partial:
+        summary["interrupted"] = f"{_some(partial)}: not counted, and cleaned by the next save"
+    summary["size"] = _size(size)
+    data |= {"interrupted": partial, "config": config, "bytes": size}
+    data["last_metrics"] = metrics[-1] if metrics else None
+    result = Result(summary=summary, data=data, next=f"sit sample {run.path}")
+    if steps:
+        result.tables.append(_steps_table(run, metrics))
+    else:
+        result.next = f"sit train --out {run.path}"
+    return result
+
+
+def _steps_table(run: RunDir, metrics: Sequence[dict[str, Any]]) -> Table:
+    losses = {entry["step"]: entry.get("loss") for entry in metrics if "step" in entry}
+    lines = []
+    for step in run.steps():
+        loss = losses.get(step)
+        size = _size(_bytes_below(run.step_path(step)))
+        lines.append([str(step), "-" if loss is None else f"{loss:.5f}", size])
+    return Table(title="Checkpoints", header=["step", "loss", "size"], rows=lines)
+
+
+def _partial_steps(run: RunDir) -> list[str]:
+    """Folders of checkpoints that do not count: killed while they were written or removed."""
+    folders = [p for p in run.path.glob("step-*") if p.is_dir()]
+    folders = [p for p in folders if not (p / "meta.json").exists()]
+    return sorted(p.name for p in [*folders, *run.path.glob(".saving-*")])
+
+
+def _read_config(run: RunDir) -> dict[str, Any]:
+    import yaml
+
+    try:
+        config = yaml.safe_load(run.config.read_text()) if run.config.exists() else {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        raise SitError(f"{run.path} is damaged: config.yaml is not readable") from None
+    # Written as `--config` reads it: a section per command.
+    return config.get("train", config) or {}
+
+
+def _verify_run(run: RunDir) -> Problems:
+    problems = []
+    steps = run.steps()
+    for number, step in enumerate(steps, start=1):
+        found = yield from _verify_checkpoint(open_checkpoint(run.step_path(step)))
+        problems += [f"step {step}: {problem}" for problem in found]
+        yield Progress(done=number, total=len(steps), unit="checkpoints")
+    lines = run.metrics.read_text().splitlines() if run.metrics.exists() else []
+    # A kill can cut the last line short; the next run forgets it.
+    damaged = len(lines) - len(run.read_metrics())
+    if damaged > 1:
+        problems.append(f"{damaged} lines of metrics.jsonl are not JSON")
+    return problems
+
+
+def _describe_checkpoint(checkpoint: Checkpoint) -> Result:
+    meta, config = checkpoint.meta, checkpoint.config
+    process, latents = checkpoint.process, checkpoint.latents
+    spec = latents["autoencoder"]
+    with torch.device("meta"):
+        params = sum(p.numel() for p in Transformer(config).parameters())
+    size = _bytes_below(checkpoint.path)
+    num_classes = config.num_classes
+    summary = {
+        "kind": f"checkpoint, format {meta['format_version']}, by sit {meta['sit_version']}",
+        "step": str(checkpoint.step),
+        "network": f"{config.depth} blocks of width {config.width}, {config.heads} heads, "
+        f"patch {config.patch}: {params / 1e6:.1f} M parameters",
+        "latents": f"{_times((config.channels, config.input_size, config.input_size))} of "
+        f"{latents['store']} ({latents['num_items']} images)",
+        "classes": _some(latents["class_names"]) if num_classes else "none",
+        "process": f"{process.interpolant}, {process.prediction} prediction, "
+        f"loss weight {process.loss_weight}",
+        "autoencoder": f"{spec['name']} ({spec['class']}, {spec['hash'][:12]})",
+        "size": _size(size),
+    }
+    data = {
+        "kind": "checkpoint",
+        "path": str(checkpoint.path),
+        "step": checkpoint.step,
+        "params": params,
+        "files": {p.name: p.stat().st_size for p in sorted(checkpoint.path.glob("*.*"))},
+        "meta": meta,
+        "bytes": size,
+    }
+    return Result(summary=summary, data=data, next=f"sit sample {checkpoint.path}")
+
+
+def _verify_checkpoint(checkpoint: Checkpoint) -> Problems:
+    problems = []
+    with torch.device("meta"):
+        expected = {k: v.shape for k, v in Transformer(checkpoint.config).state_dict().items()}
+    for done, which in enumerate(("model", "ema"), start=1):
+        weights = checkpoint.weights(which)
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        wrong = sorted(k for k in {*shapes, *expected} if shapes.get(k) != expected.get(k))
+        if wrong:
+            problems.append(f"{which}.safetensors does not fit the network: {_some(wrong)}")
+        bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            problems.append(f"{which}.safetensors is not finite: {_some(bad)}")
+        yield Progress(done=done, total=2, unit="files")
+    arrays = checkpoint.autoencoder_arrays()
+    return problems + _check_arrays(checkpoint.latents["autoencoder"], arrays)
+
+
+FUNCTIONS: dict[type, tuple[Callable, Callable, Callable | None]] = {
+    LatentStore: (_describe_store, _verify_store, _draw_store),
+    SampleSet: (_describe_samples, _verify_samples, _draw_samples),
+    RunDir: (_describe_run, _verify_run, None),
+    Checkpoint: (_describe_checkpoint, _verify_checkpoint, None),
+}
+
+
+def _preview(
+    settings: InspectSettings, images: np.ndarray, columns: int, labels: list[str] | None
+) -> None:
+    try:
+        save_grid(settings.preview, images, columns=columns, row_labels=labels)
+    except OSError as error:
+        raise SitError(f"cannot write {settings.preview}: {error.strerror or error}") from None
+
+
+def _choose(labels: np.ndarray, names: list[str]) -> tuple[np.ndarray, int, list[str] | None]:
+    """Which items make up the preview: (indices, columns, labels of the rows).
+
+    A row per class, spread over the classes, where each has at least two items; otherwise items
+    spread over all, without labels.
+    """
+    if not len(labels):
+        raise SitError("there is nothing to preview yet: no image is finished")
+    classes = np.unique(labels)
+    classes = classes[_spread(len(classes), PREVIEW_ROWS)]
+    members = [np.flatnonzero(labels == label) for label in classes]
+    columns = min(PREVIEW_COLUMNS, *map(len, members), len(labels))
+    if names and columns > 1:
+        chosen = [m[_spread(len(m), columns)] for m in members]
+        return np.concatenate(chosen), columns, [names[label] for label in classes]
+    chosen = _spread(len(labels), PREVIEW_ROWS * PREVIEW_COLUMNS)
+    return chosen, min(PREVIEW_COLUMNS, math.isqrt(len(chosen) - 1) + 1), None
+
+
+def _spread(total: int, count: int) -> np.ndarray:
+    """`count` numbers of range(total), evenly spread; all of them if there are no more."""
+    return np.arange(min(total, count)) * total // min(total, count)
+
+
+def _pieces(array: np.ndarray) -> list[tuple[int, int]]:
+    """Row ranges of about READ_BYTES each."""
+    step = max(1, READ_BYTES // max(1, array[:1].nbytes))
+    return [(start, min(len(array), start + step)) for start in range(0, len(array), step)]
+
+
+def _check_flags(written: np.ndarray, *, complete: bool) -> list[str]:
+    problems = []
+    if not np.isin(written, (rows.MISSING, rows.DONE, rows.BROKEN)).all():
+        problems.append("the written flags hold values that sit never writes")
+    if complete and (written == rows.MISSING).any():
+        missing = int((written == rows.MISSING).sum())
+        problems.append(f"it is marked complete, but {missing} rows were not written")
+    return problems
+
+
+def _check_arrays(spec: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[str]:
+    if spec["kind"] == "patch-pca" and hash_arrays(arrays) != spec["hash"]:
+        return ["the autoencoder's basis does not have the hash of its spec"]
+    return []
+
+
+def _check_labels(labels: np.ndarray, num_classes: int) -> list[str]:
+    if len(labels) and not 0 <= labels.min() <= labels.max() < max(1, num_classes):
+        return [f"labels run from {labels.min()} to {labels.max()}, of {num_classes} classes"]
+    return []
+
+
+def _describe_classes(names: Sequence[str], counts: np.ndarray) -> str:
+    if not len(names):
+        return "none (unconditional)"
+    return f"{len(names)}, {counts.min()} to {counts.max()} images each: {_some(names)}"
+
+
+def _some(values: Sequence[Any], form: str = "") -> str:
+    """The first few and the last: 'a, b, c, ... z'."""
+    texts = [format(value, form) for value in values]
+    return ", ".join(texts if len(texts) <= 8 else [*texts[:6], f"... {texts[-1]}"])
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _bytes_below(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
