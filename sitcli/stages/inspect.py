@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import h5py
@@ -159,7 +160,7 @@ def _describe_store(store: LatentStore) -> Result:
         **{name: attrs[name] for name in ("batch_size", "precision", "checksum")},
         "bytes": size,
     }
-    following = f"sit train --latents {store.path}"
+    following = f"sit train --latents {quote(str(store.path))}"
     if not store.complete:
         following = encode_command(attrs, store.path)
     return Result(summary=summary, data=data, next=following)
@@ -232,7 +233,9 @@ def _describe_samples(samples: SampleSet) -> Result:
         "bytes": size,
     }
     target = samples.directory if _owns_folder(samples) else samples.path
-    following = f"sit evaluate {target}" if samples.complete else "the same sit sample command"
+    following = f"sit evaluate {quote(str(target))}"
+    if not samples.complete:
+        following = "the `sit sample` command that began it"
     return Result(summary=summary, data=data, next=following)
 
 
@@ -296,11 +299,11 @@ def _describe_run(run: RunDir) -> Result:
     summary["size"] = _size(size)
     data |= {"interrupted": partial, "config": config, "bytes": size}
     data["last_metrics"] = metrics[-1] if metrics else None
-    result = Result(summary=summary, data=data, next=f"sit sample {run.path}")
+    result = Result(summary=summary, data=data, next=f"sit sample {quote(str(run.path))}")
     if steps:
         result.tables.append(_steps_table(run, metrics))
     else:
-        result.next = f"sit train --out {run.path}"
+        result.next = f"sit train --out {quote(str(run.path))}"
     return result
 
 
@@ -359,7 +362,7 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> Result:
         "kind": f"checkpoint, format {meta['format_version']}, by sit {meta['sit_version']}",
         "step": str(checkpoint.step),
         "network": f"{config.depth} blocks of width {config.width}, {config.heads} heads, "
-        f"patch {config.patch}: {params / 1e6:.1f} M parameters",
+        f"patch {config.patch}: {params / 1e6:.4g} M parameters",
         "latents": f"{_times((config.channels, config.input_size, config.input_size))} of "
         f"{latents['store']} ({latents['num_items']} images)",
         "classes": _some(latents["class_names"]) if num_classes else "none",
@@ -377,7 +380,7 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> Result:
         "meta": meta,
         "bytes": size,
     }
-    return Result(summary=summary, data=data, next=f"sit sample {checkpoint.path}")
+    return Result(summary=summary, data=data, next=f"sit sample {quote(str(checkpoint.path))}")
 
 
 def _verify_checkpoint(checkpoint: Checkpoint) -> Problems:
