@@ -14,7 +14,20 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "sample", SampleSettings, dry_run=True, panel="Stages")
     def run(settings: SampleSettings, invocation: Invocation) -> None:
-        """TODO."""
+        """Draw images from a checkpoint.
+
+        The same command goes on with the images that are missing. Image i depends on the seed and
+        i alone, whatever the batch size.
+
+        sit sample --sde --wt kl
+
+        sit sample runs/NAME --num 50000 --cfg-scale 1.5 --npz
+
+        sit sample runs/NAME/step-0010000 --classes 207,360 --solver dopri5 --show-path
+        """
         from sitcli.stages import sample as stage
 
-        finish(follow(stage.sample(settings), title="sample"), invocation)
+        if invocation.dry_run:
+            finish(stage.plan(settings), invocation)
+        else:
+            finish(follow(stage.sample(settings), title="sample"), invocation)

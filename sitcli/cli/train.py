@@ -14,7 +14,20 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "train", TrainSettings, dry_run=True, panel="Stages")
     def run(settings: TrainSettings, invocation: Invocation) -> None:
-        """TODO."""
+        """Train a transformer on a latent store.
+
+        The same command goes on where a killed one stopped, with the same losses to the last bit.
+        Ctrl-C and SIGTERM save first.
+
+        sit train --interpolant gvp
+
+        sit train --model SiT-B/2 --latents in256.h5 --steps 400000 --batch-size 256
+
+        torchrun --nproc_per_node 8 -m sitcli train --model SiT-XL/2 --zero 2
+        """
         from sitcli.stages import train as stage
 
-        finish(follow(stage.train(settings), title="train"), invocation)
+        if invocation.dry_run:
+            finish(stage.plan(settings), invocation)
+        else:
+            finish(follow(stage.train(settings), title="train"), invocation)

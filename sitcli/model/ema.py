@@ -56,7 +56,8 @@ class ShardedEma:
         flat = whole.flatten()
         length = -(-flat.numel() // self.world_size)
         piece = flat[self.rank * length : (self.rank + 1) * length]
-        return nn.functional.pad(piece, (0, length - piece.numel()))
+        missing = length - piece.numel()
+        return nn.functional.pad(piece, (0, missing)) if missing else piece
 
     def _whole(self, shard: Tensor, parameter: nn.Parameter) -> Tensor:
         shape = getattr(parameter, "ds_shape", parameter.shape)

@@ -1,0 +1,128 @@
+"""A run's settings: resolved for this machine and store, named, written and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sitcli import names
+from sitcli.errors import SitError, UsageError
+from sitcli.io.latents import LatentStore
+from sitcli.model.transformer import PRESETS, TransformerConfig, parse_model
+from sitcli.settings import TrainSettings
+
+# May differ when a run goes on; everything else decides what is learned and may not.
+FREE = (
+    *("latents", "out", "steps", "zero", "accumulate", "save_every", "keep", "sample_every"),
+    *("log_every", "device", "precision"),
+)
+
+
+def resolve(settings: TrainSettings, store: LatentStore, device: torch.device) -> TrainSettings:
+    """Fill in the defaults that depend on the device and the store. UsageError for bad values."""
+    small = device.type == "cpu"
+    steps = settings.steps or (2000 if small else 400_000)
+    every = settings.save_every or max(1, min(10_000, steps // 10))
+    return dataclasses.replace(
+        settings,
+        model=settings.model or _default_model(store.latent_shape[1], small=small),
+        steps=steps,
+        batch_size=settings.batch_size or (64 if small else 256),
+        save_every=every,
+        sample_every=every if settings.sample_every is None else settings.sample_every,
+        flip=settings.flip and store.has_flips,
+    )
+
+
+def _default_model(side: int, *, small: bool) -> str:
+    """SiT-XL/2; on a CPU SiT-Ti with the finest patch that leaves at most 8 x 8 tokens."""
+    if not small:
+        return "SiT-XL/2" if side % 2 == 0 else "SiT-XL/1"
+    patch = next(p for p in range(1, side + 1) if side % p == 0 and side // p <= 8)
+    return f"SiT-Ti/{patch}"
+
+
+def transformer_config(
+    model: str,
+    *,
+    input_size: int,
+    channels: int,
+    out_channels: int,
+    num_classes: int,
+    patch: int | None = None,
+    depth: int | None = None,
+    width: int | None = None,
+    heads: int | None = None,
+) -> TransformerConfig:
+    """The preset called `model` with its overrides. UsageError for what does not fit together."""
+    try:
+        _, size, preset_patch = parse_model(model)
+        preset_depth, preset_width, preset_heads = PRESETS[size]
+        return TransformerConfig(
+            input_size=input_size,
+            patch=patch or preset_patch,
+            channels=channels,
+            out_channels=out_channels,
+            width=width or preset_width,
+            depth=depth or preset_depth,
+            heads=heads or preset_heads,
+            num_classes=num_classes,
+        )
+    except ValueError as error:
+        sizes = ", ".join(names.SIZES)
+        raise UsageError(
+            str(error), f"models are SiT-SIZE/PATCH with SIZE one of {sizes}"
+        ) from None
+
+
+def run_name(settings: TrainSettings, store: LatentStore) -> str:
+    """A name that is the same for the same settings and store, and another for others."""
+    kept = {k: v for k, v in as_plain(settings).items() if k not in FREE}
+    text = json.dumps([kept, store.fingerprint], sort_keys=True)
+    mark = hashlib.sha256(text.encode()).hexdigest()[:6]
+    model = settings.model.replace("/", "-")
+    return f"{model}-{settings.interpolant}-{settings.prediction}-{mark}"
+
+
+def as_plain(settings: Any) -> dict[str, Any]:
+    """A settings object as JSON-able values."""
+    plain = dataclasses.asdict(settings)
+    return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+
+
+def write_config(path: Path, settings: TrainSettings) -> None:
+    """config.yaml, in the form --config takes."""
+    from sitcli.io.files import write_text
+
+    write_text(path, yaml.safe_dump({"train": as_plain(settings)}, sort_keys=False))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of a run. SitError for a damaged file."""
+    try:
+        return dict(yaml.safe_load(path.read_text())["train"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise SitError(
+            f"cannot read {path}: {error}", "remove the run or name another --out"
+        ) from None
+
+
+def check_same(path: Path, settings: TrainSettings) -> None:
+    """UsageError naming the first setting that would change what the run at `path` learns."""
+    old, new = read_config(path), as_plain(settings)
+    free = set(FREE)
+    if new["schedule"] != "constant":
+        free -= {"steps"}  # the learning rate is a function of it
+    for key, value in new.items():
+        if key not in free and key in old and old[key] != value:
+            flag = key.replace("_", "-")
+            raise UsageError(
+                f"{path.parent} was trained with --{flag} {old[key]}, not {value}",
+                "name another --out, or leave the option out",
+            )

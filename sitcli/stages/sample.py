@@ -1,0 +1,471 @@
+"""`sit sample`: a checkpoint to a sample set."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sitcli import names
+from sitcli.core.flow import Ode, Sde
+from sitcli.core.guidance import GuidedNetwork
+from sitcli.core.wt import wt_of
+from sitcli.errors import SitError, UsageError
+from sitcli.events import Note, Progress, Result, Stage
+from sitcli.io import find, rows
+from sitcli.io.autoencoder import Autoencoder, decode_latents, from_spec
+from sitcli.io.checkpoint import Checkpoint, open_checkpoint
+from sitcli.io.launch import (
+    autocast,
+    generator,
+    precision_name,
+    quiet_libraries,
+    resolve_device,
+    resolve_precision,
+)
+from sitcli.io.pictures import save_grid
+from sitcli.io.samples import SampleSet, file_of
+from sitcli.settings import SampleSettings
+
+GRID_ROWS, GRID_COLUMNS = 10, 10
+PATH_ROWS, PATH_COLUMNS = 6, 10
+# How the images are computed or stored; anything else in the settings decides what they show.
+FREE = ("out", "batch_size", "device", "png", "npz", "show_path", "vae", "precision", "checkpoint")
+
+
+def sample(settings: SampleSettings) -> Stage:
+    """Draw settings.num images, going on with the missing ones of an interrupted set.
+
+    Raises UsageError for options that do not fit the checkpoint or the set.
+    """
+    quiet_libraries()
+    job = prepare(settings)
+    if settings.checkpoint is None:
+        yield Note(f"checkpoint: {job.checkpoint.path} (the newest)")
+    job.file.parent.mkdir(parents=True, exist_ok=True)
+    with rows.lock(job.file):
+        samples = _open_or_create(job)
+        job = _same_precision(job, samples)
+        missing = _missing_batches(samples, job)
+        if samples.complete and not missing:
+            yield Note(f"all {samples.num} images are there already")
+        else:
+            before = int(samples.done.sum())
+            if before:
+                yield Note(f"going on: {before} of {samples.num} images are there")
+            yield from _fill(samples, job, missing)
+        _export(samples, job)
+        return _result(samples, job)
+
+
+def plan(settings: SampleSettings) -> Result:
+    """What `sample` would do; touches nothing."""
+    from sitcli.model.flops import total_cost
+
+    job = prepare(settings)
+    cost, s = total_cost(job.checkpoint.config), job.settings
+    evaluations = _planned_evaluations(job)
+    height = job.checkpoint.latents["image_size"]
+    facts = job.facts()
+    summary = {
+        "checkpoint": str(job.checkpoint.path),
+        "model": f"{job.checkpoint.meta['model']}, {cost.params / 1e6:.1f} M parameters",
+        "sampler": _describe(facts),
+        "evaluations": f"{evaluations} an image" if evaluations else "as dopri5 needs",
+        "cost": f"{cost.macs * (evaluations or math.nan) * s.num / 1e12:.3g} TMACs",
+        "images": f"{s.num}, {height} x {height}, {s.num * height * height * 3 / 1e6:.1f} MB",
+        "out": str(job.file.parent),
+    }
+    data = dict(
+        facts,
+        out=str(job.file.parent),
+        params=cost.params,
+        gmacs=cost.macs / 1e9,
+        evaluations=evaluations,
+    )
+    return Result(summary=summary, data=data, next="the same command without --dry-run")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Settings resolved against the checkpoint."""
+
+    settings: SampleSettings
+    checkpoint: Checkpoint
+    sampler: Ode | Sde
+    labels: np.ndarray  # (N,) int64
+    device: torch.device
+    dtype: torch.dtype
+    file: Path
+
+    def facts(self) -> dict[str, Any]:
+        """What the figures of these images must be published with."""
+        s, sampler = self.settings, self.sampler
+        facts: dict[str, Any] = dict(
+            checkpoint=str(self.checkpoint.path.resolve()),
+            step=self.checkpoint.step,
+            model=self.checkpoint.meta["model"],
+            process=self.checkpoint.meta["process"],
+            weights=s.weights,
+            ema=self.checkpoint.meta["ema"] if s.weights == "ema" else None,
+            num=s.num,
+            seed=s.seed,
+            labels=s.labels,
+            classes=s.classes,
+            mode="sde" if s.sde else "ode",
+            solver=sampler.solver,
+            cfg_scale=s.cfg_scale,
+            cfg_channels=s.cfg_channels,
+            latents_kept=s.latents,
+        )
+        if isinstance(sampler, Sde):
+            facts |= dict(
+                steps=sampler.steps,
+                wt=s.wt,
+                wt_scale=s.wt_scale,
+                last_step=s.last_step,
+                last_step_size=s.last_step_size,
+            )
+            if s.wt == "kl-eta":
+                facts["eta"] = s.eta
+        elif sampler.solver == "dopri5":
+            facts |= dict(rtol=s.rtol, atol=s.atol)
+        else:
+            facts["steps"] = sampler.steps
+        return facts
+
+
+def prepare(settings: SampleSettings) -> Job:
+    """Check everything that can be checked before anything is written."""
+    checkpoint = open_checkpoint(settings.checkpoint or find.newest_run())
+    device = resolve_device(settings.device)
+    dtype = resolve_precision(settings.precision, device)
+    sampler = _sampler(settings, checkpoint)
+    if settings.cfg_scale != 1 and checkpoint.config.num_classes == 0:
+        raise UsageError("--cfg-scale needs classes, and this model is unconditional")
+    if settings.cfg_scale != 1 and checkpoint.meta.get("label_dropout") == 0:
+        raise UsageError(
+            "--cfg-scale needs the unconditional output, which --label-dropout 0 never trained"
+        )
+    labels = _labels(settings, checkpoint)
+    return Job(
+        settings, checkpoint, sampler, labels, device, dtype, _out_file(settings, checkpoint)
+    )
+
+
+def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Ode | Sde:
+    if not s.sde:
+        solver = s.solver or "heun"
+        if solver not in names.ODE_SOLVERS:
+            raise UsageError(
+                f"--solver {solver} is for --sde", f"one of {', '.join(names.ODE_SOLVERS)}"
+            )
+        if solver == "dopri5" and s.steps is not None:
+            raise UsageError("dopri5 chooses its own steps", "use --rtol and --atol, not --steps")
+        return Ode(solver=solver, steps=s.steps or 50, rtol=s.rtol, atol=s.atol)
+    solver = s.solver or "euler-maruyama"
+    if solver not in names.SDE_SOLVERS:
+        raise UsageError(
+            f"--solver {solver} is not for --sde", f"one of {', '.join(names.SDE_SOLVERS)}"
+        )
+    if s.last_step != "none" and s.last_step_size == 0:
+        raise UsageError("--last-step-size 0 leaves no last step", "use --last-step none")
+    curve = checkpoint.loss_curve if s.wt == "kl-eta" else None
+    try:
+        w = wt_of(s.wt, scale=s.wt_scale, eta=s.eta, loss_curve=curve)
+    except ValueError as error:
+        raise UsageError(f"--wt {s.wt}: {error}", "use another --wt") from None
+    return Sde(
+        w=w,
+        wt=s.wt,
+        solver=solver,
+        steps=s.steps or 250,
+        last_step=s.last_step,
+        last_step_size=s.last_step_size,
+    )
+
+
+def _labels(s: SampleSettings, checkpoint: Checkpoint) -> np.ndarray:
+    """The label of each image, (N,); a function of the settings alone."""
+    num_classes = checkpoint.config.num_classes
+    if num_classes == 0:
+        if s.classes:
+            raise UsageError("--classes: this model is unconditional")
+        return np.zeros(s.num, np.int64)
+    classes = np.arange(num_classes)
+    if s.classes:
+        classes = np.array(
+            _parse_classes(s.classes, num_classes, checkpoint.latents["class_names"])
+        )
+    if s.labels == "balanced":
+        return classes[np.arange(s.num) % len(classes)]
+    picks = [
+        int(torch.randint(len(classes), (), generator=generator(s.seed, "label", i)))
+        for i in range(s.num)
+    ]
+    return classes[picks]
+
+
+def _parse_classes(text: str, num_classes: int, class_names: list[str]) -> list[int]:
+    """'207,goldfish' -> class numbers. UsageError for what is neither a number nor a name."""
+    import difflib
+
+    classes = []
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        if word in class_names:
+            classes.append(class_names.index(word))
+        elif word.isdecimal():
+            if int(word) >= num_classes:
+                raise UsageError(f"--classes: there is no class {word}", f"0 to {num_classes - 1}")
+            classes.append(int(word))
+        else:
+            close = difflib.get_close_matches(word, class_names, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"e.g. {', '.join(class_names[:5])}"
+            raise UsageError(f"--classes: no class is called '{word}'", hint)
+    if not classes:
+        raise UsageError("--classes names no class", "e.g. --classes 0,1")
+    return classes
+
+
+def _out_file(s: SampleSettings, checkpoint: Checkpoint) -> Path:
+    if s.out is not None:
+        if s.out.suffix == ".h5" and s.out.is_dir():
+            raise UsageError(f"{s.out} is a folder")
+        return file_of(s.out)
+    kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in FREE}
+    text = json.dumps([kept, str(checkpoint.path.resolve())], sort_keys=True)
+    mark = hashlib.sha256(text.encode()).hexdigest()[:6]
+    name = f"{checkpoint.path.parent.name}-{checkpoint.path.name}-{mark}"
+    return find.SAMPLES / name / "samples.h5"
+
+
+def _open_or_create(job: Job) -> SampleSet:
+    latents, config = job.checkpoint.latents, job.checkpoint.config
+    if job.file.exists():
+        samples = SampleSet.open(job.file, writable=True)
+        for key, value in job.facts().items():
+            if samples.meta.get(key) != value:
+                raise UsageError(
+                    f"{job.file} was drawn with {key} {samples.meta.get(key)}, not {value}",
+                    "name another --out, or remove it",
+                )
+        return samples
+    size = latents["image_size"]
+    meta = job.facts() | dict(
+        store=latents["store"],
+        source=latents["source"],
+        image_size=size,
+        crop=latents["crop"],
+        class_names=latents["class_names"],
+        precision=precision_name(job.dtype),
+        batch_size=job.settings.batch_size,
+        evaluations=[0, 0],
+    )
+    return SampleSet.create(
+        job.file,
+        labels=job.labels,
+        seeds=np.full(job.settings.num, job.settings.seed, np.int64),
+        image_size=(size, size),
+        latent_shape=(config.channels, config.input_size, config.input_size)
+        if job.settings.latents
+        else None,
+        meta=meta,
+    )
+
+
+def _same_precision(job: Job, samples: SampleSet) -> Job:
+    """A set keeps the precision it was begun in: the trial behind `auto` may fall out otherwise."""
+    begun = samples.meta["precision"]
+    if job.settings.precision not in ("auto", begun):
+        raise UsageError(
+            f"{job.file} was drawn in {begun}, not {job.settings.precision}", "name another --out"
+        )
+    return dataclasses.replace(job, dtype=resolve_precision(begun, job.device))
+
+
+def _missing_batches(samples: SampleSet, job: Job) -> list[np.ndarray]:
+    """Whole batches with an image missing: always the same batches, so always the same bits."""
+    size, done = samples.meta["batch_size"], samples.done
+    batches = [np.arange(a, min(a + size, samples.num)) for a in range(0, samples.num, size)]
+    wants_path = job.settings.show_path and not (samples.directory / "path.png").exists()
+    return [b for i, b in enumerate(batches) if not done[b].all() or (wants_path and i == 0)]
+
+
+def _fill(samples: SampleSet, job: Job, missing: list[np.ndarray]) -> Iterator[Any]:
+    checkpoint, s = job.checkpoint, job.settings
+    autoencoder = from_spec(
+        checkpoint.latents["autoencoder"],
+        checkpoint.autoencoder_arrays(),
+        override=s.vae,
+        device=job.device,
+        dtype=job.dtype,
+    )
+    network = GuidedNetwork(
+        checkpoint.network(s.weights, job.device),
+        scale=s.cfg_scale,
+        channels=None if s.cfg_channels == "all" else 3,
+        null_class=checkpoint.config.null_class,
+    )
+    total, done = samples.num, samples.num - sum(map(len, missing))
+    spent = list(samples.meta["evaluations"])  # network evaluations, images they were spent on
+    yield Progress(done=done, total=total)
+    for batch in missing:
+        began = network.evaluations
+        frames: list[tuple[float, Tensor]] = []
+        x = None
+        for t, x in _trajectory(job, network, batch):
+            if s.show_path and batch[0] == 0:
+                frames.append((t, x[:PATH_ROWS].clone()))
+            part = int(len(batch) * (1 - t))
+            yield Progress(done=done + part, total=total, text=f"t {t:.2f}")
+        if not bool(torch.isfinite(x).all()):
+            raise SitError(
+                "the sampler's result is not finite",
+                "use --precision fp32, more --steps, or another --wt",
+            )
+        images = decode_latents(autoencoder, x, checkpoint.latents["scaling"]).numpy()
+        kept = {"latents": x.float().cpu().numpy()} if "latents" in samples.rows.names else {}
+        samples.rows.write(batch, images=images, **kept)
+        spent = [spent[0] + network.evaluations - began, spent[1] + len(batch)]
+        samples.rows.set_attrs(meta=samples.meta | {"evaluations": spent})
+        if frames:
+            _save_path(samples, job, autoencoder, frames)
+        done += len(batch)
+        yield Progress(done=done, total=total)
+    samples.finish(evaluations=spent, evaluations_per_image=spent[0] / spent[1])
+
+
+def _trajectory(
+    job: Job, network: GuidedNetwork, batch: np.ndarray
+) -> Iterator[tuple[float, Tensor]]:
+    """(t, x_t) from t = 1 on, for the images `batch`; image i depends on (seed, i) alone."""
+    config = job.checkpoint.config
+    shape = (config.channels, config.input_size, config.input_size)
+    random = [generator(job.settings.seed, "image", int(i)) for i in batch]
+
+    def randn() -> Tensor:
+        return torch.stack([torch.randn(shape, generator=r) for r in random]).to(job.device)
+
+    y = torch.from_numpy(job.labels[batch]).to(job.device)
+    noise = randn()
+    yield 1.0, noise
+    steps = job.checkpoint.process.sample(network, noise, y, job.sampler, randn=randn)
+    while True:
+        # Only the solver runs under autocast and without gradients, not whoever reads the steps.
+        with torch.no_grad(), autocast(job.device, job.dtype):
+            try:
+                step = next(steps, None)
+            except ArithmeticError as error:
+                raise SitError(str(error), "use a larger --rtol, or --solver heun") from None
+        if step is None:
+            return
+        yield step
+
+
+def _save_path(
+    samples: SampleSet, job: Job, autoencoder: Autoencoder, frames: list[tuple[float, Tensor]]
+) -> None:
+    """path.png: an image a row, x_t decoded at about equally spaced times from t = 1 down."""
+    picks = np.unique(np.linspace(0, len(frames) - 1, PATH_COLUMNS).round().astype(int))
+    columns = [
+        decode_latents(autoencoder, frames[i][1], job.checkpoint.latents["scaling"]).numpy()
+        for i in picks
+    ]
+    images = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
+    save_grid(samples.directory / "path.png", images, columns=len(picks))
+
+
+def _export(samples: SampleSet, job: Job) -> None:
+    """grid.png, and what was asked for beside it."""
+    class_names = samples.meta["class_names"]
+    prefix = "" if samples.path.name == "samples.h5" else f"{samples.path.stem}."
+    images, columns, labels = _grid(samples, class_names)
+    save_grid(samples.directory / f"{prefix}grid.png", images, columns=columns, row_labels=labels)
+    if job.settings.npz:
+        path = samples.directory / f"{prefix}samples.npz"
+        with _whole(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, arr_0=samples.images)
+    if job.settings.png:
+        from PIL import Image
+
+        folder = samples.directory / f"{prefix}png"
+        folder.mkdir(exist_ok=True)
+        for i, image in enumerate(samples.images):
+            path = folder / f"{i:06d}.png"
+            if not path.exists():
+                with _whole(path) as temporary:
+                    Image.fromarray(image).save(temporary, format="png")
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary name that becomes `path` once it is written."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    yield temporary
+    temporary.replace(path)
+
+
+def _grid(samples: SampleSet, class_names: list[str]) -> tuple[np.ndarray, int, list[str] | None]:
+    """Images, columns and row labels of the grid: a class a row where there are classes."""
+    if not class_names:
+        shown = min(samples.num, GRID_ROWS * GRID_COLUMNS)
+        return samples.images[:shown], max(1, math.isqrt(shown)), None
+    classes = list(dict.fromkeys(samples.labels.tolist()))[:GRID_ROWS]
+    members = [np.flatnonzero(samples.labels == c)[:GRID_COLUMNS] for c in classes]
+    columns = max(map(len, members))
+    blank = np.full_like(samples.images[0], 255)
+    cells = [
+        samples.images[row[i]] if i < len(row) else blank for row in members for i in range(columns)
+    ]
+    return np.stack(cells), columns, [class_names[c] for c in classes]
+
+
+def _planned_evaluations(job: Job) -> int | None:
+    """Evaluations an image, guidance included; None where the solver decides."""
+    from sitcli.core.solvers import ODE_STEPS, SDE_STEPS
+
+    sampler = job.sampler
+    guided = 1 if job.settings.cfg_scale == 1 else 2
+    if isinstance(sampler, Sde):
+        last = 0 if sampler.last_step == "none" else 1
+        return guided * ((sampler.steps - last) * SDE_STEPS[sampler.solver].evaluations + last)
+    if sampler.solver == "dopri5":
+        return None
+    return guided * sampler.steps * ODE_STEPS[sampler.solver].evaluations
+
+
+def _describe(facts: dict[str, Any]) -> str:
+    text = f"{facts['mode'].upper()} {facts['solver']}"
+    text += f", {facts['steps']} steps" if "steps" in facts else f", rtol {facts['rtol']:g}"
+    if "wt" in facts:
+        text += f", w_t {facts['wt']}"
+    if facts["cfg_scale"] != 1:
+        text += f", guidance {facts['cfg_scale']:g} on {facts['cfg_channels']} channels"
+    return text
+
+
+def _result(samples: SampleSet, job: Job) -> Result:
+    meta = samples.meta
+    prefix = "" if samples.path.name == "samples.h5" else f"{samples.path.stem}."
+    grid = samples.directory / f"{prefix}grid.png"
+    summary = {
+        "images": f"{samples.num}, {samples.images.shape[1]} x {samples.images.shape[2]}",
+        "sampler": _describe(meta),
+        "evaluations": f"{meta['evaluations_per_image']:g} an image",
+        "grid": str(grid),
+    }
+    path = samples.directory if samples.path.name == "samples.h5" else samples.path
+    data = dict(meta, grid=str(grid), samples=str(samples.path))
+    default = find.SAMPLES.resolve() in path.resolve().parents
+    command = "sit evaluate --fid" if default else f"sit evaluate {path} --fid"
+    return Result(summary=summary, data=data, path=path, next=command)

@@ -1,0 +1,55 @@
+"""Small real artefacts for tests: a latent store of coloured squares under `pixels`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sitcli.io.autoencoder import load_autoencoder, to_signed
+from sitcli.io.latents import LatentStore, create_store
+from sitcli.io.rows import Rows
+
+COLOURS = np.array([[220, 40, 40], [40, 200, 60], [50, 70, 230]], np.uint8)
+
+
+def pictures(number: int, *, side: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (N, side, side, 3) flat colours with a dark stripe, and their classes (N,)."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(number) % len(COLOURS)
+    images = np.repeat(COLOURS[labels][:, None, None], side, 1).repeat(side, 2)
+    for image, row in zip(images, random.integers(0, side, number), strict=True):
+        image[row] = 20
+    return images, labels
+
+
+def make_store(path: Path, *, number: int = 24, side: int = 8, classes: bool = True) -> LatentStore:
+    """A complete store of `number` pictures under the identity autoencoder."""
+    images, labels = pictures(number, side=side)
+    autoencoder = load_autoencoder("pixels", device=torch.device("cpu"), dtype=torch.float32)
+    create_store(
+        path,
+        paths=[f"{label}/{i}.png" for i, label in enumerate(labels)],
+        labels=labels if classes else np.zeros_like(labels),
+        class_names=["red", "green", "blue"] if classes else [],
+        row_shape=(3, side, side),
+        kind="latents",
+        flips=True,
+        autoencoder=autoencoder.spec,
+        autoencoder_arrays={},
+        scaling=autoencoder.scaling,
+        image_size=side,
+        crop="none",
+        source=str(path.parent / "pictures"),
+        source_fingerprint=f"{number}-{side}-{classes}",
+        vae="pixels",
+        batch_size=8,
+        precision="fp32",
+    )
+    latents = to_signed(images).numpy().astype(np.float16)
+    with Rows(path, writable=True) as file:
+        flipped = np.ascontiguousarray(latents[..., ::-1])
+        file.write(range(number), latents=latents, latents_flipped=flipped)
+        file.set_attrs(complete=True, checksum=LatentStore(file).checksum())
+    return LatentStore.open(path)
