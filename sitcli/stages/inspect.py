@@ -473,7 +473,9 @@ def _check_labels(labels: np.ndarray, num_classes: int) -> list[str]:
 def _describe_classes(names: Sequence[str], counts: np.ndarray) -> str:
     if not len(names):
         return "none (unconditional)"
-    return f"{len(names)}, {counts.min()} to {counts.max()} images each: {_some(names)}"
+    low, high = counts.min(), counts.max()
+    each = f"{low} to {high}" if low < high else f"{low}"
+    return f"{len(names)} of {each} images: {_some(names)}"
 
 
 def _some(values: Sequence[Any], form: str = "") -> str:

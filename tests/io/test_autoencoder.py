@@ -415,7 +415,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 @pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="needs ../shared/weights (TAEF2)")
 def test_taef2_on_photographs():
-    """The GroupNorm branch left out, or with other groups, gives 16 dB instead of 28."""
+    """The GroupNorm branch left out, or with 8 groups instead of 4 (25.2 dB), falls below the 26.4 dB measured."""
     from PIL import Image
 
     archive = SHARED / "data" / "imagenet-sample-160.tar"
@@ -431,4 +431,4 @@ def test_taef2_on_photographs():
         )
     decoded = decode_latents(vae, vae.encode(to_signed(images)).half(), 1.0).numpy()
     error = np.square(decoded.astype(float) - images).mean(axis=(1, 2, 3))
-    assert (10 * np.log10(255**2 / error)).mean() > 24
+    assert (10 * np.log10(255**2 / error)).mean() > 26

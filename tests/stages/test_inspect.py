@@ -98,7 +98,7 @@ def test_store_is_described(tmp_path):
     result = run(tmp_path / "a.h5", verify=True)
     shown, data = facts(result), result.data
     assert "12, and their mirror images; 1 broken: 1/4.png" in shown["images"]
-    assert "3, 3 to 5 images each: red, green, blue" in shown["classes"]
+    assert "3 of 3 to 5 images: red, green, blue" in shown["classes"]
     assert shown["latents"] == "6 x 2 x 2 float16, deterministic"
     assert "/data/colours" in shown["source"]
     assert (data["num_items"], data["num_rows"], data["complete"]) == (12, NUM, True)
