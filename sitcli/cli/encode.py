@@ -14,7 +14,20 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "encode-latents", EncodeSettings, dry_run=True, panel="Stages")
     def run(settings: EncodeSettings, invocation: Invocation) -> None:
-        """TODO."""
+        """Encode images into a latent store, the file that training reads.
+
+        Interrupt it as you like: the same command goes on where it was, and the store ends up
+        identical. Broken images are counted and named, not fatal.
+
+        sit encode-latents imagenet/ out.h5
+
+        sit encode-latents ILSVRC2012_img_train.tar out.h5 --vae stabilityai/sd-vae-ft-mse
+
+        sit encode-latents cifar10.tar cifar10.h5 --vae pixels
+        """
         from sitcli.stages import encode as stage
 
-        finish(follow(stage.encode(settings), title="encode"), invocation)
+        if invocation.dry_run:
+            finish(stage.plan(settings), invocation)
+        else:
+            finish(follow(stage.encode(settings), title="encode"), invocation)

@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 
 from sitcli.errors import SitError
+from sitcli.io.files import sync_folder
 
 MISSING, DONE, BROKEN = 0, 1, 2  # the values of `written`
 ALIGNMENT = dict(alignment_threshold=4096, alignment_interval=4096)  # arrays begin on a page
@@ -68,7 +69,7 @@ def create(
                 _write_attrs(file, attrs)
             _fill(temporary, fixed)
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -233,11 +234,16 @@ class Rows:
             _write_all(file.fileno(), value, self._layout[name].offset)
         self.sync()
 
-    def sync(self) -> None:
-        """Return once everything is on the disk."""
+    def sync(self, *, forget: bool = False) -> None:
+        """Return once everything is on the disk.
+
+        forget: drop it from memory too, so that what is read next comes from the disk.
+        """
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+            if forget and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
 
@@ -347,14 +353,6 @@ def _sync_data(descriptor: int) -> None:
     getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_attrs(file: h5py.File, attrs: Mapping[str, Any]) -> None:
     for name, value in attrs.items():
         data = _encode(value)
@@ -405,9 +403,9 @@ def _explained(path: Path, size: int) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free
             what = f"no room for {path}: "
-            what += f"it needs {_bytes(size)} and " if size else ""
+            what += f"it needs {format_bytes(size)} and " if size else ""
             raise SitError(
-                f"{what}{_bytes(free)} are free there", "free some space, or write elsewhere"
+                f"{what}{format_bytes(free)} are free there", "free some space, or write elsewhere"
             ) from None
         if error.errno == errno.EFBIG:
             raise SitError(
@@ -417,7 +415,8 @@ def _explained(path: Path, size: int) -> Iterator[None]:
         raise SitError(f"cannot write {path}: {reason}") from None
 
 
-def _bytes(count: int) -> str:
+def format_bytes(count: float) -> str:
+    """1234567 -> '1.23 MB'."""
     for unit in ("bytes", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,0 +1,519 @@
+"""``sit encode-latents``: images to a latent store.
+
+Images are encoded in fixed batches, batch b being images b B to (b+1) B of the source, and a batch
+that was interrupted is encoded again as a whole: an image's latent depends, in its last bits, on
+its batch mates, and an interrupted store must end up identical to an unbroken one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import signal
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sitcli import names
+from sitcli.errors import Interrupted, SitError, UsageError
+from sitcli.events import Event, Note, Progress, Result, Stage, Warn
+from sitcli.io import find, rows
+from sitcli.io.autoencoder import Autoencoder, fit_patch_pca, from_spec, load_autoencoder
+from sitcli.io.images import BrokenImage, Source, open_source, prepare
+from sitcli.io.latents import (
+    PROBLEM_BYTES,
+    LatentStore,
+    ReadBack,
+    create_store,
+    encode_command,
+    open_rows,
+    row_checksums,
+)
+from sitcli.io.launch import precision_name, quiet_libraries, resolve_device, resolve_precision
+from sitcli.io.rows import BROKEN, DONE, MISSING, Rows
+from sitcli.settings import EncodeSettings
+
+IMAGE_SIZE, EMBEDDED_IMAGE_SIZE = 256, 32
+PCA_IMAGES, PCA_BATCH = 5000, 64
+NAMED_BROKEN = 3  # in warnings and the summary; the store names them all
+
+
+def encode(settings: EncodeSettings) -> Stage:
+    """Encode every image of the source into a latent store, or go on where a run stopped.
+
+    Raises UsageError if OUT holds something made with other settings; SitError for a source that
+    cannot be used or changed since OUT was begun, a full disk, or (strict) a broken image.
+    """
+    quiet_libraries()
+    settings = _resolve(settings)
+    try:
+        with rows.lock(settings.out):
+            source, file = _look(settings)
+            if file is not None and file.attrs["complete"]:
+                yield Note(f"{settings.out} is complete already")
+                return _result(LatentStore(file), settings)
+            yield Note(_describe(source))
+            if file is None:
+                autoencoder = yield from _begin(settings, source)
+            else:
+                autoencoder = yield from _resume(settings, file)
+            pace = yield from _fill(settings, source, autoencoder)
+            yield from _complete(settings.out)
+            return _result(LatentStore.open(settings.out), settings, pace=pace)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted", "the same command goes on where it was", signal_number=signal.SIGINT
+        ) from None
+
+
+def plan(settings: EncodeSettings) -> Result:
+    """What `encode` would do; reads the source and an existing OUT, writes nothing.
+
+    Raises what `encode` would raise before its first image.
+    """
+    settings = _resolve(settings)
+    rows.check_writable(settings.out)
+    source, file = _look(settings)
+    shape = _row_shape_ahead(settings, file)
+    copies = 2 if settings.flip else 1
+    num = file.num_rows if source is None else len(source)
+    done = 0 if file is None else int(np.count_nonzero(file.written))
+    size = None if shape is None else num * copies * 2 * int(np.prod(shape))
+    summary = {
+        "source": _describe(source) if source else f"{settings.source} (gone)",
+        "autoencoder": settings.vae,
+        "images": f"{settings.image_size} x {settings.image_size}, crop {settings.crop}",
+        "rows": f"{_shape(shape)} float16" if shape else "known when the autoencoder is loaded",
+        "flips": "encoded too" if settings.flip else "no",
+        "size": rows.format_bytes(size) if size else "known when the autoencoder is loaded",
+        "state": f"{done} of {num} images encoded" if file else "new",
+    }
+    data = dataclasses.asdict(settings) | {
+        "images": num,
+        "done": done,
+        "row_shape": shape,
+        "bytes": size,
+        "num_classes": None if source is None else len(source.class_names),
+    }
+    return Result(summary=summary, data=data, path=settings.out)
+
+
+def _resolve(settings: EncodeSettings) -> EncodeSettings:
+    """Absolute paths for what the store remembers, and the defaults that depend on others."""
+    embedded = settings.vae in names.EMBEDDED_VAES
+    local = Path(settings.vae).expanduser()
+    vae = os.path.abspath(local) if not embedded and local.exists() else settings.vae
+    size = settings.image_size or (EMBEDDED_IMAGE_SIZE if embedded else IMAGE_SIZE)
+    source = Path(os.path.abspath(settings.source.expanduser()))
+    return dataclasses.replace(settings, vae=vae, image_size=size, source=source)
+
+
+def _look(settings: EncodeSettings) -> tuple[Source | None, Rows | None]:
+    """The source, and OUT if this command is to go on with it or finds it complete.
+
+    The source is None only where OUT is complete and the source is gone.
+    """
+    file = _existing(settings)
+    if file is not None and file.attrs["complete"] and not settings.source.exists():
+        return None, file
+    source = open_source(settings.source)
+    if file is None or file.attrs["source_fingerprint"] == source.fingerprint:
+        return source, file
+    if settings.overwrite:
+        return source, None
+    raise SitError(
+        f"{settings.source} changed since {settings.out} was begun: "
+        f"{file.num_rows} images then, {len(source)} now"
+        + (", with other names or sizes" if file.num_rows == len(source) else ""),
+        "restore the images, begin again with --overwrite, or give another name",
+    )
+
+
+def _existing(settings: EncodeSettings) -> Rows | None:
+    """OUT, if it is a store made with these settings; None if it is absent or to be replaced."""
+    out = settings.out
+    if not out.exists():
+        return None
+    hint = "--overwrite replaces it; or give another name"
+    try:
+        file = open_rows(out)
+        difference = _difference(file.attrs, settings)
+    except SitError as error:
+        if settings.overwrite:
+            return None
+        raise UsageError(error.message, hint) from None
+    if difference is None:
+        return file
+    if settings.overwrite:
+        return None
+    flag, stored, asked = difference
+    raise UsageError(
+        f"{out} was made with {flag} {stored}, not {asked}",
+        f"{hint}; its own command: {encode_command(file.attrs, out)}",
+    )
+
+
+def _difference(attrs: dict[str, Any], settings: EncodeSettings) -> tuple[str, Any, Any] | None:
+    """The first setting in which a store differs from what is asked: flag, stored, asked."""
+    pairs = [
+        ("--vae", attrs["vae"], settings.vae),
+        ("--image-size", attrs["image_size"], settings.image_size),
+        ("--crop", attrs["crop"], settings.crop),
+        ("flips:", attrs["flips"], settings.flip),
+    ]
+    spec = attrs["autoencoder"]
+    if settings.vae == "patch-pca" == spec["kind"]:
+        pairs.append(("--pca-patch", spec["patch"], settings.pca_patch))
+        pairs.append(("--pca-channels", spec["latent_channels"], settings.pca_channels))
+    if settings.precision != "auto" and settings.vae not in names.EMBEDDED_VAES:
+        pairs.append(("--precision", attrs["precision"], settings.precision))
+    if not attrs["complete"] and not {spec["kind"], settings.vae} & set(names.EMBEDDED_VAES):
+        # Weights may have moved; whether they are the same ones is found when they are loaded.
+        del pairs[0]
+    return next((pair for pair in pairs if pair[1] != pair[2]), None)
+
+
+def _begin(settings: EncodeSettings, source: Source) -> Generator[Event, None, Autoencoder]:
+    """Load or fit the autoencoder and lay out OUT."""
+    size, device = settings.image_size, resolve_device(settings.device)
+    dtype = _precision(settings.vae, settings.precision, device)
+    if settings.vae == "patch-pca":
+        _check_divisible(size, settings.pca_patch, "patch-pca")
+        chosen = np.linspace(0, len(source) - 1, min(len(source), PCA_IMAGES)).astype(int)
+        yield Note(f"fitting patch-pca on {len(chosen)} images")
+        autoencoder = fit_patch_pca(
+            _readable(settings, source, chosen),
+            patch=settings.pca_patch,
+            channels=settings.pca_channels,
+            device=device,
+        )
+    else:
+        autoencoder = load_autoencoder(settings.vae, device=device, dtype=dtype)
+        _check_divisible(size, autoencoder.downsample, settings.vae)
+    create_store(
+        settings.out,
+        paths=[item.name for item in source.items],
+        labels=np.array([item.label for item in source.items]),
+        class_names=source.class_names,
+        row_shape=_row_shape(autoencoder.spec, size),
+        kind="latents" if autoencoder.deterministic else "moments",
+        flips=settings.flip,
+        autoencoder=autoencoder.spec,
+        autoencoder_arrays=autoencoder.arrays,
+        scaling=autoencoder.scaling,
+        image_size=size,
+        crop=settings.crop,
+        source=str(settings.source),
+        source_fingerprint=source.fingerprint,
+        vae=settings.vae,
+        batch_size=settings.batch_size,
+        precision=precision_name(dtype),
+    )
+    return autoencoder
+
+
+def _resume(settings: EncodeSettings, file: Rows) -> Generator[Event, None, Autoencoder]:
+    """Load the autoencoder OUT was begun with."""
+    attrs, device = file.attrs, resolve_device(settings.device)
+    done = np.count_nonzero(file.written)
+    yield Note(f"going on with {settings.out}: {done} of {file.num_rows} images are encoded")
+    if attrs["batch_size"] != settings.batch_size:
+        yield Note(f"it was begun with --batch-size {attrs['batch_size']}, which is kept")
+    autoencoder = from_spec(
+        attrs["autoencoder"],
+        LatentStore(file).autoencoder_arrays,
+        override=settings.vae,
+        device=device,
+        dtype=_precision(settings.vae, attrs["precision"], device),
+    )
+    if attrs["source"] != str(settings.source):
+        file.set_attrs(source=str(settings.source))  # moved; its contents are the same
+    return autoencoder
+
+
+def _fill(
+    settings: EncodeSettings, source: Source, autoencoder: Autoencoder
+) -> Generator[Event, None, float]:
+    """Encode the batches that are missing; returns images per second."""
+    device = resolve_device(settings.device)
+    with (
+        Rows(settings.out, writable=True) as file,
+        # The fastest algorithm of the moment would differ between runs in the last bits.
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        written, size, flips = file.written, file.attrs["batch_size"], file.attrs["flips"]
+        starts = range(0, len(source), size)
+        batches = [np.arange(start, min(start + size, len(source))) for start in starts]
+        batches = [batch for batch in batches if (written[batch] == MISSING).any()]
+        done = before = int(np.count_nonzero(written))
+        yield Progress(done=done, total=len(source))
+        start, num_broken = time.monotonic(), 0
+        read = _read_ahead(settings, source, batches, pin_memory=device.type == "cuda")
+        encoded = (
+            (batch, problems, _encode_batch(autoencoder, pixels, device, flips=flips))
+            for batch, (pixels, problems) in zip(batches, read, strict=True)
+        )
+        for batch, problems, latents in _one_late(encoded):
+            for index, problem in zip(batch, problems, strict=True):
+                name = source.items[index].name
+                if problem and settings.strict:
+                    raise _strict_error(name, problem)
+                num_broken += bool(problem)
+                if problem and num_broken <= NAMED_BROKEN:
+                    yield Warn(f"broken image {name}: {problem}")
+            _write_batch(file, batch, problems, latents)
+            done += int(np.count_nonzero(written[batch] == MISSING))
+            yield Progress(done=done, total=len(source))
+    return (done - before) / max(time.monotonic() - start, 1e-9)
+
+
+def _encode_batch(
+    autoencoder: Autoencoder, pixels: torch.Tensor, device: torch.device, *, flips: bool
+) -> list[torch.Tensor]:
+    """Latents of uint8 (B, H, W, 3) images, then of the mirrored ones: float16 on the device."""
+    # Bytes travel, a quarter of the floats; a permuted view is the channels-last layout.
+    images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    versions = [images, images.flip(3)] if flips else [images]
+    return [autoencoder.encode(version).half() for version in versions]
+
+
+def _write_batch(
+    file: Rows, batch: np.ndarray, problems: list[str], latents: list[torch.Tensor]
+) -> None:
+    arrays = [tensor.cpu().numpy() for tensor in latents]
+    is_broken = np.array([bool(problem) for problem in problems])
+    for array in arrays:
+        array[is_broken] = 0
+        if not np.isfinite(array).all():
+            raise SitError(
+                "the autoencoder gave values that are infinite, or no numbers, in float16",
+                "try --precision fp32",
+            )
+    file.write(
+        batch,
+        status=np.where(is_broken, BROKEN, DONE),
+        crc32=row_checksums(*arrays),
+        problems=[_shortened(problem) for problem in problems],
+        **dict(zip(("latents", "latents_flipped"), arrays, strict=False)),
+    )
+
+
+def _shortened(text: str) -> str:
+    return text.encode("utf-8", "replace")[:PROBLEM_BYTES].decode("utf-8", "ignore")
+
+
+def _one_late(items: Iterator[tuple]) -> Iterator[tuple]:
+    """Each item once the next is made: a GPU works on that one while this one is written."""
+    previous = None
+    for item in items:
+        if previous is not None:
+            yield previous
+        previous = item
+    if previous is not None:
+        yield previous
+
+
+def _complete(out: Path) -> Generator[Event, None, None]:
+    """Read everything back from the disk, and declare OUT complete."""
+    with Rows(out, writable=True) as file:
+        store = LatentStore(file)
+        if not store.num_items:
+            name, problem = store.broken()[0]
+            raise SitError(
+                f"none of the {file.num_rows} images can be used; the first is {name}: {problem}",
+                "--crop adm takes images of any size" if store.crop == "none" else "",
+            )
+        file.sync(forget=True)
+        check = ReadBack(store)
+        for count in check:
+            text = f"read back {count}/{file.num_rows}"
+            yield Progress(done=file.num_rows, total=file.num_rows, text=text)
+        if check.damaged:
+            file.write(sorted(check.damaged), status=MISSING)
+            raise SitError(
+                f"{len(check.damaged)} rows of {out} are not what was written; is the disk bad?",
+                "the same command encodes them again",
+            )
+        file.set_attrs(mean=check.mean, std=check.std, checksum=check.checksum)
+        file.set_attrs(complete=True)
+
+
+def _result(store: LatentStore, settings: EncodeSettings, *, pace: float | None = None) -> Result:
+    broken = store.broken()
+    if broken and settings.strict:
+        raise _strict_error(*broken[0])
+    classes = f"in {store.num_classes} classes" if store.num_classes else "without classes"
+    copies = "2 x " if store.has_flips else ""
+    shape = store.rows.shape("latents")[1:]
+    spec, size = store.autoencoder, store.path.stat().st_size
+    summary = {"images": f"{store.num_items} {classes}"}
+    if broken:
+        named = "; ".join(f"{name}: {problem}" for name, problem in broken[:NAMED_BROKEN])
+        summary["broken"] = (
+            f"{len(broken)} ({named}{'; ...' if len(broken) > NAMED_BROKEN else ''})"
+        )
+    summary["latents"] = f"{copies}{_shape(shape)} float16 an image, {rows.format_bytes(size)}"
+    summary["autoencoder"] = f"{spec['name']} ({spec['class']}), scaling {store.scaling}"
+    if pace:
+        summary["pace"] = f"{pace:.4g} images/s"
+    data = {
+        "images": store.num_items,
+        "num_classes": store.num_classes,
+        "broken": [{"name": name, "problem": problem} for name, problem in broken],
+        "row_shape": list(shape),
+        "flips": store.has_flips,
+        "kind": store.kind,
+        "image_size": store.image_size,
+        "crop": store.crop,
+        "autoencoder": spec,
+        "scaling": store.scaling,
+        "bytes": size,
+        "checksum": store.attrs["checksum"],
+        "images_per_second": pace,
+    }
+    return Result(summary=summary, data=data, path=settings.out, next=_train_command(settings.out))
+
+
+def _train_command(out: Path) -> str:
+    try:
+        if find.newest_store().samefile(out):
+            return "sit train"
+    except SitError:
+        pass  # OUT lies elsewhere
+    return shlex.join(["sit", "train", "--latents", str(out)])
+
+
+def _strict_error(name: str, problem: str) -> SitError:
+    hint = "without --strict broken images are counted and left out"
+    return SitError(f"broken image {name}: {problem}", hint)
+
+
+def _precision(vae: str, name: str, device: torch.device) -> torch.dtype:
+    # The embedded autoencoders always compute in float32.
+    return torch.float32 if vae in names.EMBEDDED_VAES else resolve_precision(name, device)
+
+
+def _row_shape(spec: dict[str, Any], size: int) -> tuple[int, int, int]:
+    channels = spec["latent_channels"] * (1 if spec["deterministic"] else 2)
+    return channels, size // spec["downsample"], size // spec["downsample"]
+
+
+def _row_shape_ahead(settings: EncodeSettings, file: Rows | None) -> tuple[int, ...] | None:
+    """The shape of a row before anything is downloaded or fitted; None if that cannot be told."""
+    size = settings.image_size
+    if file is not None:
+        return file.shape("latents")[1:]
+    if settings.vae == "patch-pca":
+        patch = settings.pca_patch
+        _check_divisible(size, patch, settings.vae)
+        return settings.pca_channels, size // patch, size // patch
+    if settings.vae == names.DEFAULT_VAE:
+        _check_divisible(size, 8, settings.vae)
+        return 8, size // 8, size // 8
+    if settings.vae == "pixels" or Path(settings.vae).exists():
+        device = torch.device("cpu")
+        autoencoder = load_autoencoder(settings.vae, device=device, dtype=torch.float32)
+        _check_divisible(size, autoencoder.downsample, settings.vae)
+        return _row_shape(autoencoder.spec, size)
+    return None
+
+
+def _check_divisible(size: int, downsample: int, vae: str) -> None:
+    if size % downsample:
+        raise UsageError(
+            f"--image-size {size}: {vae} needs a multiple of {downsample}",
+            f"use {max(downsample, round(size / downsample) * downsample)}",
+        )
+
+
+def _describe(source: Source) -> str:
+    classes = f"{len(source.class_names)} classes" if source.class_names else "no classes"
+    other = f", {source.skipped} other files skipped" if source.skipped else ""
+    return f"{source.path}: {len(source)} images, {classes}{other}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _readable(
+    settings: EncodeSettings, source: Source, indices: np.ndarray
+) -> Iterator[np.ndarray]:
+    """The images `indices` that can be read, as uint8 (B, S, S, 3) arrays."""
+    batches = [indices[i : i + PCA_BATCH] for i in range(0, len(indices), PCA_BATCH)]
+    for pixels, problems in _read_ahead(settings, source, batches):
+        readable = pixels.numpy()[[not problem for problem in problems]]
+        if len(readable):
+            yield readable
+
+
+def _read_ahead(
+    settings: EncodeSettings,
+    source: Source,
+    batches: list[np.ndarray],
+    *,
+    pin_memory: bool = False,
+) -> Iterator[tuple[torch.Tensor, list[str]]]:
+    """Read the batches of image numbers in order, in worker processes, some ahead of the reader.
+
+    Each comes as uint8 (B, S, S, 3) and a problem per image; "" for a good one, whose place is
+    black otherwise.
+    """
+    workers = settings.workers
+    if workers is None:
+        workers = min(8, _num_processors() - 1)
+    loader = torch.utils.data.DataLoader(
+        _Batches(source, settings.image_size, settings.crop, batches),
+        batch_size=None,
+        shuffle=False,
+        num_workers=min(workers, len(batches)),
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_interrupts_to_parent,
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise SitError(
+            "a process that reads images was killed; memory, or shared memory, is probably short",
+            "the same command goes on; try --workers 0",
+        ) from None
+
+
+def _num_processors() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _leave_interrupts_to_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches(torch.utils.data.Dataset):
+    """Prepared images by batch number, for worker processes."""
+
+    source: Source
+    size: int
+    crop: names.Crop
+    batches: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, list[str]]:
+        batch = self.batches[number]
+        pixels = np.zeros((len(batch), self.size, self.size, 3), np.uint8)
+        problems = [""] * len(batch)
+        for place, index in enumerate(batch):
+            try:
+                pixels[place] = prepare(self.source.read(index), self.size, self.crop)
+            except BrokenImage as error:
+                problems[place] = str(error)
+        return torch.from_numpy(pixels), problems
