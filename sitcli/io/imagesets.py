@@ -1,0 +1,330 @@
+"""One way to read images that are to be compared, whatever they lie in.
+
+A sample set, a folder (or archive) of pictures, ADM's npz, and the pictures a latent store was
+made from all become an `ImageSet`: a number of equally large uint8 images read in order, nothing
+held in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import zipfile
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sitcli.errors import SitError
+from sitcli.io.features import DAMAGE
+from sitcli.io.images import BrokenImage, Source, open_source, prepare
+from sitcli.io.latents import LatentStore
+from sitcli.io.rows import Rows
+from sitcli.io.samples import SampleSet
+
+ARCHIVES = (".tar", ".zip", ".tgz", ".gz")
+READ_AHEAD = 4  # pictures per reading thread
+
+
+def open_images(path: Path, *, size: tuple[int, int] | None = None) -> ImageSet:
+    """The images at `path`: sample set, latent store, npz, folder or archive of pictures.
+
+    size: (height, width) of what they will be compared with. Pictures in a folder that a reference
+        is taken from are brought to it by ADM's centre crop, as `sit encode-latents` does; images
+        of the other kinds keep the size they have.
+
+    Raises SitError for what is absent, damaged, empty, unfinished or not images.
+    """
+    kind = kind_of(path)
+    if kind == "sample set":
+        return _sample_set(path)
+    if kind == "latent store":
+        return _store_source(path)
+    if kind == "npz":
+        return _npz(path)
+    return _folder(path, size)
+
+
+def kind_of(path: Path) -> str:
+    """`sample set`, `latent store`, `npz` or `folder` (which an archive counts as)."""
+    if not path.exists():
+        raise SitError(f"{path} does not exist")
+    if path.is_dir():
+        return "sample set" if (path / "samples.h5").exists() else "folder"
+    if path.suffix == ".npz":
+        return "npz"
+    if path.suffix in ARCHIVES:
+        return "folder"
+    names = Rows(path).names if path.suffix in (".h5", ".hdf5") else []
+    if "images" in names:
+        return "sample set"
+    if "latents" in names:
+        return "latent store"
+    raise SitError(
+        f"{path} holds no images sit can read",
+        "give a sample set, a latent store, a folder or archive of pictures, or an .npz",
+    )
+
+
+def batches(images: ImageSet, indices: Sequence[int], batch_size: int) -> Iterator[torch.Tensor]:
+    """The images with these increasing numbers, uint8 (at most batch_size, 3, H, W) at a time."""
+    with contextlib.closing(images.read(indices)) as reader:
+        while stack := list(itertools.islice(reader, batch_size)):
+            yield torch.from_numpy(np.stack(stack)).permute(0, 3, 1, 2)
+
+
+def _sample_set(path: Path) -> ImageSet:
+    samples = SampleSet.open(path)
+    if not samples.complete:
+        raise SitError(f"{path} is not finished", "type its `sit sample` command again to go on")
+
+    def read(indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
+        return (samples.images[i] for i in indices)
+
+    def identify() -> str:
+        digest = hashlib.sha256(repr(samples.images.shape).encode())
+        step = max(1, (1 << 24) // max(1, samples.images[0].nbytes))
+        for start in range(0, samples.num, step):
+            digest.update(np.ascontiguousarray(samples.images[start : start + step]))
+        return digest.hexdigest()
+
+    return ImageSet(
+        path=path,
+        kind="sample set",
+        num=samples.num,
+        size=tuple(samples.images.shape[1:3]),
+        ordered=True,
+        read=read,
+        identify=identify,
+        preparation="as they are",
+        meta=dict(samples.meta),
+    )
+
+
+def _store_source(path: Path) -> ImageSet:
+    store = LatentStore.open(path)
+    elsewhere = "if the images moved, give their place with --reference"
+    try:
+        source = open_source(Path(store.source))
+    except SitError as error:
+        raise SitError(
+            f"the images {path} was made from are not readable: {error.message}", elsewhere
+        ) from None
+    number = {item.name: i for i, item in enumerate(source.items)}
+    names = store.image_paths()
+    lost = [name for name in names if name not in number]
+    if lost:
+        raise SitError(
+            f"{len(lost)} of the {len(names)} images {path} was made from are no longer in "
+            f"{store.source}, {lost[0]} among them",
+            elsewhere,
+        )
+    rows = [number[name] for name in names]
+
+    def picture(image: Image.Image) -> np.ndarray:
+        return prepare(image, store.image_size, store.crop)
+
+    return ImageSet(
+        path=path,
+        kind="latent store",
+        num=len(rows),
+        size=(store.image_size, store.image_size),
+        ordered=False,
+        read=lambda indices: _read_pictures(source, [rows[i] for i in indices], picture),
+        identify=lambda: _digest(store.fingerprint, source.fingerprint),
+        stamp=lambda: _stamp(source),
+        preparation=f"crop {store.crop} to {store.image_size}, as encoded",
+    )
+
+
+def _folder(path: Path, size: tuple[int, int] | None) -> ImageSet:
+    source = open_source(path)
+    cropped = size is not None and size[0] == size[1]
+    if size is None:
+        with contextlib.closing(_read_pictures(source, [0], np.asarray)) as first:
+            size = next(first).shape[:2]
+
+    def picture(image: Image.Image) -> np.ndarray:
+        return prepare(image, size[0], "adm") if cropped else np.asarray(image)
+
+    def read(indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
+        with contextlib.closing(_read_pictures(source, indices, picture)) as pictures:
+            for index, image in zip(indices, pictures, strict=True):
+                if image.shape[:2] != size:
+                    name, (height, width) = source.items[index].name, image.shape[:2]
+                    raise SitError(
+                        f"{path} mixes sizes: {name} is {width}x{height}, not {size[1]}x{size[0]}",
+                        "images that are compared must have one size",
+                    )
+                yield image
+
+    recipe = f"crop adm to {size[0]}" if cropped else "as they are"
+    return ImageSet(
+        path=path,
+        kind="folder",
+        num=len(source.items),
+        size=size,
+        ordered=False,
+        read=read,
+        identify=lambda: _digest(source.fingerprint, recipe),
+        stamp=lambda: _stamp(source),
+        preparation=recipe,
+    )
+
+
+def _read_pictures(
+    source: Source, indices: Sequence[int], picture: Callable[[Image.Image], np.ndarray]
+) -> Generator[np.ndarray, None, None]:
+    """Decode in threads: Pillow releases the lock, and a source has no file position."""
+
+    def load(index: int) -> np.ndarray:
+        try:
+            return picture(source.read(index))
+        except BrokenImage as error:
+            raise SitError(
+                f"the picture {source.items[index].name} of {source.path}: {error}",
+                "mend it or take it away",
+            ) from None
+
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque = deque()
+        try:
+            for index in indices:
+                ahead.append(pool.submit(load, index))
+                if len(ahead) > READ_AHEAD * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _stamp(source: Source) -> str:
+    """Changes whenever a file does; unlike the source's fingerprint, also when it is copied."""
+    if not source.path.is_dir():
+        return str(source.path.stat().st_mtime_ns)
+    digest = hashlib.sha256()
+    for item in source.items:
+        file = source.path / item.place.file
+        digest.update(str(file.stat().st_mtime_ns if file.exists() else 0).encode())
+    return digest.hexdigest()
+
+
+def _npz(path: Path) -> ImageSet:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = sorted((e.filename, e.CRC, e.file_size) for e in archive.infolist())
+            if "arr_0.npy" not in archive.namelist():
+                raise SitError(f"{path} holds no images (no arr_0)")
+            with archive.open("arr_0.npy") as member:
+                shape = _read_header(path, member)
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+
+    def read(indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
+        row = int(np.prod(shape[1:]))
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
+                _read_header(path, member)
+                begin = member.tell()
+                for index in indices:
+                    # A seek to where we are already would switch the checksum off.
+                    if member.tell() != begin + index * row:
+                        member.seek(begin + index * row)
+                    yield np.frombuffer(_read_exactly(member, row), np.uint8).reshape(shape[1:])
+        except DAMAGE as error:
+            raise _damaged(path, error) from None
+
+    return ImageSet(
+        path=path,
+        kind="npz",
+        num=shape[0],
+        size=shape[1:3],
+        ordered=True,
+        read=read,
+        identify=lambda: _digest(*map(repr, entries)),
+        preparation="as they are",
+    )
+
+
+def _read_header(path: Path, member: BinaryIO) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(member)
+    reader = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, fortran, dtype = reader(member)
+    if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise SitError(
+            f"{path}: arr_0 is {dtype} {shape}, not uint8 (N, height, width, 3) in C order"
+        )
+    return shape
+
+
+def _read_exactly(member: BinaryIO, count: int) -> bytes:
+    data = member.read(count)
+    if len(data) < count:
+        raise EOFError("arr_0 is cut short")
+    return data
+
+
+def _damaged(path: Path, error: Exception) -> SitError:
+    return SitError(f"{path} is not a readable npz: {error}", "write or fetch it again")
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Images to compare.
+
+    path, kind: what was opened (kind_of's words); num, size (height, width).
+    ordered: whether the file's order is one of chance, as a sampler's is and a folder's is not.
+    read: increasing indices -> the images one by one, uint8 (H, W, 3).
+    identify, stamp: see fingerprint and version.
+    preparation: what was done to them before they are compared.
+    meta: what is known about their making (a sample set's settings).
+    """
+
+    path: Path
+    kind: str
+    num: int
+    size: tuple[int, int]
+    ordered: bool
+    read: Callable[[Sequence[int]], Generator[np.ndarray, None, None]]
+    identify: Callable[[], str]
+    preparation: str
+    stamp: Callable[[], str] = str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what `read` gives: of the pixels (sample set, which is read whole for it), of
+        the members' checksums (npz), of the pictures' names and sizes in bytes."""
+        return self.identify()
+
+    @cached_property
+    def version(self) -> str:
+        """The fingerprint and, where pictures could change behind it, their dates."""
+        return _digest(self.fingerprint, self.stamp())
+
+    @property
+    def stats_folder(self) -> Path:
+        """Where features and statistics of them are kept: STORE.stats beside STORE.h5."""
+        path = self.path.resolve()
+        if self.kind == "sample set" and (path.is_dir() or path.name == "samples.h5"):
+            return (path if path.is_dir() else path.parent) / "stats"
+        return path.with_name(f"{path.name if path.is_dir() else path.stem}.stats")
