@@ -14,7 +14,33 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "evaluate", EvaluateSettings, dry_run=True, panel="Stages")
     def run(settings: EvaluateSettings, invocation: Invocation) -> None:
-        """TODO."""
+        """Measure how close samples are to real images.
+
+        FID, Inception Score, KID, precision and recall on InceptionV3's features, each beside its
+        floor: the same metric between two random halves of the reference. Writes metrics.json
+        beside the samples. Features are kept, so that a second metric is quick and an
+        interrupted evaluation goes on when the command is typed again.
+
+        The newest samples against the images their model was trained on:
+
+        sit evaluate --fid --kid
+
+        ADM's protocol, 50,000 samples against its reference batch:
+
+        sit evaluate samples/xl --fid --isc --prc --reference VIRTUAL_imagenet256_labeled.npz
+
+        A folder of pictures against another, without a download (not FID, and labelled so):
+
+        sit evaluate drawn/ --reference photos/ --features pixels
+
+        InceptionV3's weights are looked for where torch-fidelity keeps them, and never fetched
+        unasked: the error says how. Pictures of a reference folder are centre-cropped to the
+        samples' size, as sit encode-latents does; sample sets and .npz files keep their size,
+        which must be the samples' own but for InceptionV3, which resizes all it sees.
+        """
         from sitcli.stages import evaluate as stage
 
-        finish(follow(stage.evaluate(settings), title="evaluate"), invocation)
+        if invocation.dry_run:
+            finish(stage.plan(settings), invocation)
+        else:
+            finish(follow(stage.evaluate(settings), title="evaluate"), invocation)

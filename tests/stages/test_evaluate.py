@@ -1,0 +1,318 @@
+"""`sit evaluate` end to end on small real artefacts, with extractors that need no download."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sitcli.errors import SitError, UsageError
+from sitcli.events import Progress, Warn
+from sitcli.io.features import Moments, gaussian_of, save_statistics
+from sitcli.io.samples import SampleSet
+from sitcli.settings import EncodeSettings, EvaluateSettings
+from sitcli.stages.encode import encode
+from sitcli.stages.evaluate import evaluate, plan
+
+
+def finish(stage):
+    """All events of a stage, and its result."""
+    events = []
+    while True:
+        try:
+            events.append(next(stage))
+        except StopIteration as end:
+            return events, end.value
+
+
+def pixels(num, seed, side=8, shift=0):
+    """Smooth pictures, so that their averages differ."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(0, 200, (num, 1, 1, 3)) + rng.integers(0, 40, (num, side, side, 3)) + shift
+    return base.astype(np.uint8)
+
+
+def write_folder(path, images):
+    path.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(path / f"{i:03d}.png")
+    return path
+
+
+def write_samples(path, images, **meta):
+    numbers = np.arange(len(images))
+    samples = SampleSet.create(
+        path / "samples.h5",
+        labels=numbers,
+        seeds=numbers,
+        image_size=images.shape[1:3],
+        latent_shape=None,
+        meta=meta,
+    )
+    samples.rows.write(numbers, images=images)
+    samples.finish()
+    return path
+
+
+@pytest.fixture
+def pipeline(tmp_path, monkeypatch):
+    """A class folder, its latent store and a sample set that names the store."""
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("cat", 1), ("dog", 2)):
+        write_folder(tmp_path / "images" / name, pixels(12, seed))
+    settings = EncodeSettings(
+        source=tmp_path / "images",
+        out=tmp_path / "out.h5",
+        vae="pixels",
+        image_size=8,
+        device="cpu",
+        workers=0,
+    )
+    finish(encode(settings))
+    write_samples(
+        tmp_path / "samples" / "a", pixels(20, 3), store=str(tmp_path / "out.h5"), solver="heun"
+    )
+    return tmp_path
+
+
+def pixel_settings(**more):
+    return EvaluateSettings(features="pixels", device="cpu", **more)
+
+
+def first_done(events):
+    """Images that were done already when the stage began to count."""
+    return next(event.done for event in events if isinstance(event, Progress))
+
+
+def values(result):
+    return {figure["metric"]: figure["value"] for figure in result.data["figures"]}
+
+
+def test_the_newest_samples_are_compared_with_the_stores_images(pipeline):
+    """Catches a default that does not find its inputs, a figure without its provenance or floor,
+    and progress whose total is not what is done."""
+    events, result = finish(evaluate(pixel_settings(kid=True, fid=True, prc=True)))
+    document = json.loads((pipeline / "samples/a/metrics.json").read_text())
+    assert result.path.resolve() == pipeline / "samples/a/metrics.json"
+    names = ["FD[pixels]", "KD[pixels]", "precision[pixels]", "recall[pixels]"]
+    assert [f["metric"] for f in document["figures"]] == names
+    assert document["samples"]["sampler"]["solver"] == "heun"
+    for figure in document["figures"]:
+        assert figure["num_samples"] == 20
+        assert figure["floor"] is not None
+        assert figure["reference"]["num"] == 24
+        assert figure["reference"]["num_floor"] == [12, 12]
+        assert len(figure["reference"]["hash"]) == 64
+        assert figure["features"] == {"name": "pixels", "weights_sha256": None, "official": False}
+    done = [event for event in events if isinstance(event, Progress)]
+    assert {event.total for event in done} == {44}
+    assert done[-1].done == 44
+    warnings = " ".join(event.text for event in events if isinstance(event, Warn))
+    assert "not FID" in warnings
+    assert "20 samples are fewer than 10,000" in warnings
+    assert result.next == "sit sample --num 10000"
+
+
+def test_the_frechet_distance_is_that_of_the_images(pipeline):
+    """Catches wrong rows, a wrong crop, or features of one side used for the other: the figure
+    recomputed from the pixels with numpy alone."""
+    _, result = finish(evaluate(pixel_settings()))
+    fake = pixels(20, 3).transpose(0, 3, 1, 2).reshape(20, -1) / 255
+    real = np.concatenate([pixels(12, 1), pixels(12, 2)]).transpose(0, 3, 1, 2)
+    real = real.reshape(24, -1) / 255
+    first, second = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (fake, real))
+    cross = np.linalg.svd(first @ second.T, compute_uv=False).sum()
+    shift = np.square(fake.mean(0) - real.mean(0)).sum()
+    expected = shift + np.square(first).sum() + np.square(second).sum() - 2 * cross
+    assert values(result)["FD[pixels]"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_is_extracted_twice(pipeline):
+    """Catches kept features that are not used, and the figures changing because of them."""
+    _, first = finish(evaluate(pixel_settings(fid=True, kid=True)))
+    kept = list((pipeline / "out.stats").iterdir())
+    assert sorted(path.suffix for path in kept) == [".features", ".npz"]
+    shutil.rmtree(pipeline / "samples/a/stats")
+    events, second = finish(evaluate(pixel_settings(fid=True)))
+    assert {event.total for event in events if isinstance(event, Progress)} == {20}
+    assert values(second)["FD[pixels]"] == values(first)["FD[pixels]"]
+    events, third = finish(evaluate(pixel_settings(kid=True)))
+    assert first_done(events) == 24
+    assert values(third)["KD[pixels]"] == values(first)["KD[pixels]"]
+    document = json.loads((pipeline / "samples/a/metrics.json").read_text())
+    assert sorted(f["metric"] for f in document["figures"]) == ["FD[pixels]", "KD[pixels]"]
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_same_figures(pipeline, monkeypatch):
+    """Catches rows flagged before they are written, or written to the wrong place on resuming."""
+    import sitcli.io.extraction as extraction
+
+    monkeypatch.setattr(extraction, "BLOCK", 4)
+    _, expected = finish(evaluate(pixel_settings(fid=True, kid=True)))
+    shutil.rmtree(pipeline / "out.stats")
+    shutil.rmtree(pipeline / "samples/a/stats")
+    stage = evaluate(pixel_settings(fid=True, kid=True, batch_size=3))
+    for event in stage:
+        if isinstance(event, Progress) and event.done >= 15:
+            break
+    stage.close()
+    events, result = finish(evaluate(pixel_settings(fid=True, kid=True)))
+    assert 0 < first_done(events) < 24
+    assert values(result) == values(expected)
+
+
+def test_damaged_leftovers_are_made_again(pipeline):
+    """Catches a half-written statistics or feature file that stops every later evaluation."""
+    _, expected = finish(evaluate(pixel_settings(fid=True, kid=True)))
+    for path in [*(pipeline / "out.stats").iterdir(), pipeline / "samples/a/metrics.json"]:
+        path.write_bytes(path.read_bytes()[:100])
+    events, result = finish(evaluate(pixel_settings(fid=True, kid=True)))
+    assert any("made again" in event.text for event in events if isinstance(event, Warn))
+    assert values(result) == values(expected)
+
+
+def test_more_images_than_can_be_kept_give_the_same_distance(pipeline, monkeypatch):
+    """Catches the streaming path differing from the kept one, and a metric that needs features
+    being tried without them."""
+    import sitcli.io.extraction as extraction
+
+    _, expected = finish(evaluate(pixel_settings()))
+    shutil.rmtree(pipeline / "out.stats")
+    monkeypatch.setattr(extraction, "KEEP_BYTES", 4 * 192 * 20)
+    _, result = finish(evaluate(pixel_settings()))
+    assert [path.suffix for path in (pipeline / "out.stats").iterdir()] == [".npz"]
+    assert values(result)["FD[pixels]"] == pytest.approx(values(expected)["FD[pixels]"], rel=1e-9)
+    with pytest.raises(UsageError, match="at most 20 images"):
+        finish(evaluate(pixel_settings(kid=True)))
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz", "store", "samples"])
+def test_every_kind_of_reference_gives_the_same_figure(pipeline, kind):
+    """Catches a kind whose images are read in another layout, size or order."""
+    _, expected = finish(evaluate(pixel_settings()))
+    images = np.concatenate([pixels(12, 1), pixels(12, 2)])
+    path = pipeline / ("ref.npz" if kind == "npz" else "ref")
+    if kind == "folder":
+        write_folder(path, images)
+    elif kind == "npz":
+        np.savez(path, arr_0=images)
+    elif kind == "store":
+        path = pipeline / "out.h5"
+    else:
+        write_samples(path, images)
+    _, result = finish(evaluate(pixel_settings(reference=path)))
+    assert values(result) == pytest.approx(values(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_other_samples_get_their_figures_beside_them(pipeline, kind):
+    """Catches metrics.json among the pictures of a folder, where it would be an image's sibling."""
+    images = pixels(20, 3)
+    if kind == "folder":
+        path = write_folder(pipeline / "drawn", images)
+    else:
+        path = pipeline / "drawn.npz"
+        np.savez(path, arr_0=images)
+    with pytest.raises(UsageError) as caught:
+        finish(evaluate(pixel_settings(samples=path)))
+    assert "--reference" in caught.value.hint
+    _, result = finish(evaluate(pixel_settings(samples=path, reference=pipeline / "out.h5")))
+    assert result.path == pipeline / "drawn.metrics.json"
+    assert result.path.exists()
+
+
+def test_statistics_alone_give_the_distance_but_no_floor(pipeline):
+    """Catches a floor made up for an npz without images, statistics of another extractor, and
+    metrics that need images."""
+    images = np.concatenate([pixels(12, 1), pixels(12, 2)]).transpose(0, 3, 1, 2)
+    total = Moments(192)
+    total.add(images.reshape(24, -1) / 255)
+    path = pipeline / "s.npz"
+    save_statistics(path, gaussian_of(total), features="pixels")
+    _, expected = finish(evaluate(pixel_settings()))
+    events, result = finish(evaluate(pixel_settings(reference=path)))
+    assert values(result) == pytest.approx(values(expected), rel=1e-6)
+    assert result.data["figures"][0]["floor"] is None
+    assert any("no floor" in event.text for event in events if isinstance(event, Warn))
+    with pytest.raises(UsageError, match="statistics only"):
+        finish(evaluate(pixel_settings(reference=path, kid=True)))
+    save_statistics(path, gaussian_of(total), features="inception:6726825d")
+    with pytest.raises(SitError, match="inception:6726825d"):
+        finish(evaluate(pixel_settings(reference=path)))
+
+
+def test_a_reference_that_moved_or_lost_images_is_named(pipeline):
+    """Catches statistics of what is left of a reference."""
+    os.remove(pipeline / "images/cat/003.png")
+    with pytest.raises(SitError, match=r"cat/003\.png") as caught:
+        finish(evaluate(pixel_settings()))
+    assert "--reference" in caught.value.hint
+    (pipeline / "images").rename(pipeline / "elsewhere")
+    with pytest.raises(SitError, match="images") as caught:
+        finish(evaluate(pixel_settings()))
+    assert "--reference" in caught.value.hint
+    (pipeline / "out.h5").unlink()
+    with pytest.raises(SitError, match=r"out\.h5") as caught:
+        finish(evaluate(pixel_settings()))
+    assert "--reference" in caught.value.hint
+    assert not (pipeline / "samples/a/metrics.json").exists()
+
+
+def test_what_cannot_be_compared_is_refused(pipeline):
+    """Catches figures from one image, of unequal sizes, or of more images than there are."""
+    small = write_samples(pipeline / "samples/small", pixels(20, 1, side=4))
+    one = write_samples(pipeline / "samples/one", pixels(1, 1))
+    store = pipeline / "out.h5"
+    cases = [
+        (dict(samples=one, reference=store), "1 image"),
+        (dict(samples=small, reference=store), "4x4"),
+        (dict(samples=store), "latent store"),
+        (dict(samples=pipeline / "samples/a", reference_num=25), "24 images"),
+        (dict(isc=True), "--isc"),
+    ]
+    for more, words in cases:
+        with pytest.raises(SitError, match=words):
+            finish(evaluate(pixel_settings(**more)))
+
+
+def test_the_floor_and_kid_follow_the_seed(pipeline):
+    """Catches halves or subsets that are drawn from a global generator."""
+    figures = [finish(evaluate(pixel_settings(seed=s)))[1].data["figures"][0] for s in (0, 1, 0)]
+    assert figures[0]["floor"] == figures[2]["floor"] != figures[1]["floor"]
+    assert figures[0]["value"] == pytest.approx(figures[1]["value"], rel=1e-9)
+
+
+def test_a_plan_writes_nothing(pipeline):
+    """Catches a dry run that extracts or makes folders."""
+    before = sorted(pipeline.rglob("*"))
+    result = plan(pixel_settings(fid=True, reference_num=10))
+    assert result.data["reference"]["num"] == 10
+    assert result.data["out"].endswith("samples/a/metrics.json")
+    assert sorted(pipeline.rglob("*")) == before
+
+
+def test_an_unwritable_reference_folder_only_costs_the_keeping(pipeline):
+    """Catches an evaluation that fails because the data set is read-only."""
+    (pipeline / "out.stats").write_text("in the way")
+    events, result = finish(evaluate(pixel_settings()))
+    assert values(result)
+    assert any("not kept" in event.text for event in events if isinstance(event, Warn))
+
+
+class Mean(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean(dim=(2, 3))
+
+
+def test_a_torchscript_extractor_labels_its_figures(pipeline):
+    """Catches a user's features reported as FID or without their hash."""
+    torch.jit.save(torch.jit.script(Mean()), pipeline / "mean.pt")
+    settings = EvaluateSettings(features=str(pipeline / "mean.pt"), device="cpu")
+    _, result = finish(evaluate(settings))
+    (figure,) = result.data["figures"]
+    digest = figure["features"]["weights_sha256"]
+    assert figure["metric"] == f"FD[mean.pt:{digest[:8]}]"
+    assert len(digest) == 64
