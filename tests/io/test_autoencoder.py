@@ -324,7 +324,7 @@ def test_original_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch)
         load_autoencoder(str(tmp_path / "other-shape.pt"), **FP32)
     monkeypatch.setattr(diffusers_vae, "SD_VAE", config)
     load_autoencoder(str(tmp_path / "other-shape.pt"), **FP32)
-    del weights["decoder.mid.attn_1.norm.bias"]
+    del weights["encoder.conv_in.bias"]
     torch.save(weights, tmp_path / "incomplete.pt")
     with pytest.raises(SitError, match="not a Stable Diffusion 1 or 2 VAE"):
         load_autoencoder(str(tmp_path / "incomplete.pt"), **FP32)
@@ -415,7 +415,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 @pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="needs ../shared/weights (TAEF2)")
 def test_taef2_on_photographs():
-    """The GroupNorm branch left out, or with 8 groups instead of 4 (25.2 dB), falls below the 26.4 dB measured."""
+    """The GroupNorm branch left out, or in 8 groups (25.2 dB) instead of 4 (26.4 dB), shows."""
     from PIL import Image
 
     archive = SHARED / "data" / "imagenet-sample-160.tar"

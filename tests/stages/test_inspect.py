@@ -145,6 +145,7 @@ def test_preview_rows_are_the_classes(tmp_path):
             "1 images have other latents than were written: 0/3.png",
         ),
         (lambda p: overwrite(p, "labels", 3, 7), "labels run from 0 to 7"),
+        (lambda p: overwrite(p, "labels", 3, 1), "do not have the checksum"),
         (lambda p: overwrite(p, "autoencoder_basis", 0, 0), "basis does not have the hash"),
     ],
 )
@@ -271,6 +272,7 @@ def test_verify_reads_every_weight_of_every_step(tmp_path):
 
 
 def make_samples(folder: Path, *, done: int = 6) -> SampleSet:
+    """Six one-coloured images of three classes, of which the last `done` are drawn."""
     labels = np.arange(6) % 3
     samples = SampleSet.create(
         folder / "samples.h5",
@@ -283,7 +285,7 @@ def make_samples(folder: Path, *, done: int = 6) -> SampleSet:
     noise = np.random.default_rng(0).integers(0, 20, (6, 8, 8, 3), dtype=np.uint8)
     images = COLOURS[labels][:, None, None] + noise
     latents = np.zeros((6, 2, 4, 4), np.float32)
-    samples.rows.write(np.arange(done), images=images[:done], latents=latents[:done])
+    samples.rows.write(np.arange(6)[-done:], images=images[-done:], latents=latents[-done:])
     if done == 6:
         samples.finish(evaluations=99)
     return samples
@@ -302,7 +304,8 @@ def test_samples_are_described(tmp_path):
     assert picture[20 + 66, -30].argmax() == 1
 
     make_samples(tmp_path / "part", done=4)
-    part = run(tmp_path / "part" / "samples.h5", verify=True)
+    part = run(tmp_path / "part" / "samples.h5", verify=True, preview=tmp_path / "part.png")
+    assert np.asarray(Image.open(tmp_path / "part.png"))[20, 20].max() > 150  # no blank image
     assert "4 of 6 drawn" in facts(part)["images"]
     assert not part.data["complete"]
 
