@@ -116,7 +116,10 @@ def load_original(
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(SD_VAE))
         try:
-            network = AutoencoderKL.from_single_file(weights, config=folder, local_files_only=True)
+            # Without low_cpu_mem_usage it does the same whether accelerate is installed or not.
+            network = AutoencoderKL.from_single_file(
+                weights, config=folder, local_files_only=True, low_cpu_mem_usage=False
+            )
         except (ValueError, RuntimeError, KeyError):  # other shapes
             network = None
     # Diffusers leaves what is missing at random: every tensor must have come from the file.

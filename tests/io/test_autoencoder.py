@@ -179,6 +179,17 @@ def test_diffusers_kl_folder(tmp_path):
     assert "--vae" in failure.value.hint
 
 
+def test_diffusers_folder_without_some_weights_is_refused(tmp_path):
+    """Diffusers leaves what is missing at random and only logs it."""
+    tiny_kl().save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    del weights["decoder.conv_out.bias"]
+    safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(SitError, match=r"do not fit its config.json|cannot load"):
+        load_autoencoder(str(tmp_path), **FP32)
+
+
 def test_diffusers_tiny_and_dc_folders(tmp_path):
     """Their encoders answer under other names, and are deterministic."""
     from diffusers import AutoencoderDC, AutoencoderTiny
