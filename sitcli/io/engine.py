@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -38,17 +39,24 @@ class World:
 
 @contextlib.contextmanager
 def process_group(world: World, device: torch.device) -> Iterator[None]:
-    """Join the process group; without a launcher, a group of one that needs no port."""
+    """Join the process group; without a launcher, a group of one that needs no port.
+
+    DeepSpeed keeps hold of the first group it sees, so a group of one lasts as long as the process.
+    """
     deepspeed = import_deepspeed(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if world.size == 1:
+    if world.size == 1 and not dist.is_initialized():
+        atexit.register(dist.destroy_process_group)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     # DeepSpeed reads these even where the group exists already.
     for name, value in dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=device.index or 0).items():
         os.environ.setdefault(name, str(value))
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    if world.size == 1:
+        yield
+        return
     try:
         yield
         dist.barrier()  # a rank that leaves early makes the others abort
@@ -65,9 +73,6 @@ def import_deepspeed(device: torch.device) -> Any:
         from deepspeed.utils import logger
     if os.environ.get("SIT_DEBUG") != "1":
         logger.setLevel(logging.ERROR)
-    for handler in logger.handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(sys.stderr)
     if device.type == "cpu":
         # Serves inference only; without it no compiler runs and no rank aborts at exit.
         with contextlib.suppress(AttributeError, ImportError):

@@ -1,0 +1,316 @@
+"""Training: the same bits after any interruption, the same losses under any ZeRO stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sitcli.core.flow import Flow
+from sitcli.errors import SitError, UsageError
+from sitcli.io.checkpoint import RunDir, open_checkpoint
+from sitcli.io.config import run_name
+from sitcli.io.engine import World
+from sitcli.io.rows import Rows
+from sitcli.settings import TrainSettings
+from sitcli.stages.train import Order, learning_rate, plan, prepare, train
+from tests.tiny import make_store
+
+TINY = dict(
+    model="SiT-Mi/4", width=32, depth=2, heads=2, batch_size=8, log_every=1, save_every=2,
+    sample_every=0, precision="fp32", lr=1e-3, device="cpu",
+)  # fmt: skip
+
+
+def finish(stage):
+    """Run a stage to its end."""
+    while True:
+        try:
+            next(stage)
+        except StopIteration as end:
+            return end.value
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    return [(e["step"], e["loss"], e["grad_norm"]) for e in RunDir(run).read_metrics()]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return make_store(tmp_path / "tiny.h5").path
+
+
+def settings(store: Path, out: Path, **more) -> TrainSettings:
+    return TrainSettings(latents=store, out=out, **{**TINY, **more})
+
+
+def command(store: Path, out: Path, **more) -> list[str]:
+    options = {**TINY, **more, "latents": store, "out": out}
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in options.items()]
+    return ["-m", "sitcli", "train", *flags]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_resume_is_exact(store: Path, tmp_path: Path) -> None:
+    """Fault: a resume that skips the optimizer, the average, the order or the randomness."""
+    finish(train(settings(store, tmp_path / "whole", steps=6, save_every=3)))
+    # 2 + 2 + 2 with a batch that does not divide the epoch, saved where no log line is written.
+    for steps in (2, 4, 6):
+        finish(train(settings(store, tmp_path / "parts", steps=steps, save_every=2)))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    for which in ("model", "ema"):
+        whole = open_checkpoint(tmp_path / "whole").weights(which)
+        parts = open_checkpoint(tmp_path / "parts").weights(which)
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    a, b = (open_checkpoint(tmp_path / name).meta["loss_by_t"] for name in ("whole", "parts"))
+    assert a == b
+
+
+def test_log_window_survives_resume(store: Path, tmp_path: Path) -> None:
+    """Fault: the running mean of the loss forgotten when a save falls between two log lines."""
+    finish(train(settings(store, tmp_path / "whole", steps=6, log_every=3)))
+    for steps in (4, 6):
+        finish(train(settings(store, tmp_path / "parts", steps=steps, save_every=4, log_every=3)))
+    whole = {step: loss for step, loss, _ in losses(tmp_path / "whole")}
+    parts = {step: loss for step, loss, _ in losses(tmp_path / "parts")}
+    # The shorter run ended at step 4 with a line of its own and a fresh window.
+    assert parts[3] == whole[3]
+
+
+def test_model_learns(store: Path, tmp_path: Path) -> None:
+    """Fault: gradients that never reach the weights; the loss must fall well below its start."""
+    finish(
+        train(settings(store, tmp_path / "run", steps=60, save_every=60, sample_every=60, lr=3e-3))
+    )
+    curve = [loss for _, loss, _ in losses(tmp_path / "run")]
+    assert np.mean(curve[-10:]) < 0.75 * np.mean(curve[:5])
+    assert (tmp_path / "run" / "samples" / "step-0000060.png").exists()
+    assert (tmp_path / "run" / "loss.png").exists()
+    assert list((tmp_path / "run" / "tb").glob("events*"))
+    assert open_checkpoint(tmp_path / "run").loss_curve is not None
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_schedules(schedule: str) -> None:
+    """Fault: a schedule that ends elsewhere than at 0, or a warm-up that begins at 0."""
+    s = TrainSettings(lr=1.0, steps=110, warmup=10, schedule=schedule)
+    assert learning_rate(s, 0) == pytest.approx(0.1)
+    assert learning_rate(s, 9) == pytest.approx(1.0)
+    assert learning_rate(s, 10) == pytest.approx(1.0)
+    middle, end = {"constant": (1, 1), "cosine": (0.5, 0), "linear": (0.5, 0)}[schedule]
+    assert learning_rate(s, 60) == pytest.approx(middle)
+    assert learning_rate(s, 110) == pytest.approx(end)
+
+
+def test_order_visits_everything_once_an_epoch() -> None:
+    """Fault: an order that repeats or drops items, or is the same every epoch."""
+    order = Order(10, seed=3)
+    seen = np.concatenate([order.batch(step, 4) for step in range(5)])
+    assert sorted(seen[:10]) == list(range(10))
+    assert sorted(seen[10:]) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    assert Order(10, seed=3).batch(3, 4).tolist() == seen[12:16].tolist()
+    assert Order(3, seed=0).batch(0, 8).shape == (8,)
+
+
+def test_accumulation_equals_the_big_batch(store: Path, tmp_path: Path) -> None:
+    """Fault: a loss that is not divided by the micro-batches, or gradients zeroed in between."""
+    finish(train(settings(store, tmp_path / "one", steps=3)))
+    finish(train(settings(store, tmp_path / "four", steps=3, accumulate=4)))
+    for a, b in zip(losses(tmp_path / "one"), losses(tmp_path / "four"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_settings_that_change_the_run_are_refused(store: Path, tmp_path: Path) -> None:
+    """Fault: a resumed run silently continued with another objective."""
+    finish(train(settings(store, tmp_path / "run", steps=2)))
+    with pytest.raises(UsageError, match="--interpolant linear, not gvp"):
+        finish(train(settings(store, tmp_path / "run", steps=4, interpolant="gvp")))
+    with pytest.raises(UsageError, match="fp32, not bf16"):
+        finish(train(settings(store, tmp_path / "run", steps=4, precision="bf16")))
+    other = make_store(tmp_path / "other.h5", number=30).path
+    with pytest.raises(UsageError, match="other latents"):
+        finish(train(settings(other, tmp_path / "run", steps=4)))
+    assert losses(tmp_path / "run")[-1][0] == 2
+
+
+def test_default_name_depends_on_what_is_learned(store: Path) -> None:
+    """Fault: another setting landing in an old run's directory, or the same one in a new one."""
+    from sitcli.io.latents import LatentStore
+
+    opened = LatentStore.open(store)
+    name = run_name(settings(store, None, steps=5), opened)
+    assert name == run_name(settings(store, None, steps=9, keep=1), opened)
+    assert name != run_name(settings(store, None, steps=5, lr=2e-3), opened)
+    assert name.startswith("SiT-Mi-4-linear-velocity-")
+
+
+def test_keep_prunes_the_oldest(store: Path, tmp_path: Path) -> None:
+    """Fault: pruning the newest checkpoint, or none."""
+    finish(train(settings(store, tmp_path / "run", steps=6, save_every=1, keep=2)))
+    assert RunDir(tmp_path / "run").steps() == [5, 6]
+
+
+def test_nan_stops_and_names_the_last_good_checkpoint(store: Path, tmp_path: Path) -> None:
+    """Fault: training on after a NaN, or saving it over the last good state."""
+    finish(train(settings(store, tmp_path / "run", steps=2)))
+    with Rows(store, writable=True) as file:
+        poison = np.full((24, 3, 8, 8), np.nan, np.float16)
+        file.write(range(24), latents=poison, latents_flipped=poison)
+    with pytest.raises(SitError, match=r"not finite at step 3.*step-0000002"):
+        finish(train(settings(store, tmp_path / "run", steps=6)))
+    assert RunDir(tmp_path / "run").steps() == [2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(model="SiT-S/3"), "patch 3 does not divide"),
+        (dict(model="SiT-Q/2"), "no model is called"),
+        (dict(model="DiT-S/2"), "discrete process"),
+        (dict(batch_size=9, accumulate=2), "not divisible"),
+        (dict(heads=3), "heads do not divide"),
+    ],
+)
+def test_bad_options_touch_nothing(store: Path, tmp_path: Path, options, message) -> None:
+    """Fault: a bad option found only after files were written."""
+    with pytest.raises(UsageError, match=message):
+        finish(train(settings(store, tmp_path / "run", steps=2, **options)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_touches_nothing(store: Path, tmp_path: Path) -> None:
+    """Fault: a plan that creates the run directory."""
+    before = sorted(tmp_path.rglob("*"))
+    result = plan(settings(store, tmp_path / "run", steps=10))
+    assert result.data["steps"] == 10
+    assert result.data["params"] > 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_unconditional(tmp_path: Path) -> None:
+    """Fault: a label table of the wrong size, or labels passed to a model that has none."""
+    store = make_store(tmp_path / "flat.h5", classes=False).path
+    finish(train(settings(store, tmp_path / "run", steps=2)))
+    assert open_checkpoint(tmp_path / "run").config.num_classes == 0
+
+
+@pytest.mark.parametrize("prediction", ["score", "noise", "data"])
+def test_every_prediction_trains(store: Path, tmp_path: Path, prediction: str) -> None:
+    """Fault: a prediction accepted by the options but without a training path."""
+    s = settings(
+        store, tmp_path / "run", steps=3, prediction=prediction, interpolant="vp",
+        loss_weight="velocity",
+    )  # fmt: skip
+    finish(train(s))
+    assert open_checkpoint(tmp_path / "run").process == Flow(
+        interpolant="vp", prediction=prediction, loss_weight="velocity"
+    )
+
+
+def test_half_a_checkpoint_does_not_count(store: Path, tmp_path: Path) -> None:
+    """Fault: resuming from a step whose save was cut off."""
+    finish(train(settings(store, tmp_path / "run", steps=4)))
+    run = RunDir(tmp_path / "run")
+    (run.step_path(4) / "meta.json").unlink()
+    (run.path / ".saving-step-0000006").mkdir()
+    job = prepare(settings(store, run.path, steps=6), World(0, 1))
+    assert job.resume.step == 2
+    finish(train(settings(store, run.path, steps=4)))
+    assert run.steps() == [2, 4]
+    assert not (run.path / ".saving-step-0000006").exists()
+
+
+def test_sigterm_saves_and_exits_143(store: Path, tmp_path: Path) -> None:
+    """Fault: work lost on preemption, a traceback, or an exit code a scheduler misreads."""
+    words = command(store, tmp_path / "run", steps=100_000, save_every=50_000)
+    process = subprocess.Popen(
+        [sys.executable, *words], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_steps(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in errors
+    assert "stopped by a signal, saved at step" in errors
+    assert RunDir(tmp_path / "run").steps()
+
+
+def wait_for_steps(run: Path, number: int, process: subprocess.Popen, timeout: float = 120) -> None:
+    end = time.monotonic() + timeout
+    while len(RunDir(run).read_metrics()) < number:
+        assert process.poll() is None, "the trainer ended early"
+        assert time.monotonic() < end, "the trainer did not get going"
+        time.sleep(0.02)
+
+
+def kill_and_compare(store: Path, tmp_path: Path, kills: int, steps: int, seed: int) -> None:
+    """Kill a trainer `kills` times at random moments; the run must equal an unbroken one."""
+    random = np.random.default_rng(seed)
+    finish(train(settings(store, tmp_path / "whole", steps=steps)))
+    words = [sys.executable, *command(store, tmp_path / "killed", steps=steps)]
+    for _ in range(kills):
+        process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        before = len(RunDir(tmp_path / "killed").read_metrics())
+        if before < steps:
+            wait_for_steps(tmp_path / "killed", min(before + 1, steps), process)
+            time.sleep(random.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+    subprocess.run(words, env=ENVIRONMENT, check=True, capture_output=True)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+    for which in ("model", "ema"):
+        whole = open_checkpoint(tmp_path / "whole").weights(which)
+        killed = open_checkpoint(tmp_path / "killed").weights(which)
+        assert all(torch.equal(whole[key], killed[key]) for key in whole)
+
+
+def test_kill_once(store: Path, tmp_path: Path) -> None:
+    """Fault: a checkpoint or a log that a kill -9 leaves unreadable or out of step."""
+    torch.set_num_threads(1)
+    kill_and_compare(store, tmp_path, kills=1, steps=12, seed=0)
+
+
+@pytest.mark.slow
+def test_kill_five_times(store: Path, tmp_path: Path) -> None:
+    """Fault: as above, at five random moments."""
+    torch.set_num_threads(1)
+    kill_and_compare(store, tmp_path, kills=5, steps=60, seed=1)
+
+
+def zero_losses(store: Path, out: Path, zero: int, procs: int) -> list[tuple[int, float]]:
+    words = command(store, out, steps=4, zero=zero, log_every=1)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={procs}"]
+    subprocess.run(
+        [sys.executable, *launcher, *words], env=ENVIRONMENT, check=True, capture_output=True
+    )
+    return [(e["step"], e["loss"]) for e in RunDir(out).read_metrics()]
+
+
+@pytest.mark.parametrize("zero", [pytest.param(0, marks=pytest.mark.slow), 1, 2, 3])
+def test_two_processes_equal_one(store: Path, tmp_path: Path, zero: int) -> None:
+    """Fault: ranks that see the same data, losses not reduced, an average of one rank's shard."""
+    finish(train(settings(store, tmp_path / "one", steps=4)))
+    two = zero_losses(store, tmp_path / "two", zero, 2)
+    assert [step for step, _ in two] == [1, 2, 3, 4]
+    one = [(e["step"], e["loss"]) for e in RunDir(tmp_path / "one").read_metrics()]
+    for (_, a), (_, b) in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-5)
+    for which in ("model", "ema"):
+        single = open_checkpoint(tmp_path / "one").weights(which)
+        double = open_checkpoint(tmp_path / "two").weights(which)
+        assert single.keys() == double.keys()
+        for key in single:
+            torch.testing.assert_close(double[key], single[key], rtol=1e-4, atol=2e-5)
+    meta = json.loads((RunDir(tmp_path / "two").newest() / "meta.json").read_text())
+    assert meta["world_size"] == 2
