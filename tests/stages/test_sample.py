@@ -1,0 +1,256 @@
+"""Sampling: the same images whatever the batch or the interruption, and every option at work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sitcli import names
+from sitcli.core.flow import Flow
+from sitcli.errors import SitError, UsageError
+from sitcli.io.checkpoint import (
+    RunDir,
+    checkpoint_meta,
+    latent_facts,
+    open_checkpoint,
+    write_tensors,
+)
+from sitcli.io.samples import SampleSet
+from sitcli.model.transformer import Transformer, TransformerConfig
+from sitcli.settings import SampleSettings
+from sitcli.stages.sample import plan, sample
+from tests.stages.test_train import ENVIRONMENT, finish
+from tests.tiny import make_store
+
+CONFIG = TransformerConfig(
+    input_size=8, patch=2, channels=3, out_channels=3, width=32, depth=2, heads=2, num_classes=3
+)
+
+
+def make_run(folder: Path, *, process: Flow | None = None, classes: bool = True) -> Path:
+    """A run with one checkpoint of random weights: sampling does not ask how they were found."""
+    store = make_store(folder / "tiny.h5", classes=classes)
+    config = CONFIG if classes else TransformerConfig(**{**vars(CONFIG), "num_classes": 0})
+    torch.manual_seed(0)
+    network = Transformer(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.08)
+    run = RunDir(folder / "runs" / "tiny")
+    step = run.begin_save(7)
+    for name in ("model", "ema"):
+        write_tensors(step / f"{name}.safetensors", network.state_dict())
+    counts = [1.0] * 4
+    meta = checkpoint_meta(
+        config, process or Flow(), model="SiT-Mi/2", ema=0.9999, label_dropout=0.1,
+        latents=latent_facts(store), loss_by_t=dict(sums=counts, counts=counts),
+    )  # fmt: skip
+    run.commit_save(7, meta)
+    return run.path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path)
+
+
+def draw(run: Path, out: str, **options) -> SampleSet:
+    """Sample into a folder beside the run."""
+    options = {"num": 8, "steps": 4, "precision": "fp32", "device": "cpu", **options}
+    result = finish(sample(SampleSettings(checkpoint=run, out=run.parents[1] / out, **options)))
+    return SampleSet.open(result.path)
+
+
+@pytest.mark.parametrize("options", [{}, {"sde": True}])
+def test_images_do_not_depend_on_the_batch(run: Path, options: dict) -> None:
+    """Fault: noise drawn per batch instead of per image, in the start or in the SDE's steps."""
+    reference = draw(run, "b8", batch_size=8, latents=True, **options)
+    for size in (1, 3):
+        other = draw(run, f"b{size}", batch_size=size, latents=True, **options)
+        difference = np.abs(
+            other.rows.array("latents").astype(np.float64) - reference.rows.array("latents")
+        )
+        assert difference.max() < 1e-4
+    more = draw(run, "more", num=11, **options)
+    assert np.abs(more.images[:8].astype(int) - reference.images).max() <= 1
+    assert not np.array_equal(draw(run, "seed", seed=1, **options).images, reference.images)
+
+
+def test_no_two_images_are_equal(run: Path) -> None:
+    """Fault: one seed for all images of a batch."""
+    assert len(np.unique(draw(run, "all").images.reshape(8, -1), axis=0)) == 8
+
+
+@pytest.mark.parametrize("wt", names.WTS)
+@pytest.mark.parametrize("last_step", names.LAST_STEPS)
+def test_every_wt_and_last_step(run: Path, wt: str, last_step: str) -> None:
+    """Fault: a choice the options accept and the sampler does not know, or a NaN."""
+    samples = draw(run, "out", num=2, sde=True, wt=wt, last_step=last_step)
+    assert samples.meta["evaluations_per_image"] == 4
+    assert samples.complete
+
+
+@pytest.mark.parametrize("prediction", names.PREDICTIONS)
+@pytest.mark.parametrize("interpolant", names.INTERPOLANTS)
+def test_every_model_samples(tmp_path: Path, interpolant: str, prediction: str) -> None:
+    """Fault: a NaN at an end of the interval for a trained kind of model."""
+    run = make_run(tmp_path, process=Flow(interpolant=interpolant, prediction=prediction))
+    for i, options in enumerate([{}, {"sde": True}, {"sde": True, "solver": "heun"}]):
+        assert draw(run, f"out{i}", num=2, **options).complete
+
+
+def test_evaluations_are_counted(run: Path) -> None:
+    """Fault: evaluations reported from a formula that the solver does not follow."""
+    assert draw(run, "a", solver="euler").meta["evaluations_per_image"] == 4
+    assert draw(run, "b", solver="heun", cfg_scale=2.0).meta["evaluations_per_image"] == 16
+    assert draw(run, "c", solver="rk4", batch_size=3).meta["evaluations_per_image"] == 16
+    assert draw(run, "d", sde=True, solver="heun").meta["evaluations_per_image"] == 7
+    assert draw(run, "e", solver="dopri5", steps=None).meta["evaluations_per_image"] > 7
+    for name, options in [("a", {"solver": "euler"}), ("d", {"sde": True, "solver": "heun"})]:
+        planned = plan(SampleSettings(checkpoint=run, num=8, steps=4, device="cpu", **options))
+        known = SampleSet.open(run.parents[1] / name).meta["evaluations_per_image"]
+        assert planned.data["evaluations"] == known
+
+
+def test_classes_and_labels(run: Path) -> None:
+    """Fault: names or numbers read as other classes, or labels that are not balanced."""
+    assert draw(run, "a", num=5).labels.tolist() == [0, 1, 2, 0, 1]
+    assert draw(run, "b", num=4, classes="blue, 0").labels.tolist() == [2, 0, 2, 0]
+    random = draw(run, "c", num=40, labels="random", steps=1).labels
+    assert set(random) == {0, 1, 2}
+    assert random.tolist() != sorted(random.tolist())
+    for text, message in [("7", "no class 7"), ("bleu", "'bleu'"), (" , ", "names no class")]:
+        with pytest.raises(UsageError, match=message):
+            draw(run, "d", classes=text)
+
+
+def test_guidance_changes_what_it_says(run: Path) -> None:
+    """Fault: --cfg-channels accepted and ignored."""
+    plain, all_, three = (
+        draw(run, name, cfg_scale=scale, cfg_channels=channels)
+        for name, scale, channels in [("a", 1.0, "all"), ("b", 4.0, "all"), ("c", 4.0, "3")]
+    )
+    assert not np.array_equal(plain.images, all_.images)
+    assert np.array_equal(all_.images, three.images)  # these latents have just 3 channels
+
+
+def test_outputs(run: Path) -> None:
+    """Fault: a file that is promised and not written, or written wrongly."""
+    from PIL import Image
+
+    samples = draw(run, "set", png=True, npz=True, show_path=True)
+    folder = samples.directory
+    assert np.array_equal(np.load(folder / "samples.npz")["arr_0"], samples.images)
+    assert np.array_equal(np.array(Image.open(folder / "png" / "000003.png")), samples.images[3])
+    assert {"grid.png", "path.png", "meta.json"} <= {p.name for p in folder.iterdir()}
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["evaluations_per_image"] == 8
+    assert meta["class_names"] == ["red", "green", "blue"]
+    single = draw(run, "alone.h5")
+    assert single.path.name == "alone.h5"
+    assert np.array_equal(single.images, samples.images)
+    assert (folder.parent / "alone.grid.png").exists()
+
+
+def test_unconditional(tmp_path: Path) -> None:
+    """Fault: labels demanded from, or guidance accepted for, a model without classes."""
+    run = make_run(tmp_path, classes=False)
+    assert draw(run, "out").complete
+    with pytest.raises(UsageError, match="unconditional"):
+        draw(run, "out2", cfg_scale=2.0)
+    with pytest.raises(UsageError, match="unconditional"):
+        draw(run, "out3", classes="0")
+
+
+def test_interrupted_sets_go_on(run: Path) -> None:
+    """Fault: an interrupted set starting again, or ending with other images."""
+    whole = draw(run, "whole", batch_size=3)
+    stage = sample(
+        SampleSettings(
+            checkpoint=run, out=run.parents[1] / "parts", num=8, steps=4, batch_size=3,
+            precision="fp32", device="cpu",
+        )
+    )  # fmt: skip
+    for event in stage:
+        if getattr(event, "done", 0) >= 5:
+            break
+    stage.close()
+    assert 3 <= SampleSet.open(run.parents[1] / "parts").done.sum() < 8
+    # Another batch size on the way: the set keeps the one it was begun with.
+    parts = draw(run, "parts", batch_size=8)
+    assert np.array_equal(whole.images, parts.images)
+    assert parts.meta["evaluations_per_image"] == 8
+
+
+def test_another_setting_is_refused(run: Path) -> None:
+    """Fault: a set that mixes two samplers."""
+    draw(run, "set")
+    with pytest.raises(UsageError, match="drawn with steps 4, not 5"):
+        draw(run, "set", steps=5)
+    with pytest.raises(UsageError, match="fp32, not bf16"):
+        draw(run, "set", precision="bf16")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "euler-maruyama"}, "is for --sde"),
+        ({"solver": "rk4", "sde": True}, "not for --sde"),
+        ({"solver": "dopri5", "steps": 3}, "chooses its own steps"),
+        ({"sde": True, "last_step_size": 0.0}, "leaves no last step"),
+    ],
+)
+def test_bad_options(run: Path, options: dict, message: str) -> None:
+    """Fault: options that contradict each other silently overwritten."""
+    with pytest.raises(UsageError, match=message):
+        draw(run, "out", **options)
+    assert not (run.parents[1] / "out").exists()
+
+
+def test_damaged_or_missing_checkpoints(run: Path, tmp_path: Path) -> None:
+    """Fault: a traceback for a truncated file."""
+    with pytest.raises(SitError, match="there is no run"):
+        draw(tmp_path / "nothing" / "x", "out")
+    weights = open_checkpoint(run).path / "ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(SitError, match="cannot read"):
+        draw(run, "out")
+    assert draw(run, "live", weights="model").complete
+
+
+def kill_and_compare(run: Path, kills: int) -> None:
+    """Kill `sit sample` at random moments; the set must equal an unbroken one."""
+    random = np.random.default_rng(0)
+    whole = draw(run, "whole", num=64, batch_size=4, steps=25)
+    words = ["--num=64", "--batch-size=4", "--steps=25", "--precision=fp32", "--device=cpu"]
+    out = run.parents[1] / "killed"
+    words = [sys.executable, "-m", "sitcli", "sample", str(run), f"--out={out}", *words]
+    for _ in range(kills):
+        process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 60
+        while not (out / "samples.h5").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.6))
+        process.kill()
+        process.wait()
+    subprocess.run(words, env=ENVIRONMENT, check=True, capture_output=True)
+    assert np.array_equal(SampleSet.open(out).images, whole.images)
+
+
+def test_kill_once(run: Path) -> None:
+    """Fault: a sample set that a kill -9 leaves unreadable or with wrong images."""
+    torch.set_num_threads(1)
+    kill_and_compare(run, kills=1)
+
+
+@pytest.mark.slow
+def test_kill_five_times(run: Path) -> None:
+    """Fault: as above, at five random moments."""
+    torch.set_num_threads(1)
+    kill_and_compare(run, kills=5)
