@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ def evaluate(settings: EvaluateSettings) -> Stage:
     for metric in task.metrics:
         yield Progress(done=count.total, total=count.total, text=f"computing {metric}")
         figures += METRICS[metric](evidence)
-    return _report(task, figures)
+    return _report(task, settings, figures)
 
 
 def plan(settings: EvaluateSettings) -> Result:
@@ -424,7 +425,7 @@ def _figure(
     }
 
 
-def _report(task: _Task, figures: list[dict[str, Any]]) -> Result:
+def _report(task: _Task, settings: EvaluateSettings, figures: list[dict[str, Any]]) -> Result:
     samples = {
         "path": str(task.samples.path.resolve()),
         "hash": task.samples.fingerprint,
@@ -447,7 +448,7 @@ def _report(task: _Task, figures: list[dict[str, Any]]) -> Result:
         tables=[_table(task, figures)],
         data={"samples": samples, "figures": figures},
         path=task.out,
-        next=_next(task),
+        next=_next(task, settings),
     )
 
 
@@ -500,11 +501,19 @@ def _summary(task: _Task, figures: list[dict[str, Any]]) -> dict[str, str]:
     return summary
 
 
-def _next(task: _Task) -> str:
-    if task.samples.num < FEW_SAMPLES:
+def _next(task: _Task, settings: EvaluateSettings) -> str:
+    if task.samples.kind == "sample set" and task.samples.num < FEW_SAMPLES:
         return f"sit sample --num {FEW_SAMPLES}"
     others = [f"--{metric}" for metric in ("kid", "prc") if metric not in task.metrics]
-    return f"sit evaluate {' '.join(others)}" if others else ""
+    if not others or task.reference is None or task.reference.images is None:
+        return ""
+    words = ["sit", "evaluate", str(task.samples.path), *others]
+    for name in ("reference", "reference_num", "features_weights"):
+        if getattr(settings, name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+    if settings.features != "inception":
+        words += ["--features", settings.features]
+    return shlex.join(words)
 
 
 def _describe(images: ImageSet, num: int) -> str:

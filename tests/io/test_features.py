@@ -128,6 +128,19 @@ def test_kernel_distance_is_seeded_and_tells_a_shift():
     assert abs(kernel_distance(a, b, seed=1)[0]) < 0.1 < kernel_distance(a, b + 2, seed=1)[0]
 
 
+def test_equal_sets_of_large_features_have_no_kernel_distance():
+    """Catches float32 kernels, whose cancellation leaves 655360 here."""
+    constant = np.full((30, 768), 100, np.float32)
+    assert abs(kernel_distance(constant, constant[:20], seed=0)[0]) < 1e-2
+
+
+def test_constant_images_are_precise_and_recalled():
+    """Catches ties of distances that rounding turns into misses."""
+    constant = np.full((30, 768), 0.3, np.float32)
+    assert precision_recall(constant, constant[:20]) == (1.0, 1.0)
+    assert precision_recall(constant, constant[:20] + 1) == (0.0, 0.0)
+
+
 def test_inception_score_of_certain_and_balanced_classes_is_their_number():
     """Catches splits of sorted files that do not see all classes, and a wrong number of them."""
     logits = torch.eye(4).repeat_interleave(250, dim=0) * 100
