@@ -221,19 +221,6 @@ class Rows:
         self.sync()
         self.attrs.update(attrs)
 
-    def add_dataset(self, name: str, array: np.ndarray | Sequence[str]) -> None:
-        """Append a small dataset to the file.
-
-        HDF5 rewrites its tables for it: not for moments at which a kill must do no harm.
-        """
-        value = _as_array(array)
-        with _explained(self.path, value.nbytes), h5py.File(self.path, "r+", locking=False) as file:
-            _allocate(file, name, value.shape, value.dtype)
-        self._read_layout()
-        with _explained(self.path, value.nbytes), open(self.path, "rb+") as file:
-            _write_all(file.fileno(), value, self._layout[name].offset)
-        self.sync()
-
     def sync(self, *, forget: bool = False) -> None:
         """Return once everything is on the disk.
 

@@ -127,8 +127,8 @@ def _look(settings: EncodeSettings) -> tuple[Source | None, Rows | None]:
     if settings.overwrite:
         return source, None
     raise SitError(
-        f"{settings.source} changed since {settings.out} was begun: "
-        f"{file.num_rows} images then, {len(source)} now"
+        f"{settings.out} was begun with other images than {settings.source} holds: "
+        f"{file.num_rows} then, {len(source)} now"
         + (", with other names or sizes" if file.num_rows == len(source) else ""),
         "restore the images, begin again with --overwrite, or give another name",
     )

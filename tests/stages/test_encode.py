@@ -1,5 +1,6 @@
 """``sit encode-latents`` on small real images: contents, interruptions, refusals."""
 
+import pickle
 import random
 import shutil
 import signal
@@ -18,11 +19,11 @@ from sitcli.errors import Interrupted, SitError, UsageError
 from sitcli.events import Note, Progress, Warn
 from sitcli.io import rows
 from sitcli.io.autoencoder import from_spec, load_autoencoder
-from sitcli.io.images import prepare
+from sitcli.io.images import open_source, prepare
 from sitcli.io.latents import LatentStore
 from sitcli.io.rows import MISSING, Rows
 from sitcli.settings import EncodeSettings
-from sitcli.stages.encode import encode, plan
+from sitcli.stages.encode import _Batches, encode, plan
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 
@@ -156,6 +157,15 @@ def test_workers_and_archives_change_nothing(source, out, tmp_path):
     assert len(fingerprints) == 1
 
 
+def test_readers_can_be_sent_to_new_processes(source):
+    """Catches a source that only forked workers can use (macOS, Windows, Python 3.14 spawn)."""
+    batches = _Batches(open_source(source), 32, "adm", [np.array([3, 1])])
+    batches[0]
+    pixels, problems = pickle.loads(pickle.dumps(batches))[0]
+    assert torch.equal(pixels, batches[0][0])
+    assert problems == ["", ""]
+
+
 def test_a_torn_batch_is_encoded_again_as_a_whole(source, out):
     """Catches a resume whose batches hold other images than an unbroken run's."""
     whole = run(settings_for(source, out, vae="patch-pca"))[0].data["checksum"]
@@ -282,7 +292,7 @@ def test_a_changed_source_is_refused(source, out, complete):
     Rows(out).set_attrs(complete=complete)
     before = out.read_bytes()
     Image.new("RGB", (40, 40)).save(source / "cat" / "new.png")
-    with pytest.raises(SitError, match=r"changed since .* 10 images then, 11 now"):
+    with pytest.raises(SitError, match=r"with other images .* 10 then, 11 now"):
         run(settings_for(source, out))
     assert out.read_bytes() == before
     assert run(settings_for(source, out, overwrite=True))[0].data["images"] == 11
