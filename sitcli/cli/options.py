@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import re
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,9 +53,12 @@ def command(
 
 
 def unwrap(text: str) -> str:
-    """One line per paragraph: Typer keeps the source's line breaks and wraps a second time."""
-    paragraphs = inspect.cleandoc(text).split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    """One line per paragraph and per example (a line that begins with 'sit ').
+
+    Typer keeps the source's line breaks and wraps a second time.
+    """
+    paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(text))
+    return "\n\n".join(re.sub(r"\s*\n(?!sit )\s*", " ", paragraph) for paragraph in paragraphs)
 
 
 def _parameters(settings_class: type) -> list[inspect.Parameter]:

@@ -70,7 +70,7 @@ def error(message: str, hint: str = "") -> None:
 
 def print_table(table: Table) -> None:
     """A table on stdout, as wide as it needs to be: a cell is never cut."""
-    grid = RichTable(title=table.title, title_justify="left", box=None, pad_edge=False)
+    grid = RichTable(box=None, pad_edge=False)
     numeric = [all(_is_number(row[i]) for row in table.rows) for i in range(len(table.header))]
     for name, is_number in zip(table.header, numeric, strict=True):
         grid.add_column(name, justify="right" if is_number else "left", no_wrap=True)
@@ -79,6 +79,7 @@ def print_table(table: Table) -> None:
     console = Console(file=sys.stdout, force_terminal=sys.stdout.isatty())
     needed = console.measure(grid, options=console.options.update(max_width=10_000)).maximum
     console.width = max(console.width, needed)
+    console.print(Text(table.title, style="italic"))
     console.print(grid)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+
 import typer
 
 from sitcli.cli.options import Invocation, command
-from sitcli.cli.output import finish, follow
+from sitcli.cli.output import finish, follow, say
 from sitcli.settings import QuickstartSettings
 
 
@@ -14,7 +16,21 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "quickstart", QuickstartSettings, panel="Tools")
     def run(settings: QuickstartSettings, invocation: Invocation) -> None:
-        """TODO."""
+        """See everything work in minutes: no data, no download, no GPU.
+
+        Draws pictures of ten shapes, then runs the four stages on them, printing each command:
+        encode-latents, train, sample and evaluate. Ends with a grid of pictures the model drew,
+        one shape a row, and how far they are from the real ones. Stop it whenever you like; typed
+        again it goes on.
+
+        sit quickstart
+
+        sit quickstart somewhere --steps 6000
+        """
         from sitcli.stages import quickstart as stage
 
-        finish(follow(stage.quickstart(settings), title="quickstart"), invocation)
+        follow(stage.draw(settings), title="draw")
+        for arguments in stage.commands(settings):
+            say(f"$ sit {shlex.join(arguments)}")
+            stage.run_command(arguments, settings.out)
+        finish(stage.report(settings), invocation)

@@ -67,13 +67,13 @@ def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return _regular(x, y + 0.2, corners=3, radius=1.2)
+    return _regular(x, y + 0.1, corners=3, radius=1.03)
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Five points: inside at least four of a pentagram's five half-planes."""
     angles = -np.pi / 2 + 2 * np.pi * np.arange(5) / 5
-    edge = 1.1 * np.cos(2 * np.pi / 5)
+    edge = 1.06 * np.cos(2 * np.pi / 5)
     return np.sum([np.cos(a) * x + np.sin(a) * y < edge for a in angles], axis=0) >= 4
 
 
