@@ -343,7 +343,7 @@ class Trainer:
         self.grids = True
         self.autoencoder: Autoencoder | None = None
         self.board: Any = None
-        self.seconds = 0.0  # spent in steps since the last log line
+        self.timed = (0, 0.0)  # steps of this process since the last log line, and their seconds
         self.summary: dict[str, str] = {}
         if job.resume:
             load_engine(self.engine, job.resume.path)
@@ -367,7 +367,8 @@ class Trainer:
         while self.step < s.steps:
             began = time.perf_counter()
             self.train_step()
-            self.seconds += time.perf_counter() - began
+            steps, seconds = self.timed
+            self.timed = (steps + 1, seconds + time.perf_counter() - began)
             if self.step % s.log_every == 0 or self.step == s.steps:
                 state = self._checked()
                 text = self._log(state, flops, peak)
@@ -455,7 +456,7 @@ class Trainer:
 
     def _log(self, state: dict[str, Any], flops: float, peak: float) -> str:
         s, steps = self.job.settings, self.meter.steps
-        rate = steps / self.seconds
+        rate = self.timed[0] / self.timed[1]
         entry = dict(
             step=self.step,
             loss=state["loss_sum"] / steps,
@@ -469,7 +470,7 @@ class Trainer:
         if norm is not None and math.isfinite(norm):
             entry["grad_norm"] = float(norm)
         self.meter.loss.zero_()
-        self.meter.steps, self.seconds = 0, 0.0
+        self.meter.steps, self.timed = 0, (0, 0.0)
         if self.world.rank == 0:
             self.job.run.log_metrics(entry)
             for name, value in entry.items():
