@@ -76,7 +76,7 @@ def print_table(table: Table) -> None:
         grid.add_column(name, justify="right" if is_number else "left", no_wrap=True)
     for row in table.rows:
         grid.add_row(*row)
-    console = Console(file=sys.stdout, force_terminal=sys.stdout.isatty())
+    console = Console(file=sys.stdout, force_terminal=sys.stdout.isatty(), markup=False)
     needed = console.measure(grid, options=console.options.update(max_width=10_000)).maximum
     console.width = max(console.width, needed)
     console.print(Text(table.title, style="italic"))

@@ -166,3 +166,9 @@ def test_wide_tables_are_not_cut_in_a_pipe(capfd):
 def test_duration(seconds, text):
     """Would catch '60s' and '0h61m'."""
     assert output.duration(seconds) == text
+
+
+def test_tables_show_brackets(capfd):
+    """Would catch cells read as markup: FD[pixels] would lose what it was measured in."""
+    output.print_table(Table(title="t", header=["metric"], rows=[["FD[pixels]"]]))
+    assert "FD[pixels]" in capfd.readouterr().out
