@@ -245,12 +245,10 @@ def kill_and_compare(run: Path, kills: int) -> None:
 
 def test_kill_once(run: Path) -> None:
     """Fault: a sample set that a kill -9 leaves unreadable or with wrong images."""
-    torch.set_num_threads(1)
     kill_and_compare(run, kills=1)
 
 
 @pytest.mark.slow
 def test_kill_five_times(run: Path) -> None:
     """Fault: as above, at five random moments."""
-    torch.set_num_threads(1)
     kill_and_compare(run, kills=5)

@@ -277,14 +277,12 @@ def kill_and_compare(store: Path, tmp_path: Path, kills: int, steps: int, seed: 
 
 def test_kill_once(store: Path, tmp_path: Path) -> None:
     """Fault: a checkpoint or a log that a kill -9 leaves unreadable or out of step."""
-    torch.set_num_threads(1)
     kill_and_compare(store, tmp_path, kills=1, steps=12, seed=0)
 
 
 @pytest.mark.slow
 def test_kill_five_times(store: Path, tmp_path: Path) -> None:
     """Fault: as above, at five random moments."""
-    torch.set_num_threads(1)
     kill_and_compare(store, tmp_path, kills=5, steps=60, seed=1)
 
 

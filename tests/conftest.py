@@ -1,0 +1,8 @@
+"""Shared by all tests: one thread, since tiny tensors gain nothing from more and lose their bits."""
+
+import os
+
+import torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+torch.set_num_threads(1)
