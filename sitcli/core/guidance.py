@@ -32,11 +32,12 @@ class GuidedNetwork:
         """x (B, C, h, w), t (B,), y (B,) -> (B, C, h, w)."""
         if self.scale == 1:
             self.evaluations += len(x)
-            return self.network(x, t, y)[:, : x.shape[1]]
+            return self.network(x, t, y)[:, : x.shape[1]].to(x.dtype)
         self.evaluations += 2 * len(x)
         null = torch.full_like(y, self.null_class)
         both = self.network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null]))
-        c, u = both[:, : x.shape[1]].chunk(2)
+        # The difference of two bf16 outputs would keep two digits.
+        c, u = both[:, : x.shape[1]].to(x.dtype).chunk(2)
         guided = u + self.scale * (c - u)
         if self.channels is None:
             return guided

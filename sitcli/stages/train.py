@@ -85,7 +85,10 @@ def train(settings: TrainSettings) -> Stage:
         if world.rank == 0:
             stack.enter_context(job.owned_run())
         stack.enter_context(process_group(world, job.device))
-        dist.barrier()  # the run directory is there and is ours
+        # The run directory is there and is ours; what the first rank measured holds for all.
+        agreed = [job.dtype]
+        dist.broadcast_object_list(agreed, device=job.device)
+        job = replace(job, dtype=agreed[0])
         stop = stack.enter_context(_signals_noted())
         trainer = Trainer(job, world)
         try:
