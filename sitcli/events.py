@@ -44,7 +44,7 @@ class Result:
     """The end of a stage.
 
     summary: label -> text, shown to people in this order on stderr.
-    table:   title, header and rows printed on stdout (figures, costs), if the stage has any.
+    tables:  figures and costs, printed on stdout.
     data:    the same facts for `--json`; one object.
     path:    what was written, printed on stdout.
     next:    the command to type next.

@@ -146,7 +146,8 @@ def solve_dopri5(
         evaluations += 6
         error = column * sum(e * k for e, k in zip(_ERROR, slopes, strict=True) if e)
         tolerance = atol + rtol * torch.maximum(here.abs(), moved.abs())
-        ratio = (error / tolerance).flatten(1).square().mean(1).sqrt().double().cpu()
+        # On the CPU first: not every GPU has float64.
+        ratio = (error / tolerance).flatten(1).square().mean(1).sqrt().cpu().double()
         ok = ratio <= 1
         factor = (0.9 * ratio.clamp(min=1e-10) ** -0.2).clamp(0.2, 10.0)
         h[rows] = trial * torch.where(ok, factor.clamp(min=1.0), factor.clamp(max=1.0))

@@ -16,19 +16,25 @@ from sitcli.errors import UsageError
 
 
 def resolve_device(name: str) -> torch.device:
-    """'auto' -> the first GPU there is, else the CPU. Raises UsageError for a missing device."""
+    """'auto' -> this process's GPU if there is any, else the CPU.
+
+    A GPU without a number is the first one, or under a launcher the one of LOCAL_RANK. Raises
+    UsageError for a missing device.
+    """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device("cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"no device is called '{name}'", "use cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: this machine has no CUDA GPU that torch can use")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, from 0")
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise UsageError(f"there is no GPU number {device.index}: this machine has {count}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: this machine has no Apple GPU that torch can use")
     if device.type not in ("cpu", "cuda", "mps"):
@@ -47,7 +53,9 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        # torch's is_bf16_supported also says yes where bf16 is emulated, slowly.
+        native = torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8
+        return torch.bfloat16 if native else torch.float32
     if device.type == "cpu" and _bf16_pays_on_cpu():
         return torch.bfloat16
     return torch.float32

@@ -1,0 +1,62 @@
+"""Devices, precisions and seeds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sitcli.errors import UsageError
+from sitcli.io.launch import generator, resolve_device, resolve_precision, stream_seed
+
+
+def pretend_gpus(monkeypatch: pytest.MonkeyPatch, number: int, capability: int = 9) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+
+def test_gpus_always_have_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: `--device cuda` without an index, which torch.cuda.set_device refuses, or all ranks
+    of a launcher on GPU 0."""
+    pretend_gpus(monkeypatch, 4)
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 2)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "rank", "name", "message"),
+    [
+        (0, "0", "cuda", "no CUDA GPU"),
+        (2, "0", "cuda:2", "no GPU number 2: this machine has 2"),
+        (2, "3", "auto", "no GPU number 3"),
+        (0, "0", "gpu", "no device is called 'gpu'"),
+        (0, "0", "xla", "not supported"),
+    ],
+)
+def test_missing_devices(monkeypatch, gpus: int, rank: str, name: str, message: str) -> None:
+    """Fault: a missing device, or more processes than GPUs, found by a CUDA traceback."""
+    pretend_gpus(monkeypatch, gpus)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(UsageError, match=message):
+        resolve_device(name)
+
+
+def test_auto_precision_needs_real_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: bf16 chosen on a V100 or T4, which only emulates it."""
+    device = torch.device("cuda", 0)
+    pretend_gpus(monkeypatch, 1, capability=8)
+    assert resolve_precision("auto", device) == torch.bfloat16
+    pretend_gpus(monkeypatch, 1, capability=7)
+    assert resolve_precision("auto", device) == torch.float32
+    with pytest.raises(UsageError, match="needs a GPU"):
+        resolve_precision("fp16", torch.device("cpu"))
+
+
+def test_streams_are_what_they_were() -> None:
+    """Fault: a change of the seeding, which would change every sample and break every resume."""
+    assert stream_seed(0, "step", 1) == 4238720567276977853
+    draws = {float(torch.rand((), generator=generator(0, "image", i))) for i in range(100)}
+    assert len(draws) == 100
