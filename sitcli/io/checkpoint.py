@@ -66,21 +66,31 @@ class RunDir:
     def step_path(self, step: int) -> Path:
         return self.path / step_name(step)
 
+    def saving_path(self, step: int) -> Path:
+        """Where a checkpoint is written before it counts."""
+        return self.path / f".saving-{step_name(step)}"
+
+    def partial(self) -> list[Path]:
+        """Checkpoints that do not count: killed while they were written or removed."""
+        removed = [p for p in self.path.glob("step-*") if STEP_NAME.fullmatch(p.name)]
+        removed = [p for p in removed if not (p / "meta.json").exists()]
+        return sorted([*self.path.glob(".saving-*"), *removed])
+
     def clean(self) -> None:
-        """Remove what a killed save left behind."""
-        for path in self.path.glob(".saving-*"):
+        """Remove what a killed save or removal left behind."""
+        for path in self.partial():
             shutil.rmtree(path, ignore_errors=True)
 
     def begin_save(self, step: int) -> Path:
         """An empty folder to write the checkpoint into."""
-        path = self.path / f".saving-{step_name(step)}"
+        path = self.saving_path(step)
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
 
     def commit_save(self, step: int, meta: dict[str, Any]) -> Path:
         """Give the folder of `begin_save` its name once everything in it is on the disk."""
-        path = self.path / f".saving-{step_name(step)}"
+        path = self.saving_path(step)
         meta = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, **meta}
         write_json(path / "meta.json", {**meta, "sit_version": __version__})
         sync_tree(path)
@@ -171,14 +181,11 @@ class Checkpoint:
 
     def network(self, which: str, device: torch.device) -> Transformer:
         """The network in eval mode with these weights. SitError if they do not fit."""
-        with torch.device("meta"):
-            network = Transformer(self.config)
         try:
-            network.load_state_dict(self.weights(which), assign=True)
+            return build_network(self.config, self.weights(which), device)
         except RuntimeError as error:
             line = str(error).splitlines()[-1].strip()
             raise SitError(f"{self.path}: the weights do not fit the network: {line}") from None
-        return network.to(device).eval().requires_grad_(False)
 
     def autoencoder_arrays(self) -> dict[str, np.ndarray]:
         """What the autoencoder needs beside its spec."""
@@ -186,6 +193,16 @@ class Checkpoint:
         if not path.exists():
             return {}
         return {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+
+
+def build_network(
+    config: TransformerConfig, weights: dict[str, Tensor], device: torch.device
+) -> Transformer:
+    """The network in eval mode with these very tensors; RuntimeError if they do not fit."""
+    with torch.device("meta"):
+        network = Transformer(config)
+    network.load_state_dict(weights, assign=True)
+    return network.to(device).eval().requires_grad_(False)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -200,10 +217,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file of contiguous copies on the CPU."""
+    """A safetensors file of contiguous copies on the CPU. OSError if it cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    except SafetensorError as error:  # the operating system's own, in other words
+        raise OSError(str(error)) from None
 
 
 def checkpoint_meta(config: TransformerConfig, process: Flow, **more: Any) -> dict[str, Any]:

@@ -120,9 +120,18 @@ def make_engine(
 
 
 def save_engine(engine: Any, folder: Path) -> None:
-    """Write the optimizer's shards into folder/state; every rank must call it."""
-    with contextlib.redirect_stdout(sys.stderr):
-        engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+    """Write the optimizer's shards into folder/state; every rank must call it.
+
+    Raises OSError if they cannot be written.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
+        # torch.save's way to say that its file could not be written to the end.
+        raise OSError("the optimizer's state could not be written, the disk may be full") from None
     for script in folder.glob("*.py"):  # DeepSpeed's converters; our safetensors replace them
         script.unlink(missing_ok=True)
 

@@ -278,7 +278,7 @@ def _owns_folder(samples: SampleSet) -> bool:
 
 
 def _describe_run(run: RunDir) -> Result:
-    steps, partial = run.steps(), _partial_steps(run)
+    steps, partial = run.steps(), [path.name for path in run.partial()]
     size = _bytes_below(run.path)
     summary = {"kind": "run", "checkpoints": _some(steps) if steps else "none"}
     data: dict[str, Any] = {"kind": "run", "path": str(run.path), "steps": steps}
@@ -295,7 +295,7 @@ def _describe_run(run: RunDir) -> Result:
         pairs = [(k, v) for k, v in metrics[-1].items() if isinstance(v, (int, float))]
         summary["last logged"] = ", ".join(f"{k.replace('_', ' ')} {v:.6g}" for k, v in pairs)
     if partial:
-        summary["interrupted"] = f"{_some(partial)}: not counted, and cleaned by the next save"
+        summary["interrupted"] = f"{_some(partial)}: not counted, and removed when training goes on"
     summary["size"] = _size(size)
     data |= {"interrupted": partial, "config": config, "bytes": size}
     data["last_metrics"] = metrics[-1] if metrics else None
@@ -315,13 +315,6 @@ def _steps_table(run: RunDir, metrics: Sequence[dict[str, Any]]) -> Table:
         size = _size(_bytes_below(run.step_path(step)))
         lines.append([str(step), "-" if loss is None else f"{loss:.5f}", size])
     return Table(title="Checkpoints", header=["step", "loss", "size"], rows=lines)
-
-
-def _partial_steps(run: RunDir) -> list[str]:
-    """Folders of checkpoints that do not count: killed while they were written or removed."""
-    folders = [p for p in run.path.glob("step-*") if p.is_dir()]
-    folders = [p for p in folders if not (p / "meta.json").exists()]
-    return sorted(p.name for p in [*folders, *run.path.glob(".saving-*")])
 
 
 def _read_config(run: RunDir) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from sitcli.io.autoencoder import Autoencoder, decode_latents, from_spec
 from sitcli.io.checkpoint import (
     Checkpoint,
     RunDir,
+    build_network,
     checkpoint_meta,
     latent_facts,
     open_checkpoint,
@@ -66,6 +67,7 @@ LOSS_BINS = 20  # of the velocity loss over t
 LOSS_MEMORY = 0.999  # its decay per step
 GRID_IMAGES, GRID_STEPS = 16, 20
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO_SECONDS = 2.0
 
 
 def train(settings: TrainSettings) -> Stage:
@@ -107,15 +109,17 @@ def plan(settings: TrainSettings) -> Result:
     s, cost = job.settings, total_cost(job.config)
     done = job.resume.step if job.resume else 0
     to_go = _step_flops(cost.macs, s.batch_size) * (s.steps - done)
-    # fp32 weights and average are written twice (ours, DeepSpeed's), Adam's moments once.
-    checkpoint_bytes = cost.params * 4 * 5
+    # In fp32: our weights and their average, and DeepSpeed's weights and Adam's two moments;
+    # ZeRO 1 and 2 write the weights of the module and of the optimizer.
+    checkpoint_bytes = cost.params * 4 * (6 if s.zero in ("1", "2") else 5)
     summary = {
         "latents": f"{job.store.path}, {job.store.num_items} items {job.store.latent_shape}",
         "model": f"{s.model}, {cost.params / 1e6:.1f} M parameters, {cost.macs / 1e9:.2f} GMACs",
         "objective": f"{s.interpolant} {s.prediction}, loss weight {s.loss_weight}",
         "steps": f"{done} done, {s.steps} in all, batch {s.batch_size}, lr {s.lr:g}",
         "cost": f"{to_go / 1e15:.3g} PFLOP to go",
-        "running": f"{job.device}, {precision_name(job.dtype)}, ZeRO {s.zero}, {world.size} process",
+        "running": f"{job.device}, {precision_name(job.dtype)}, ZeRO {s.zero}, "
+        f"{world.size} process(es)",
         "checkpoints": f"every {s.save_every} steps, about {checkpoint_bytes / 1e6:.0f} MB each",
         "run": str(job.run.path),
     }
@@ -370,13 +374,14 @@ class Trainer:
         while self.step < s.steps:
             began = time.perf_counter()
             self.train_step()
+            logged = self.step % s.log_every == 0 or self.step == s.steps
+            # A GPU is behind the host: the check waits for it, within the time that is taken. On
+            # a CPU it costs nothing, and names the step at once.
+            state = self._checked() if logged or self.job.device.type == "cpu" else {}
             steps, seconds = self.timed
             self.timed = (steps + 1, seconds + time.perf_counter() - began)
-            if self.step % s.log_every == 0 or self.step == s.steps:
-                state = self._checked()
+            if logged:
                 text = self._log(state, flops, peak)
-            elif self.job.device.type == "cpu":
-                self._checked()  # costs nothing here, and names the step at once
             yield self._progress(text)
             signalled = self._signalled(stop)
             if self.step % s.save_every == 0 or self.step == s.steps or signalled:
@@ -408,9 +413,7 @@ class Trainer:
             posterior = None if draw.posterior is None else draw.posterior[part]
             x = job.store.batch(draw.items[part], flip=draw.flip[part], noise=posterior)
             y = self.labels[draw.items[part]].masked_fill(draw.hide[part], job.config.null_class)
-            x, y, t, eps = (
-                a.to(job.device, non_blocking=True) for a in (x, y, draw.t[part], draw.eps[part])
-            )
+            x, y, t, eps = (_to_device(a, job.device) for a in (x, y, draw.t[part], draw.eps[part]))
             loss = job.process.loss(self.engine, x, y, t=t, eps=eps)
             mean = loss.loss.mean()
             self.engine.backward(mean)
@@ -442,12 +445,7 @@ class Trainer:
 
     def _checked(self) -> dict[str, Any]:
         """The meter's state. SitError if a loss was not finite."""
-        if self.job.device.type == "cpu" and self.world.size == 1:
-            bad = int(self.meter.bad_step)
-            state = {} if bad < 0 else {"bad_step": bad}
-            state = state or self.meter.reduced(self.world)
-        else:
-            state = self.meter.reduced(self.world)
+        state = self.meter.reduced(self.world)
         if state["bad_step"] >= 0:
             newest = self.job.run.newest()
             kept = f"the last good checkpoint is {newest}" if newest else "nothing was saved yet"
@@ -504,14 +502,11 @@ class Trainer:
     def _save(self) -> None:
         job, run = self.job, self.job.run
         meter = self._checked()  # never save a state that a NaN went into
-        if run.step_path(self.step).joinpath("meta.json").exists():
-            return
-        if self.world.rank == 0:
-            folder = run.begin_save(self.step)
-        else:
-            folder = run.path / f".saving-{run.step_path(self.step).name}"
-        dist.barrier()
+        folder = run.saving_path(self.step)
         try:
+            if self.world.rank == 0:
+                run.begin_save(self.step)
+            dist.barrier()
             save_engine(self.engine, folder)
             weights, average = whole_weights(self.engine), self.ema.gather()
             if self.world.rank == 0:
@@ -521,6 +516,11 @@ class Trainer:
                 if arrays:
                     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
                     write_tensors(folder / "autoencoder.safetensors", tensors)
+            dist.barrier()
+            if self.world.rank == 0:
+                run.commit_save(self.step, self._meta(meter))
+                run.prune(job.settings.keep)
+                self._draw_curve()
         except OSError as error:
             run.clean()
             newest = run.newest()
@@ -529,26 +529,24 @@ class Trainer:
                 f"free some space; the last good checkpoint is {newest}" if newest else "",
             ) from None
         dist.barrier()
-        if self.world.rank == 0:
-            meta = checkpoint_meta(
-                job.config,
-                job.process,
-                model=job.settings.model,
-                seed=job.settings.seed,
-                ema=job.settings.ema,
-                label_dropout=job.settings.label_dropout,
-                precision=precision_name(job.dtype),
-                world_size=self.world.size,
-                zero=int(job.settings.zero),
-                images_seen=self.step * job.settings.batch_size,
-                latents=latent_facts(job.store),
-                meter=meter,
-                loss_by_t=dict(sums=meter["sums"], counts=meter["counts"]),
-            )
-            run.commit_save(self.step, meta)
-            run.prune(job.settings.keep)
-            self._draw_curve()
-        dist.barrier()
+
+    def _meta(self, meter: dict[str, Any]) -> dict[str, Any]:
+        job = self.job
+        return checkpoint_meta(
+            job.config,
+            job.process,
+            model=job.settings.model,
+            seed=job.settings.seed,
+            ema=job.settings.ema,
+            label_dropout=job.settings.label_dropout,
+            precision=precision_name(job.dtype),
+            world_size=self.world.size,
+            zero=int(job.settings.zero),
+            images_seen=self.step * job.settings.batch_size,
+            latents=latent_facts(job.store),
+            meter=meter,
+            loss_by_t=dict(sums=meter["sums"], counts=meter["counts"]),
+        )
 
     def _draw_curve(self) -> None:
         entries = self.job.run.read_metrics()
@@ -578,9 +576,7 @@ class Trainer:
                 device=job.device,
                 dtype=job.dtype,
             )
-        network = Transformer(job.config)
-        network.load_state_dict(average)
-        network.to(job.device).eval()
+        network = build_network(job.config, average, job.device)
         classes = max(1, min(job.config.num_classes, GRID_IMAGES // 2))
         columns = GRID_IMAGES // classes
         y = torch.arange(classes).repeat_interleave(columns)
@@ -591,7 +587,7 @@ class Trainer:
             *_, (_, x) = job.process.sample(
                 lambda x, t, y: network(x, t, y)[:, : x.shape[1]],
                 noise.to(job.device),
-                y.to(job.device) if job.config.num_classes else torch.zeros_like(y).to(job.device),
+                y.to(job.device),
                 sampler,
             )
         images = decode_latents(self.autoencoder, x, job.store.scaling)
@@ -628,6 +624,11 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.lr * 0.5 * (1 - math.cos(math.pi * left))
 
 
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    # From pinned memory the copy does not wait for the GPU's earlier work.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 def _step_flops(macs: int, batch: int) -> float:
     """Operations of a training step: forward and backward are three forwards of 2 per MAC."""
     return 3 * 2 * macs * batch
@@ -657,15 +658,23 @@ def _peak_memory(device: torch.device) -> int:
 
 @contextlib.contextmanager
 def _signals_noted() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM are put in the list and end the work after the step; twice at once."""
+    """Ctrl-C and SIGTERM are put in the list and end the work after the step; twice at once.
+
+    A second one within ECHO_SECONDS is the same one: torchrun passes on to its processes what a
+    terminal or a scheduler has sent them too.
+    """
     received: list[int] = []
+    first = 0.0
 
     def note(number: int, frame: object) -> None:
-        received.append(number)
-        for again in SIGNALS:
-            signal.signal(
-                again, signal.SIG_DFL if again != signal.SIGINT else signal.default_int_handler
-            )
+        nonlocal first
+        if not received:
+            received.append(number)
+            first = time.monotonic()
+        elif time.monotonic() - first > ECHO_SECONDS:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
+            signal.raise_signal(number)
 
     before: dict[int, Callable | int | None] = {n: signal.signal(n, note) for n in SIGNALS}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -172,6 +173,29 @@ def test_nan_stops_and_names_the_last_good_checkpoint(store: Path, tmp_path: Pat
     assert RunDir(tmp_path / "run").steps() == [2]
 
 
+@pytest.mark.parametrize("limit", [40_000, 400_000])
+def test_a_full_disk_keeps_the_last_checkpoint(store: Path, tmp_path: Path, limit: int) -> None:
+    """Fault: a traceback from torch or safetensors, or a half-written checkpoint that counts.
+
+    A limit on the size of a file stands for the disk: the smaller one stops DeepSpeed's first
+    file, the larger one the optimizer's state.
+    """
+    finish(train(settings(store, tmp_path / "run", steps=2)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(SitError, match="cannot save step 4") as error:
+            finish(train(settings(store, tmp_path / "run", steps=4)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "step-0000002" in error.value.hint
+    run = RunDir(tmp_path / "run")
+    assert run.steps() == [2]
+    assert run.partial() == []
+    finish(train(settings(store, tmp_path / "run", steps=4)))
+    assert run.steps() == [2, 4]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -196,6 +220,15 @@ def test_dry_run_touches_nothing(store: Path, tmp_path: Path) -> None:
     assert result.data["steps"] == 10
     assert result.data["params"] > 0
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("zero", ["0", "1", "3"])
+def test_the_planned_size_is_the_checkpoints(store: Path, tmp_path: Path, zero: str) -> None:
+    """Fault: a plan that forgets what DeepSpeed writes beside our own files."""
+    planned = plan(settings(store, tmp_path / "run", steps=1, zero=zero)).data["checkpoint_bytes"]
+    step = finish(train(settings(store, tmp_path / "run", steps=1, zero=zero))).path
+    size = sum(path.stat().st_size for path in step.rglob("*") if path.is_file())
+    assert planned == pytest.approx(size, rel=0.1)
 
 
 def test_unconditional(tmp_path: Path) -> None:
@@ -224,21 +257,28 @@ def test_half_a_checkpoint_does_not_count(store: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     (run.step_path(4) / "meta.json").unlink()
     (run.path / ".saving-step-0000006").mkdir()
+    (run.path / "step-0000001").mkdir()  # a removal that was cut off
     job = prepare(settings(store, run.path, steps=6), World(0, 1))
     assert job.resume.step == 2
     finish(train(settings(store, run.path, steps=4)))
     assert run.steps() == [2, 4]
-    assert not (run.path / ".saving-step-0000006").exists()
+    assert run.partial() == []
+    assert not (run.path / "step-0000001").exists()
 
 
 def test_sigterm_saves_and_exits_143(store: Path, tmp_path: Path) -> None:
-    """Fault: work lost on preemption, a traceback, or an exit code a scheduler misreads."""
+    """Fault: work lost on preemption, a traceback, or an exit code a scheduler misreads.
+
+    The signal comes twice, as to the processes of torchrun: the second must not kill the save.
+    """
     words = command(store, tmp_path / "run", steps=100_000, save_every=50_000)
     process = subprocess.Popen(
         [sys.executable, *words], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
     wait_for_steps(tmp_path / "run", 3, process)
     process.send_signal(signal.SIGTERM)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "Traceback" not in errors
