@@ -34,11 +34,24 @@ class SampleSet:
         self.rows = file
         self.path = file.path
         self.directory = file.path.parent
-        self.meta: dict[str, Any] = file.attrs["meta"]
         self.images = file.array("images")
         self.labels = np.array(file.array("labels"))
         self.seeds = np.array(file.array("seeds"))
         self.num = file.num_rows
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """How the images were made, and what they cost as far as they are drawn."""
+        meta = dict(self.rows.attrs["meta"])
+        evaluations, images = self.evaluations
+        if images:
+            meta |= dict(evaluations=evaluations, evaluations_per_image=evaluations / images)
+        return meta
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Network evaluations spent so far, and on how many images."""
+        return tuple(self.rows.attrs["evaluations"])
 
     @property
     def complete(self) -> bool:
@@ -71,6 +84,7 @@ class SampleSet:
             sit_version=__version__,
             complete=False,
             meta=meta,
+            evaluations=[0, 0],
         )
         rows.create(path, datasets, attrs=attrs, arrays=dict(labels=labels, seeds=seeds))
         return cls(Rows(path, writable=True))
@@ -89,12 +103,15 @@ class SampleSet:
             )
         return cls(file)
 
-    def finish(self, **meta: Any) -> None:
-        """Declare the set complete and write its meta.json."""
-        self.meta = self.meta | meta
-        self.rows.set_attrs(meta=self.meta, complete=True)
-        self.rows.sync()
+    def count(self, evaluations: int, images: int) -> None:
+        """Add what some images cost; in place, so that a kill here cannot break the file."""
+        spent, drawn = self.evaluations
+        self.rows.set_attrs(evaluations=[spent + evaluations, drawn + images])
+
+    def finish(self) -> None:
+        """Write meta.json and declare the set complete."""
         write_json(self.directory / meta_name(self.path), self.meta)
+        self.rows.set_attrs(complete=True)
 
 
 def meta_name(path: Path) -> str:

@@ -269,7 +269,6 @@ def _open_or_create(job: Job) -> SampleSet:
         class_names=latents["class_names"],
         precision=precision_name(job.dtype),
         batch_size=job.settings.batch_size,
-        evaluations=[0, 0],
     )
     return SampleSet.create(
         job.file,
@@ -317,7 +316,6 @@ def _fill(samples: SampleSet, job: Job, missing: list[np.ndarray]) -> Iterator[A
         null_class=checkpoint.config.null_class,
     )
     total, done = samples.num, samples.num - sum(map(len, missing))
-    spent = list(samples.meta["evaluations"])  # network evaluations, images they were spent on
     yield Progress(done=done, total=total)
     for batch in missing:
         began = network.evaluations
@@ -335,14 +333,13 @@ def _fill(samples: SampleSet, job: Job, missing: list[np.ndarray]) -> Iterator[A
             )
         images = decode_latents(autoencoder, x, checkpoint.latents["scaling"]).numpy()
         kept = {"latents": x.float().cpu().numpy()} if "latents" in samples.rows.names else {}
+        samples.count(network.evaluations - began, len(batch))
         samples.rows.write(batch, images=images, **kept)
-        spent = [spent[0] + network.evaluations - began, spent[1] + len(batch)]
-        samples.rows.set_attrs(meta=samples.meta | {"evaluations": spent})
         if frames:
             _save_path(samples, job, autoencoder, frames)
         done += len(batch)
         yield Progress(done=done, total=total)
-    samples.finish(evaluations=spent, evaluations_per_image=spent[0] / spent[1])
+    samples.finish()
 
 
 def _trajectory(

@@ -286,8 +286,9 @@ def make_samples(folder: Path, *, done: int = 6) -> SampleSet:
     images = COLOURS[labels][:, None, None] + noise
     latents = np.zeros((6, 2, 4, 4), np.float32)
     samples.rows.write(np.arange(6)[-done:], images=images[-done:], latents=latents[-done:])
+    samples.count(33 * done, done)
     if done == 6:
-        samples.finish(evaluations=99)
+        samples.finish()
     return samples
 
 
@@ -297,7 +298,8 @@ def test_samples_are_described(tmp_path):
     result = run(tmp_path / "set", verify=True, preview=tmp_path / "grid.png")
     shown = facts(result)
     assert shown["images"] == "6, 8 x 8 pixels, latents kept"
-    assert (shown["solver"], shown["cfg scale"], shown["evaluations"]) == ("heun", "1.5", "99")
+    assert (shown["solver"], shown["cfg scale"], shown["evaluations"]) == ("heun", "1.5", "198")
+    assert shown["evaluations per image"] == "33.0"
     assert result.next == f"sit evaluate {tmp_path / 'set'}"
     picture = np.asarray(Image.open(tmp_path / "grid.png")).astype(int)
     assert picture[20, -30].argmax() == 0

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -186,6 +187,35 @@ def test_interrupted_sets_go_on(run: Path) -> None:
     parts = draw(run, "parts", batch_size=8)
     assert np.array_equal(whole.images, parts.images)
     assert parts.meta["evaluations_per_image"] == 8
+
+
+def test_progress_is_kept_in_place(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: an attribute of samples.h5 made anew while drawing: HDF5 moves things for it, and a
+    kill in the middle would leave a file that cannot be opened."""
+    stage = sample(
+        SampleSettings(
+            checkpoint=run, out=run.parents[1] / "set", num=8, steps=4, batch_size=1,
+            precision="fp32", device="cpu",
+        )
+    )  # fmt: skip
+    while getattr(next(stage), "done", 0) < 1:
+        pass
+    monkeypatch.setattr(h5py.AttributeManager, "create", None)
+    finish(stage)
+    samples = SampleSet.open(run.parents[1] / "set")
+    assert samples.complete
+    assert samples.evaluations == (8 * 8, 8)
+
+
+def test_a_kill_before_the_end_is_mended(run: Path) -> None:
+    """Fault: a division by zero, or no meta.json, after a kill between the last image and the
+    end."""
+    samples = draw(run, "set")
+    samples.rows.set_attrs(complete=False)
+    (samples.directory / "meta.json").unlink()
+    again = draw(run, "set")
+    assert again.complete
+    assert json.loads((again.directory / "meta.json").read_text())["evaluations_per_image"] == 8
 
 
 def test_another_setting_is_refused(run: Path) -> None:
