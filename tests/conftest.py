@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, since tiny tensors gain nothing from more and lose their bits."""
+"""One thread for all tests: tiny tensors gain nothing from more and lose their last bits."""
 
 import os
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -61,6 +62,9 @@ def _origin(failure: Exception) -> str:
 
 def main() -> None:
     """Run the command line; exit 0 ok, 1 our errors, 2 usage, 130 Ctrl-C."""
+    if sys.platform == "win32":
+        error("sit needs Linux or macOS", "on Windows, run it within WSL")
+        sys.exit(1)
     if "LOCAL_RANK" in os.environ:
         # The deepspeed launcher puts its own flag before the subcommand.
         sys.argv[1:] = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
@@ -77,6 +81,13 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of our stdout went away (`sit flops | head`): not our failure.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as failure:
+        # A full disk is nobody's bug, wherever it is met.
+        if failure.errno not in (errno.ENOSPC, errno.EDQUOT) or os.environ.get("SIT_DEBUG") == "1":
+            raise
+        where = f" of {failure.filename}" if failure.filename else ""
+        error(f"the disk{where} is full", "free some space; the same command goes on")
         sys.exit(1)
     except Exception as failure:
         # Typer's own usage errors; it exports no common base class for them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ def follow(stage: Stage, *, title: str) -> Result:
 
 def finish(result: Result, invocation: Invocation) -> None:
     """Print a stage's result: people get a summary, tables and the path; --json one object."""
+    if os.environ.get("RANK", "0") != "0":
+        return  # under a launcher the first process speaks for all
     if invocation.json:
         data = dict(result.data)
         if result.path is not None:
@@ -78,7 +81,7 @@ def print_table(table: Table) -> None:
         grid.add_row(*row)
     console = Console(file=sys.stdout, force_terminal=sys.stdout.isatty(), markup=False)
     needed = console.measure(grid, options=console.options.update(max_width=10_000)).maximum
-    console.width = max(console.width, needed)
+    console.width = max(console.width, needed, len(table.title))
     console.print(Text(table.title, style="italic"))
     console.print(grid)
 

@@ -183,11 +183,24 @@ def test_our_errors_are_two_lines(body, code):
     assert "Traceback" in python("-c", probe(body), SIT_DEBUG="1").stderr
 
 
-def test_programming_errors_keep_their_traceback():
+@pytest.mark.parametrize("bug", ["KeyError('bug')", "OSError(9, 'bad file descriptor')"])
+def test_programming_errors_keep_their_traceback(bug):
     """Would catch a catch-all that hides our own bugs."""
-    done = python("-c", probe("raise KeyError('bug')"), SIT_DEBUG="")
+    done = python("-c", probe(f"raise {bug}"), SIT_DEBUG="")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_no_traceback():
+    """Would catch a full disk that looks like a bug of ours, wherever it is met."""
+    with open("/dev/full", "w") as full:
+        body = "print('x' * 9999, flush=True)"
+        done = subprocess.run(
+            [sys.executable, "-c", probe(body)], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the disk is full\nhint: ")
 
 
 def test_ctrl_c_exits_130():

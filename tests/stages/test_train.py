@@ -329,15 +329,17 @@ def test_kill_five_times(store: Path, tmp_path: Path) -> None:
 def zero_losses(store: Path, out: Path, zero: int, procs: int) -> list[tuple[int, float]]:
     words = command(store, out, steps=4, zero=zero, log_every=1)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={procs}"]
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, *launcher, *words], env=ENVIRONMENT, check=True, capture_output=True
     )
+    assert done.stdout.decode().splitlines() == [str(RunDir(out).newest())]
     return [(e["step"], e["loss"]) for e in RunDir(out).read_metrics()]
 
 
 @pytest.mark.parametrize("zero", [pytest.param(0, marks=pytest.mark.slow), 1, 2, 3])
 def test_two_processes_equal_one(store: Path, tmp_path: Path, zero: int) -> None:
-    """Fault: ranks that see the same data, losses not reduced, an average of one rank's shard."""
+    """Fault: ranks that see the same data, losses not reduced, an average of one rank's shard,
+    a result printed by every rank."""
     finish(train(settings(store, tmp_path / "one", steps=4)))
     two = zero_losses(store, tmp_path / "two", zero, 2)
     assert [step for step, _ in two] == [1, 2, 3, 4]
