@@ -17,7 +17,8 @@ from sitcli.model.flops import PUBLISHED_256
 from sitcli.model.transformer import PRESETS
 
 PACKAGE = Path(sitcli.__file__).parent
-SHARED = {"sitcli", "sitcli.names", "sitcli.errors", "sitcli.events", "sitcli.settings"}
+LIGHT = ("names", "errors", "events", "settings", "text")
+SHARED = {"sitcli", *(f"sitcli.{name}" for name in LIGHT)}
 BELOW = {
     "core": set(),
     "model": set(),
@@ -65,7 +66,7 @@ def test_mathematics_needs_torch_only(file):
     assert {module.split(".")[0] for module in imported(file)} <= allowed
 
 
-@pytest.mark.parametrize("name", ["__init__", "names", "errors", "events", "settings"])
+@pytest.mark.parametrize("name", ["__init__", *LIGHT])
 def test_shared_modules_are_light_and_stand_alone(name):
     """Would catch a heavy import that every `--help` pays for."""
     outside = {module for module in imported(PACKAGE / f"{name}.py") if module not in SHARED}

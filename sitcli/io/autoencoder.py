@@ -30,6 +30,7 @@ import torch
 from sitcli import names
 from sitcli.errors import SitError, UsageError
 from sitcli.io.launch import autocast
+from sitcli.text import first_line
 
 CPU = torch.device("cpu")
 # Decoding an 84M-parameter VAE takes about 0.5 GB of activations for each 256 x 256 image.
@@ -272,16 +273,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
                 f"{path} holds more than tensors, and reading it could run its code",
                 "convert it to .safetensors where you trust it",
             ) from None
-        raise SitError(f"cannot read {path}: {_first_line(error)}") from None
+        raise SitError(f"cannot read {path}: {first_line(error)}") from None
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise SitError(f"{path} holds no named tensors")
     return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def wrap_network(

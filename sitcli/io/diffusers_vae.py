@@ -18,6 +18,7 @@ import torch
 from sitcli.errors import SitError, UsageError
 from sitcli.io.autoencoder import Autoencoder, wrap_network
 from sitcli.io.launch import quiet_libraries
+from sitcli.text import first_line
 
 KINDS = {"AutoencoderKL": "kl", "AutoencoderTiny": "tiny", "AutoencoderDC": "dc"}
 HUB_TIMEOUT = 5.0
@@ -70,7 +71,7 @@ def load_folder(
     except Exception as error:  # diffusers raises its own, torch's, safetensors' and OSError
         if isinstance(error, ImportError):
             raise
-        raise SitError(f"cannot load the autoencoder in {folder}: {_first_line(error)}") from None
+        raise SitError(f"cannot load the autoencoder in {folder}: {first_line(error)}") from None
     if report["missing_keys"] or report["mismatched_keys"]:
         raise SitError(f"the weights in {folder} do not fit its config.json")
     return _wrap(network, name or str(folder.resolve()), device=device, dtype=dtype)
@@ -176,7 +177,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise SitError(f"cannot read {path}: {_first_line(error)}") from None
+        raise SitError(f"cannot read {path}: {first_line(error)}") from None
     return config if isinstance(config, dict) else {}
 
 
@@ -190,7 +191,7 @@ def _find_cached(repo: str, folders: list[str]) -> Path | None:
         try:
             config = try_to_load_from_cache(repo, f"{folder}config.json")
         except HFValidationError as error:
-            raise UsageError(f"'{repo}' is not a hub name: {_first_line(error)}") from None
+            raise UsageError(f"'{repo}' is not a hub name: {first_line(error)}") from None
         if isinstance(config, str) and any(Path(config).parent.glob(f"{WEIGHTS}*")):
             return Path(config).parent
     return None
@@ -221,7 +222,7 @@ def _download(repo: str, folders: list[str]) -> Path:
         ) from None
     except Exception as error:  # the HTTP library's own kinds, which differ between versions
         raise SitError(
-            f"{repo} is not in the hub's cache, and the hub cannot be had: {_first_line(error)}",
+            f"{repo} is not in the hub's cache, and the hub cannot be had: {first_line(error)}",
             OFFLINE_HINT.format(repo=repo, folder=repo.split("/")[1]),
         ) from error
     raise SitError(f"the hub's {repo} holds no autoencoder of diffusers")
@@ -236,10 +237,6 @@ def _choose_files(files: list[str], folders: list[str]) -> list[str]:
             if weights and f"{folder}config.json" in files:
                 return [f"{folder}config.json", *weights]
     return []
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _quiet() -> None:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from sitcli.errors import SitError, UsageError
+from sitcli.text import first_line
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = (
@@ -117,7 +118,7 @@ def _load_inception(path: Path, device: torch.device) -> Extractor:
         Exception
     ) as error:  # torch raises a dozen types for a file that is not what it should be
         raise SitError(
-            f"{path} does not hold InceptionV3's weights: {_first_line(error)}",
+            f"{path} does not hold InceptionV3's weights: {first_line(error)}",
             f"the official file is {INCEPTION_URL}",
         ) from None
     # A third to a half faster on a CPU.
@@ -140,7 +141,7 @@ def _load_torchscript(path: Path, device: torch.device) -> Extractor:
         module = torch.jit.load(str(path), map_location=device).eval()
     except Exception as error:
         raise SitError(
-            f"{path} is not a TorchScript module: {_first_line(error)}",
+            f"{path} is not a TorchScript module: {first_line(error)}",
             "write one with torch.jit.save(torch.jit.script(module), FILE)",
         ) from None
 
@@ -157,10 +158,6 @@ def _load_torchscript(path: Path, device: torch.device) -> Extractor:
         return output.float().cpu()
 
     return Extractor(extract, logits=None)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 
 def _last_line(error: Exception) -> str:
@@ -289,7 +286,7 @@ def load_statistics(path: Path) -> StatisticsFile | None:
             mean, covariance = archive["mu"].astype(np.float64), archive["sigma"]
             covariance = covariance.astype(np.float64)
     except DAMAGE as error:
-        raise SitError(f"{path} is not a readable npz: {_first_line(error)}") from None
+        raise SitError(f"{path} is not a readable npz: {first_line(error)}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise SitError(f"{path}: mu {mean.shape} and sigma {covariance.shape} do not fit together")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):

@@ -24,9 +24,11 @@ import numpy as np
 
 from sitcli.errors import SitError
 from sitcli.io.files import sync_folder
+from sitcli.text import format_bytes
 
 MISSING, DONE, BROKEN = 0, 1, 2  # the values of `written`
 ALIGNMENT = dict(alignment_threshold=4096, alignment_interval=4096)  # arrays begin on a page
+HEADERS = 65536  # at most, what HDF5 writes beside the arrays
 JSON_BEGINS = ("{", "[", '"')
 
 _held_locks: set[int] = set()
@@ -61,8 +63,8 @@ def create(
     temporary = path.with_name(f".{path.name}.creating")
     try:
         check_writable(path)
-        with _explained(path, size):
-            _check_room(temporary, size)
+        with _explained(path, size + HEADERS):
+            _check_room(temporary, size + HEADERS)
             with h5py.File(temporary, "w", locking=False, **ALIGNMENT) as file:
                 for name, (shape, dtype) in layout.items():
                     _allocate(file, name, shape, dtype)
@@ -313,7 +315,7 @@ def _check_room(path: Path, size: int) -> None:
         os.ftruncate(descriptor, size)  # fails beyond the largest file allowed
     finally:
         os.close(descriptor)
-    if shutil.disk_usage(path.parent).free < size + 65536:
+    if shutil.disk_usage(path.parent).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -400,12 +402,3 @@ def _explained(path: Path, size: int) -> Iterator[None]:
             ) from None
         reason = error.strerror or str(error)
         raise SitError(f"cannot write {path}: {reason}") from None
-
-
-def format_bytes(count: float) -> str:
-    """1234567 -> '1.23 MB'."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

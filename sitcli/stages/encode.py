@@ -12,7 +12,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,11 @@ from sitcli.io.latents import (
 from sitcli.io.launch import precision_name, quiet_libraries, resolve_device, resolve_precision
 from sitcli.io.rows import BROKEN, DONE, MISSING, Rows
 from sitcli.settings import EncodeSettings
+from sitcli.text import format_bytes, format_shape
 
 IMAGE_SIZE, EMBEDDED_IMAGE_SIZE = 256, 32
 PCA_IMAGES, PCA_BATCH = 5000, 64
+UNKNOWN = "known when the autoencoder is loaded"
 NAMED_BROKEN = 3  # in warnings and the summary; the store names them all
 
 
@@ -88,9 +90,9 @@ def plan(settings: EncodeSettings) -> Result:
         "source": _describe(source) if source else f"{settings.source} (gone)",
         "autoencoder": settings.vae,
         "images": f"{settings.image_size} x {settings.image_size}, crop {settings.crop}",
-        "rows": f"{_shape(shape)} float16" if shape else "known when the autoencoder is loaded",
+        "rows": f"{format_shape(shape)} float16" if shape else UNKNOWN,
         "flips": "encoded too" if settings.flip else "no",
-        "size": rows.format_bytes(size) if size else "known when the autoencoder is loaded",
+        "size": format_bytes(size) if size else UNKNOWN,
         "state": f"{done} of {num} images encoded" if file else "new",
     }
     data = dataclasses.asdict(settings) | {
@@ -357,7 +359,7 @@ def _result(store: LatentStore, settings: EncodeSettings, *, pace: float | None 
         summary["broken"] = (
             f"{len(broken)} ({named}{'; ...' if len(broken) > NAMED_BROKEN else ''})"
         )
-    summary["latents"] = f"{copies}{_shape(shape)} float16 an image, {rows.format_bytes(size)}"
+    summary["latents"] = f"{copies}{format_shape(shape)} float16 an image, {format_bytes(size)}"
     summary["autoencoder"] = f"{spec['name']} ({spec['class']}), scaling {store.scaling}"
     if pace:
         summary["pace"] = f"{pace:.4g} images/s"
@@ -435,10 +437,6 @@ def _describe(source: Source) -> str:
     classes = f"{len(source.class_names)} classes" if source.class_names else "no classes"
     other = f", {source.skipped} other files skipped" if source.skipped else ""
     return f"{source.path}: {len(source)} images, {classes}{other}"
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def _readable(

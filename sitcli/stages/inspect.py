@@ -28,6 +28,7 @@ from sitcli.io.samples import FORMAT as SAMPLES_FORMAT
 from sitcli.io.samples import SampleSet, meta_name
 from sitcli.model.transformer import Transformer
 from sitcli.settings import InspectSettings
+from sitcli.text import format_bytes, format_shape
 
 EXPECTED = (
     "sit inspect reads a latent store (*.h5), a run (runs/NAME), one of its steps (step-0010000) "
@@ -130,14 +131,14 @@ def _describe_store(store: LatentStore) -> Result:
         "complete": "yes" if store.complete else "no",
         "images": images,
         "classes": _describe_classes(store.class_names, counts),
-        "latents": f"{_times(store.latent_shape)} float16, {parts}",
+        "latents": f"{format_shape(store.latent_shape)} float16, {parts}",
         "scaled by": f"{_some(np.ravel(store.scaling), '.5g')}: "
         + (statistics if store.complete else "statistics follow when it is complete"),
         "autoencoder": f"{spec['name']} ({spec['class']}, {spec['hash'][:12]})",
         "pictures": f"{store.image_size} x {store.image_size} pixels, crop {store.crop}",
         "source": f"{store.source} ({attrs['source_fingerprint'][:12]})",
         "encoded in": f"{attrs['precision']}, batches of {attrs['batch_size']}",
-        "size": _size(size),
+        "size": format_bytes(size),
     }
     if store.complete:
         summary["checksum"] = attrs["checksum"]
@@ -219,7 +220,7 @@ def _describe_samples(samples: SampleSet) -> Result:
     for name, value in meta.items():
         if isinstance(value, (str, int, float)) and value != "":
             summary.setdefault(name.replace("_", " "), str(value))
-    summary["size"] = _size(size)
+    summary["size"] = format_bytes(size)
     data = {
         "kind": "sample set",
         "path": str(samples.path),
@@ -296,7 +297,7 @@ def _describe_run(run: RunDir) -> Result:
         summary["last logged"] = ", ".join(f"{k.replace('_', ' ')} {v:.6g}" for k, v in pairs)
     if partial:
         summary["interrupted"] = f"{_some(partial)}: not counted, and removed when training goes on"
-    summary["size"] = _size(size)
+    summary["size"] = format_bytes(size)
     data |= {"interrupted": partial, "config": config, "bytes": size}
     data["last_metrics"] = metrics[-1] if metrics else None
     result = Result(summary=summary, data=data, next=f"sit sample {quote(str(run.path))}")
@@ -312,7 +313,7 @@ def _steps_table(run: RunDir, metrics: Sequence[dict[str, Any]]) -> Table:
     lines = []
     for step in run.steps():
         loss = losses.get(step)
-        size = _size(_bytes_below(run.step_path(step)))
+        size = format_bytes(_bytes_below(run.step_path(step)))
         lines.append([str(step), "-" if loss is None else f"{loss:.5f}", size])
     return Table(title="Checkpoints", header=["step", "loss", "size"], rows=lines)
 
@@ -356,13 +357,13 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> Result:
         "step": str(checkpoint.step),
         "network": f"{config.depth} blocks of width {config.width}, {config.heads} heads, "
         f"patch {config.patch}: {params / 1e6:.4g} M parameters",
-        "latents": f"{_times((config.channels, config.input_size, config.input_size))} of "
+        "latents": f"{format_shape((config.channels, config.input_size, config.input_size))} of "
         f"{latents['store']} ({latents['num_items']} images)",
         "classes": _some(latents["class_names"]) if num_classes else "none",
         "process": f"{process.interpolant}, {process.prediction} prediction, "
         f"loss weight {process.loss_weight}",
         "autoencoder": f"{spec['name']} ({spec['class']}, {spec['hash'][:12]})",
-        "size": _size(size),
+        "size": format_bytes(size),
     }
     data = {
         "kind": "checkpoint",
@@ -477,19 +478,7 @@ def _some(values: Sequence[Any], form: str = "") -> str:
     return ", ".join(texts if len(texts) <= 8 else [*texts[:6], f"... {texts[-1]}"])
 
 
-def _times(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
 def _bytes_below(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

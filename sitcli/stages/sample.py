@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from sitcli.io.launch import (
 from sitcli.io.pictures import save_grid
 from sitcli.io.samples import SampleSet, file_of
 from sitcli.settings import SampleSettings
+from sitcli.text import format_bytes
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
 PATH_ROWS, PATH_COLUMNS = 6, 10
@@ -83,7 +85,7 @@ def plan(settings: SampleSettings) -> Result:
         "sampler": _describe(facts),
         "evaluations": f"{evaluations} an image" if evaluations else "as dopri5 needs",
         "cost": f"{cost.macs * (evaluations or math.nan) * s.num / 1e12:.3g} TMACs",
-        "images": f"{s.num}, {height} x {height}, {s.num * height * height * 3 / 1e6:.1f} MB",
+        "images": f"{s.num}, {height} x {height}, {format_bytes(s.num * height * height * 3)}",
         "out": str(job.file.parent),
     }
     data = dict(
@@ -408,8 +410,11 @@ def _export(samples: SampleSet, job: Job) -> None:
 def _whole(path: Path) -> Iterator[Path]:
     """A temporary name that becomes `path` once it is written."""
     temporary = path.with_name(f".{path.name}.tmp")
-    yield temporary
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _grid(samples: SampleSet, class_names: list[str]) -> tuple[np.ndarray, int, list[str] | None]:
@@ -463,6 +468,11 @@ def _result(samples: SampleSet, job: Job) -> Result:
     }
     path = samples.directory if samples.path.name == "samples.h5" else samples.path
     data = dict(meta, grid=str(grid), samples=str(samples.path))
-    default = find.SAMPLES.resolve() in path.resolve().parents
-    command = "sit evaluate --fid" if default else f"sit evaluate {path} --fid"
-    return Result(summary=summary, data=data, path=path, next=command)
+    return Result(summary=summary, data=data, path=path, next=_evaluate_command(samples.path, path))
+
+
+def _evaluate_command(file: Path, path: Path) -> str:
+    with contextlib.suppress(SitError):
+        if find.newest_samples().samefile(file):
+            return "sit evaluate --fid"
+    return shlex.join(["sit", "evaluate", str(path), "--fid"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import resource
+import shlex
 import signal
 import sys
 import time
@@ -62,6 +63,7 @@ from sitcli.model.ema import ShardedEma, ema_decay
 from sitcli.model.flops import total_cost
 from sitcli.model.transformer import Transformer, TransformerConfig
 from sitcli.settings import TrainSettings
+from sitcli.text import format_bytes
 
 LOSS_BINS = 20  # of the velocity loss over t
 LOSS_MEMORY = 0.999  # its decay per step
@@ -120,7 +122,7 @@ def plan(settings: TrainSettings) -> Result:
         "cost": f"{to_go / 1e15:.3g} PFLOP to go",
         "running": f"{job.device}, {precision_name(job.dtype)}, ZeRO {s.zero}, "
         f"{world.size} process(es)",
-        "checkpoints": f"every {s.save_every} steps, about {checkpoint_bytes / 1e6:.0f} MB each",
+        "checkpoints": f"every {s.save_every} steps, about {format_bytes(checkpoint_bytes)} each",
         "run": str(job.run.path),
     }
     data = dict(
@@ -607,9 +609,14 @@ def _result(job: Job, measured: dict[str, str]) -> Result:
     summary = {"steps": f"{step}", **measured}
     if grids:
         summary["grid"] = str(grids[-1])
-    default = find.RUNS.resolve() == run.path.parent.resolve()
-    command = "sit sample" if default else f"sit sample {run.path}"
-    return Result(summary=summary, data=data, path=newest, next=command)
+    return Result(summary=summary, data=data, path=newest, next=_sample_command(run.path))
+
+
+def _sample_command(run: Path) -> str:
+    with contextlib.suppress(SitError):
+        if find.newest_run().samefile(run):
+            return "sit sample"
+    return shlex.join(["sit", "sample", str(run)])
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:

@@ -1,0 +1,25 @@
+"""Values as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def format_bytes(count: float) -> str:
+    """1234567 -> '1.23 MB'."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def format_shape(shape: Sequence[int]) -> str:
+    """(4, 32, 32) -> '4 x 32 x 32'."""
+    return " x ".join(map(str, shape))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its kind if it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next(filter(None, lines), type(error).__name__)
