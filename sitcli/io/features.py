@@ -7,9 +7,6 @@ A figure is called FID, KID or IS only when the official InceptionV3 weights mad
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -22,6 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from sitcli.errors import SitError, UsageError
+from sitcli.io.files import hash_file, replacing
+from sitcli.io.rows import lock
 from sitcli.text import first_line
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -52,14 +51,14 @@ def choose_features(name: str, weights: Path | None) -> Features:
         path = weights or inception_path()
         if not path.is_file():
             raise _missing_inception(path, asked=weights is not None)
-        return Features(name="inception", path=path, hash=file_hash(path))
+        return Features(name="inception", path=path, hash=_hash_of(path))
     path = Path(name)
     if not path.is_file():
         raise UsageError(
             f"--features {name}: neither a known extractor nor a file",
             "use inception, pixels, or the path of a TorchScript module",
         )
-    return Features(name=path.name, path=path, hash=file_hash(path))
+    return Features(name=path.name, path=path, hash=_hash_of(path))
 
 
 def inception_path() -> Path:
@@ -77,16 +76,11 @@ def _missing_inception(path: Path, *, asked: bool) -> SitError:
     )
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    digest = hashlib.sha256()
+def _hash_of(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
+        return hash_file(path)
     except OSError as error:
         raise SitError(f"cannot read {path}: {error.strerror}") from None
-    return digest.hexdigest()
 
 
 def load_extractor(features: Features, device: torch.device) -> Extractor:
@@ -256,20 +250,15 @@ def _numpy_seed(seed: int) -> int:
 def save_statistics(path: Path, gaussian: Gaussian, **more: object) -> None:
     """Write an npz with `mu`, `sigma` (as ADM names them), `num` and whatever else is given.
 
-    In one rename. Raises SitError when it cannot be written.
+    Raises SitError when it cannot be written, or another process is writing it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, mu=gaussian.mean, sigma=gaussian.covariance, num=gaussian.num, **more)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SitError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with lock(path):
+        try:
+            with replacing(path) as temporary, open(temporary, "wb") as file:
+                mean, covariance, num = gaussian
+                np.savez(file, mu=mean, sigma=covariance, num=num, **more)
+        except OSError as error:
+            raise SitError(f"cannot write {path}: {error.strerror}") from None
 
 
 def load_statistics(path: Path) -> StatisticsFile | None:

@@ -1,22 +1,42 @@
-"""Writing files so that a reader, or a crash, sees the old one or the new one and nothing else."""
+"""Writing files so that a reader, or a crash, sees the old one or the new one and nothing else;
+and naming contents by their hash."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace the file at `path` in one rename, on the disk when this returns."""
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; the block's end renames it to `path`.
+
+    A block that raises leaves `path` as it was and no temporary file. The name is a fixed one:
+    what a kill leaves behind is written over, not piled up. durable: it is on the disk then, which
+    takes milliseconds; what can be made again by the thousand need not be.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    try:
+        yield temporary
+        if durable:
+            sync_file(temporary)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    if durable:
+        sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at `path` by utf-8 text."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -24,22 +44,37 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames and new names within `folder` last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def hash_json(value: Any) -> str:
+    """sha256, in hex, of a JSON-able value; equal for dicts in another order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """sha256, in hex, of a file's bytes. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Make a file, or the names within a folder, last through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names within `folder` last through a power cut."""
+    sync_file(folder)
+
+
 def sync_tree(folder: Path) -> None:
     """Make every file below `folder` last through a power cut."""
     for root, _, names in os.walk(folder):
         for name in names:
-            descriptor = os.open(os.path.join(root, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_file(Path(root, name))
         sync_folder(Path(root))

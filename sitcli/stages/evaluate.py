@@ -5,6 +5,7 @@ Every figure comes with its floor: the same metric between two random halves of 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shlex
@@ -37,7 +38,6 @@ from sitcli.io.features import (
     Moments,
     StatisticsFile,
     choose_features,
-    file_hash,
     frechet_distance,
     gaussian_of,
     inception_score,
@@ -47,12 +47,12 @@ from sitcli.io.features import (
     load_statistics,
     precision_recall,
 )
-from sitcli.io.files import write_json
+from sitcli.io.files import hash_file, write_json
 from sitcli.io.find import newest_samples
 from sitcli.io.imagesets import ImageSet, kind_of, open_images
 from sitcli.io.launch import generator, quiet_libraries, resolve_device
 from sitcli.io.rows import check_writable
-from sitcli.settings import EvaluateSettings
+from sitcli.settings import EvaluateSettings, SampleSettings
 
 FORMAT_VERSION = 1
 FEW_SAMPLES = 10_000
@@ -503,7 +503,7 @@ def _summary(task: _Task, figures: list[dict[str, Any]]) -> dict[str, str]:
 
 def _next(task: _Task, settings: EvaluateSettings) -> str:
     if task.samples.kind == "sample set" and task.samples.num < FEW_SAMPLES:
-        return f"sit sample --num {FEW_SAMPLES}"
+        return _more_samples(task.samples.meta)
     others = [f"--{metric}" for metric in ("kid", "prc") if metric not in task.metrics]
     if not others or task.reference is None or task.reference.images is None:
         return ""
@@ -513,6 +513,18 @@ def _next(task: _Task, settings: EvaluateSettings) -> str:
             words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
     if settings.features != "inception":
         words += ["--features", settings.features]
+    return shlex.join(words)
+
+
+def _more_samples(meta: dict[str, Any]) -> str:
+    """The command that draws enough samples in the way these were drawn."""
+    words = ["sit", "sample", str(meta["checkpoint"]), "--num", str(FEW_SAMPLES)]
+    words += ["--sde"] if meta["mode"] == "sde" else []
+    for option in dataclasses.fields(SampleSettings):
+        value = meta.get(option.name)
+        if option.name in ("checkpoint", "num", "precision") or value in (None, option.default):
+            continue
+        words += [f"--{option.name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 
 
@@ -550,7 +562,7 @@ class _Reference:
         return {
             "path": str(self.path.resolve()),
             "kind": images.kind if images is not None else "statistics",
-            "hash": images.fingerprint if images is not None else file_hash(self.path),
+            "hash": images.fingerprint if images is not None else hash_file(self.path),
             "num": num or None,
             "num_floor": [num // 2, num - num // 2] if has_floor else None,
             "size": list(images.size) if images is not None else None,

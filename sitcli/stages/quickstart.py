@@ -19,7 +19,7 @@ from pathlib import Path
 import sitcli
 from sitcli.errors import Interrupted, SitError, UsageError
 from sitcli.events import Note, Progress, Result, Stage, Table
-from sitcli.io.files import write_json
+from sitcli.io.files import replacing, write_json
 from sitcli.io.shapes import SHAPES, draw_shape
 from sitcli.settings import QuickstartSettings
 
@@ -58,11 +58,10 @@ def _write_picture(settings: QuickstartSettings, name: str, index: int) -> None:
     if path.exists():
         return
     pixels = draw_shape(name, index, size=IMAGE_SIZE, seed=settings.seed)
-    temporary = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(temporary, format="PNG")
-        os.replace(temporary, path)
+        with replacing(path, durable=False) as temporary:
+            Image.fromarray(pixels).save(temporary, format="PNG")
     except OSError as error:
         raise SitError(f"cannot write {path}: {error.strerror or error}") from None
 

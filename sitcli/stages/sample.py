@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import math
 import shlex
 from collections.abc import Iterator
@@ -26,6 +24,7 @@ from sitcli.events import Note, Progress, Result, Stage
 from sitcli.io import find, rows
 from sitcli.io.autoencoder import Autoencoder, decode_latents, from_spec
 from sitcli.io.checkpoint import Checkpoint, open_checkpoint
+from sitcli.io.files import hash_json, replacing
 from sitcli.io.launch import (
     autocast,
     generator,
@@ -245,8 +244,7 @@ def _out_file(s: SampleSettings, checkpoint: Checkpoint) -> Path:
             raise UsageError(f"{s.out} is a folder")
         return file_of(s.out)
     kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in FREE}
-    text = json.dumps([kept, str(checkpoint.path.resolve())], sort_keys=True)
-    mark = hashlib.sha256(text.encode()).hexdigest()[:6]
+    mark = hash_json([kept, str(checkpoint.path.resolve())])[:6]
     name = f"{checkpoint.path.parent.name}-{checkpoint.path.name}-{mark}"
     return find.SAMPLES / name / "samples.h5"
 
@@ -392,7 +390,7 @@ def _export(samples: SampleSet, job: Job) -> None:
     save_grid(samples.directory / f"{prefix}grid.png", images, columns=columns, row_labels=labels)
     if job.settings.npz:
         path = samples.directory / f"{prefix}samples.npz"
-        with _whole(path) as temporary, open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, arr_0=samples.images)
     if job.settings.png:
         from PIL import Image
@@ -402,19 +400,8 @@ def _export(samples: SampleSet, job: Job) -> None:
         for i, image in enumerate(samples.images):
             path = folder / f"{i:06d}.png"
             if not path.exists():
-                with _whole(path) as temporary:
+                with replacing(path, durable=False) as temporary:
                     Image.fromarray(image).save(temporary, format="png")
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` once it is written."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _grid(samples: SampleSet, class_names: list[str]) -> tuple[np.ndarray, int, list[str] | None]:

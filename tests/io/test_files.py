@@ -1,0 +1,47 @@
+"""Files that are replaced whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sitcli.io.files import hash_file, hash_json, replacing, write_json
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    """Fault: a file cut short by an error in the middle, or a temporary one left behind."""
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"a": float("nan")})
+
+    def fail_half_way() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_half_way()
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_write_replaces(tmp_path: Path, durable: bool) -> None:
+    """Fault: a temporary file that never gets its name, or stands in the way after a kill."""
+    path = tmp_path / "a.txt"
+    (tmp_path / ".a.txt.tmp").write_text("left behind by a kill, and longer than the new one")
+    with replacing(path, durable=durable) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_hashes(tmp_path: Path) -> None:
+    """Fault: names of runs and sets that change with the order of a dict, or between versions."""
+    assert hash_json({"a": 1, "b": [2]}) == hash_json({"b": [2], "a": 1})
+    assert hash_json([1, "x"])[:8] == "23b788ec"
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert hash_file(tmp_path / "abc").startswith("ba7816bf")
