@@ -1,15 +1,18 @@
-"""Small real artefacts for tests: a latent store of coloured squares under `pixels`."""
+"""Small real artefacts for tests: pictures, a latent store under `pixels`, sample sets."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from sitcli.io.autoencoder import load_autoencoder, to_signed
 from sitcli.io.latents import LatentStore, create_store
 from sitcli.io.rows import Rows
+from sitcli.io.samples import SampleSet
 
 COLOURS = np.array([[220, 40, 40], [40, 200, 60], [50, 70, 230]], np.uint8)
 
@@ -53,3 +56,28 @@ def make_store(path: Path, *, number: int = 24, side: int = 8, classes: bool = T
         file.write(range(number), latents=latents, latents_flipped=flipped)
         file.set_attrs(complete=True, checksum=LatentStore(file).checksum())
     return LatentStore.open(path)
+
+
+def write_folder(path: Path, images: np.ndarray) -> Path:
+    """PNG files 000.png, 001.png, ... of images (N, H, W, 3) uint8."""
+    path.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(path / f"{i:03d}.png")
+    return path
+
+
+def write_samples(path: Path, images: np.ndarray, *, finish: bool = True, **meta: Any) -> Path:
+    """A sample set of images (N, H, W, 3) uint8, each of a class of its own."""
+    numbers = np.arange(len(images))
+    samples = SampleSet.create(
+        path / "samples.h5",
+        labels=numbers,
+        seeds=numbers,
+        image_size=images.shape[1:3],
+        latent_shape=None,
+        meta=meta,
+    )
+    samples.rows.write(numbers, images=images)
+    if finish:
+        samples.finish()
+    return path

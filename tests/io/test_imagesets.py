@@ -7,34 +7,11 @@ from PIL import Image
 
 from sitcli.errors import SitError
 from sitcli.io.imagesets import batches, kind_of, open_images
-from sitcli.io.samples import SampleSet
+from tests.tiny import write_folder, write_samples
 
 
 def pixels(num, height=6, width=6, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (num, height, width, 3), dtype=np.uint8)
-
-
-def write_folder(path, images):
-    path.mkdir()
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(path / f"{i:03d}.png")
-    return path
-
-
-def write_samples(path, images, *, finish=True, **meta):
-    numbers = np.arange(len(images))
-    samples = SampleSet.create(
-        path / "samples.h5",
-        labels=numbers,
-        seeds=numbers,
-        image_size=images.shape[1:3],
-        latent_shape=None,
-        meta=meta,
-    )
-    samples.rows.write(numbers, images=images)
-    if finish:
-        samples.finish()
-    return path
 
 
 def read_all(images, indices=None, batch_size=4):

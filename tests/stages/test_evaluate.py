@@ -7,15 +7,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Progress, Warn
 from sitcli.io.features import Moments, gaussian_of, save_statistics
-from sitcli.io.samples import SampleSet
 from sitcli.settings import EncodeSettings, EvaluateSettings
 from sitcli.stages.encode import encode
 from sitcli.stages.evaluate import evaluate, plan
+from tests.tiny import write_folder, write_samples
 
 
 def finish(stage):
@@ -35,28 +34,6 @@ def pixels(num, seed, side=8, shift=0):
     return base.astype(np.uint8)
 
 
-def write_folder(path, images):
-    path.mkdir(parents=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(path / f"{i:03d}.png")
-    return path
-
-
-def write_samples(path, images, **meta):
-    numbers = np.arange(len(images))
-    samples = SampleSet.create(
-        path / "samples.h5",
-        labels=numbers,
-        seeds=numbers,
-        image_size=images.shape[1:3],
-        latent_shape=None,
-        meta=meta,
-    )
-    samples.rows.write(numbers, images=images)
-    samples.finish()
-    return path
-
-
 @pytest.fixture
 def pipeline(tmp_path, monkeypatch):
     """A class folder, its latent store and a sample set that names the store."""
@@ -73,7 +50,15 @@ def pipeline(tmp_path, monkeypatch):
     )
     finish(encode(settings))
     write_samples(
-        tmp_path / "samples" / "a", pixels(20, 3), store=str(tmp_path / "out.h5"), solver="heun"
+        tmp_path / "samples" / "a",
+        pixels(20, 3),
+        store=str(tmp_path / "out.h5"),
+        checkpoint="runs/a/step-0000010",
+        mode="sde",
+        solver="heun",
+        wt="kl",
+        cfg_scale=1.0,
+        num=20,
     )
     return tmp_path
 
@@ -113,7 +98,9 @@ def test_the_newest_samples_are_compared_with_the_stores_images(pipeline):
     warnings = " ".join(event.text for event in events if isinstance(event, Warn))
     assert "not FID" in warnings
     assert "20 samples are fewer than 10,000" in warnings
-    assert result.next == "sit sample --num 10000"
+    # Plain `sit sample` would draw from another checkpoint, with another sampler.
+    again = "sit sample runs/a/step-0000010 --num 10000 --sde --solver heun --wt kl"
+    assert result.next == again
 
 
 def test_the_frechet_distance_is_that_of_the_images(pipeline):
