@@ -65,6 +65,10 @@ def main() -> None:
     if sys.platform == "win32":
         error("sit needs Linux or macOS", "on Windows, run it within WSL")
         sys.exit(1)
+    # `>&-` leaves Python without the stream: lines meant for stderr would go to stdout, and the
+    # next file opened would get its number, and with it what C libraries print.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if "LOCAL_RANK" in os.environ:
         # The deepspeed launcher puts its own flag before the subcommand.
         sys.argv[1:] = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]

@@ -37,6 +37,7 @@ from sitcli.model.transformer import Transformer, TransformerConfig
 
 FORMAT = "sit-checkpoint"
 FORMAT_VERSION = 1
+NEEDED = ("format_version", "step", "transformer", "process", "latents", "loss_by_t")
 STEP_NAME = re.compile(r"step-(\d{7,})")
 
 
@@ -213,7 +214,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
-        raise SitError(f"cannot read {path}: {error}") from None
+        reason = error if path.exists() else "there is no such file"
+        raise SitError(f"cannot read {path}: {reason}", _without(path.parent)) from None
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -252,14 +254,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
             raise SitError(f"{path} holds no complete checkpoint", "make one: sit train")
     try:
         meta = json.loads((step / "meta.json").read_text())
-    except (OSError, ValueError) as error:
-        raise SitError(f"cannot read {step / 'meta.json'}: {error}") from None
-    if meta.get("format") != FORMAT:
+    except OSError as error:
+        raise SitError(f"cannot read {step / 'meta.json'}: {error.strerror}") from None
+    except ValueError:
+        raise SitError(f"{step / 'meta.json'} is damaged", _without(step)) from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise SitError(f"{step} is not a checkpoint", "name a folder below runs/")
-    if meta["format_version"] > FORMAT_VERSION:
+    if meta.get("format_version", 0) > FORMAT_VERSION:
         raise SitError(
             f"{step} has format {meta['format_version']}, this version of sit reads up to "
             f"{FORMAT_VERSION}",
             "pip install --upgrade sitcli",
         )
+    if lacking := [key for key in NEEDED if key not in meta]:
+        raise SitError(f"{step / 'meta.json'} is damaged: no '{lacking[0]}'", _without(step))
     return Checkpoint(step, meta)
+
+
+def _without(step: Path) -> str:
+    return f"name an older step, or remove {step} to go on from the one before it"

@@ -63,6 +63,12 @@ def transformer_config(
     """The preset called `model` with its overrides. UsageError for what does not fit together."""
     try:
         _, size, preset_patch = parse_model(model)
+    except ValueError as error:
+        sizes = ", ".join(names.SIZES)
+        raise UsageError(
+            str(error), f"models are SiT-SIZE/PATCH with SIZE one of {sizes}"
+        ) from None
+    try:
         preset_depth, preset_width, preset_heads = PRESETS[size]
         return TransformerConfig(
             input_size=input_size,
@@ -75,10 +81,7 @@ def transformer_config(
             num_classes=num_classes,
         )
     except ValueError as error:
-        sizes = ", ".join(names.SIZES)
-        raise UsageError(
-            str(error), f"models are SiT-SIZE/PATCH with SIZE one of {sizes}"
-        ) from None
+        raise UsageError(str(error), "change --model, --patch, --width or --heads") from None
 
 
 def run_name(settings: TrainSettings, store: LatentStore) -> str:
@@ -106,10 +109,13 @@ def write_config(path: Path, settings: TrainSettings) -> None:
 def read_config(path: Path) -> dict[str, Any]:
     """The settings of a run. SitError for a damaged file."""
     try:
-        return dict(yaml.safe_load(path.read_text())["train"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8"))["train"])
+    except OSError as error:
+        raise SitError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
         raise SitError(
-            f"cannot read {path}: {error}", "remove the run or name another --out"
+            f"{path} is damaged: it does not hold the settings of a run",
+            "restore it, or name another --out",
         ) from None
 
 

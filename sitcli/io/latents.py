@@ -282,6 +282,9 @@ def open_rows(path: Path) -> Rows:
 
     Raises SitError for anything else.
     """
+    if not path.is_file():
+        what = "is a folder, not a latent store" if path.is_dir() else "does not exist"
+        raise SitError(f"{path} {what}", "sit encode-latents FOLDER OUT.h5 writes one")
     file = Rows(path)
     if file.attrs.get("format") != FORMAT:
         raise SitError(

@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, versions, misspellings, exit codes, completion."""
 
 import difflib
+import json
 import os
 import re
 import subprocess
@@ -224,3 +225,14 @@ def test_a_reader_that_went_away_is_no_traceback():
 if __name__ == "__main__":
     lines = [line for command in COMMANDS for line in option_lines(command)]
     GOLDEN.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_closed_stream_is_no_failure(closed):
+    """Would catch a traceback where stdout is closed, and notes on stdout where stderr is."""
+    command = f'"{sys.executable}" -m sitcli flops SiT-S/2 --no-check --json {closed}>&-'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    if closed == "2":
+        assert json.loads(done.stdout)["models"]

@@ -157,6 +157,9 @@ def test_wide_tables_are_not_cut_in_a_pipe(capfd):
     output.print_table(table)
     printed = capfd.readouterr().out
     assert all(cell in printed for cell in row)
+    title = "a title of many words " * 5
+    output.print_table(Table(title=title, header=["a"], rows=[["b"]]))
+    assert title in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -328,5 +328,6 @@ def test_preview_that_cannot_be_written(tmp_path):
     """The system's error would be a traceback."""
     make_store(tmp_path / "a.h5")
     (tmp_path / "file").write_text("")
-    with pytest.raises(SitError, match="cannot write"):
-        run(tmp_path / "a.h5", preview=tmp_path / "file" / "grid.png")
+    for preview in (tmp_path / "file" / "grid.png", tmp_path, Path(".")):
+        with pytest.raises(SitError, match="cannot write"):
+            run(tmp_path / "a.h5", preview=preview)

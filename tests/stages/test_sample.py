@@ -282,3 +282,29 @@ def test_kill_once(run: Path) -> None:
 def test_kill_five_times(run: Path) -> None:
     """Fault: as above, at five random moments."""
     kill_and_compare(run, kills=5)
+
+
+@pytest.mark.parametrize("meta", ["", "[]", "{}", '{"format": "sit-checkpoint"}'])
+def test_a_damaged_checkpoint_is_one_line(run: Path, meta: str) -> None:
+    """Fault: a traceback from a meta.json that is cut short or was edited."""
+    (run / "step-0000007" / "meta.json").write_text(meta)
+    with pytest.raises(SitError, match=r"is damaged|is not a checkpoint"):
+        plan(SampleSettings(checkpoint=run))
+
+
+def test_missing_weights_are_named(run: Path) -> None:
+    """Fault: no way out of a checkpoint that lost a file."""
+    (run / "step-0000007" / "ema.safetensors").unlink()
+    with pytest.raises(SitError, match=r"cannot read .*ema.safetensors: there is no such") as info:
+        finish(sample(SampleSettings(checkpoint=run, out=run.parent / "s", num=2, steps=1)))
+    assert "older step" in info.value.hint
+
+
+def test_next_names_a_set_that_is_not_the_newest(run: Path, tmp_path: Path, monkeypatch) -> None:
+    """Fault: a `next` command that would evaluate other samples than these."""
+    monkeypatch.chdir(tmp_path)
+    first, second = (SampleSettings(checkpoint=run, num=n, steps=1) for n in (2, 3))
+    assert finish(sample(first)).next == "sit evaluate --fid"
+    assert finish(sample(second)).next == "sit evaluate --fid"
+    again = finish(sample(first))
+    assert again.next == f"sit evaluate {again.path} --fid"

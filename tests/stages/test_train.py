@@ -231,6 +231,24 @@ def test_the_planned_size_is_the_checkpoints(store: Path, tmp_path: Path, zero: 
     assert planned == pytest.approx(size, rel=0.1)
 
 
+@pytest.mark.parametrize("text", ["train: [1,", "- 1", "train:"])
+def test_a_damaged_config_is_one_line(store: Path, tmp_path: Path, text: str) -> None:
+    """Fault: a parser's report of many lines, or a traceback."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    with pytest.raises(SitError, match=r"config.yaml is damaged[^\n]*$"):
+        prepare(settings(store, tmp_path / "run"), World(0, 1))
+
+
+def test_next_names_a_run_that_is_not_the_newest(store: Path, tmp_path: Path, monkeypatch) -> None:
+    """Fault: a `next` command that would sample from another run."""
+    monkeypatch.chdir(tmp_path)
+    first, second = (settings(store, Path("runs") / name, steps=1) for name in ("a", "b"))
+    assert finish(train(first)).next == "sit sample"
+    assert finish(train(second)).next == "sit sample"
+    assert finish(train(first)).next == "sit sample runs/a"
+
+
 def test_unconditional(tmp_path: Path) -> None:
     """Fault: a label table of the wrong size, or labels passed to a model that has none."""
     store = make_store(tmp_path / "flat.h5", classes=False).path
