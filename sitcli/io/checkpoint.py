@@ -31,7 +31,7 @@ from sitcli import __version__
 from sitcli.core.flow import Flow
 from sitcli.core.wt import LossCurve
 from sitcli.errors import SitError
-from sitcli.io.files import sync_folder, sync_tree, write_json, write_text
+from sitcli.io.files import check_version, sync_folder, sync_tree, write_json, write_text
 from sitcli.io.latents import LatentStore
 from sitcli.model.transformer import Transformer, TransformerConfig
 
@@ -260,12 +260,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise SitError(f"{step / 'meta.json'} is damaged", _without(step)) from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise SitError(f"{step} is not a checkpoint", "name a folder below runs/")
-    if meta.get("format_version", 0) > FORMAT_VERSION:
-        raise SitError(
-            f"{step} has format {meta['format_version']}, this version of sit reads up to "
-            f"{FORMAT_VERSION}",
-            "pip install --upgrade sitcli",
-        )
+    check_version(step, meta.get("format_version", 0), FORMAT_VERSION)
     if lacking := [key for key in NEEDED if key not in meta]:
         raise SitError(f"{step / 'meta.json'} is damaged: no '{lacking[0]}'", _without(step))
     return Checkpoint(step, meta)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import yaml
 
 from sitcli import names
 from sitcli.errors import SitError, UsageError
+from sitcli.io.files import hash_json, write_text
 from sitcli.io.latents import LatentStore
 from sitcli.model.transformer import PRESETS, TransformerConfig, parse_model
 from sitcli.settings import TrainSettings
@@ -87,8 +86,7 @@ def transformer_config(
 def run_name(settings: TrainSettings, store: LatentStore) -> str:
     """A name that is the same for the same settings and store, and another for others."""
     kept = {k: v for k, v in as_plain(settings).items() if k not in FREE}
-    text = json.dumps([kept, store.fingerprint], sort_keys=True)
-    mark = hashlib.sha256(text.encode()).hexdigest()[:6]
+    mark = hash_json([kept, store.fingerprint])[:6]
     model = settings.model.replace("/", "-")
     return f"{model}-{settings.interpolant}-{settings.prediction}-{mark}"
 
@@ -101,8 +99,6 @@ def as_plain(settings: Any) -> dict[str, Any]:
 
 def write_config(path: Path, settings: TrainSettings) -> None:
     """config.yaml, in the form --config takes."""
-    from sitcli.io.files import write_text
-
     write_text(path, yaml.safe_dump({"train": as_plain(settings)}, sort_keys=False))
 
 

@@ -1,5 +1,5 @@
 """Writing files so that a reader, or a crash, sees the old one or the new one and nothing else;
-and naming contents by their hash."""
+and what tells one content or format from another."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from sitcli.errors import SitError
 
 
 @contextlib.contextmanager
@@ -42,6 +44,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace the file at `path` by `value` as indented JSON; NaN is refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def check_version(path: Path, found: int, known: int) -> None:
+    """SitError if an artefact is of a newer format than this version of sit reads."""
+    if found > known:
+        raise SitError(
+            f"{path} has format {found}, this version of sit reads up to {known}",
+            "pip install --upgrade sitcli",
+        )
 
 
 def hash_json(value: Any) -> str:

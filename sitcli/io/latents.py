@@ -20,7 +20,6 @@ written and read back.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shlex
 import zlib
@@ -34,6 +33,7 @@ import torch
 from sitcli import __version__
 from sitcli.errors import SitError
 from sitcli.io import rows
+from sitcli.io.files import check_version, hash_json
 from sitcli.io.rows import DONE, MISSING, Rows
 
 FORMAT = "sit-latents"
@@ -82,7 +82,7 @@ def create_store(
         sit_version=__version__,
         complete=False,
         checksum="0" * 64,
-        fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        fingerprint=hash_json(identity),
         kind=kind,
         flips=flips,
         image_size=image_size,
@@ -290,10 +290,5 @@ def open_rows(path: Path) -> Rows:
         raise SitError(
             f"{path} is not a latent store", "sit encode-latents FOLDER OUT.h5 writes one"
         )
-    if file.attrs["format_version"] > FORMAT_VERSION:
-        raise SitError(
-            f"{path} has format {file.attrs['format_version']}, this version of sit reads up to "
-            f"{FORMAT_VERSION}",
-            "pip install --upgrade sitcli",
-        )
+    check_version(path, file.attrs["format_version"], FORMAT_VERSION)
     return file

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sitcli.errors import SitError
+from sitcli.io.files import replacing
 
 MIN_CELL = 64  # small images are enlarged to about this many pixels, by a whole factor
 
@@ -65,15 +64,12 @@ def save_curve(path: Path, steps: Sequence[float], values: Sequence[float], *, l
 
 
 def _save(save, path: Path) -> None:
-    """Write under a temporary name and rename: a reader never sees half a picture."""
+    """A reader never sees half a picture. SitError if it cannot be written."""
     if path.is_dir():
         raise SitError(f"cannot write {path}: it is a folder")
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(temporary, format="png")
-        os.replace(temporary, path)
+        with replacing(path, durable=False) as temporary:
+            save(temporary, format="png")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise SitError(f"cannot write {path}: {error.strerror or error}") from None

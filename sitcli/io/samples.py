@@ -14,7 +14,7 @@ import numpy as np
 from sitcli import __version__
 from sitcli.errors import SitError
 from sitcli.io import rows
-from sitcli.io.files import write_json
+from sitcli.io.files import check_version, write_json
 from sitcli.io.rows import DONE, Rows
 
 FORMAT = "sit-samples"
@@ -95,12 +95,7 @@ class SampleSet:
         file = Rows(file_of(path), writable=writable)
         if file.attrs.get("format") != FORMAT:
             raise SitError(f"{path} is not a sample set", "sit sample writes one")
-        if file.attrs["format_version"] > FORMAT_VERSION:
-            raise SitError(
-                f"{path} has format {file.attrs['format_version']}, this version of sit reads up "
-                f"to {FORMAT_VERSION}",
-                "pip install --upgrade sitcli",
-            )
+        check_version(path, file.attrs["format_version"], FORMAT_VERSION)
         return cls(file)
 
     def count(self, evaluations: int, images: int) -> None:

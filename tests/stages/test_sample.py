@@ -23,6 +23,8 @@ from sitcli.io.checkpoint import (
     open_checkpoint,
     write_tensors,
 )
+from sitcli.io.latents import LatentStore
+from sitcli.io.rows import Rows
 from sitcli.io.samples import SampleSet
 from sitcli.model.transformer import Transformer, TransformerConfig
 from sitcli.settings import SampleSettings
@@ -252,6 +254,23 @@ def test_damaged_or_missing_checkpoints(run: Path, tmp_path: Path) -> None:
     with pytest.raises(SitError, match="cannot read"):
         draw(run, "out")
     assert draw(run, "live", weights="model").complete
+
+
+def test_newer_formats_are_refused(run: Path) -> None:
+    """Fault: an artefact of a later version read as if nothing had changed, or a traceback."""
+    samples, store = draw(run, "set"), run.parents[1] / "tiny.h5"
+    for path in (samples.path, store):
+        with Rows(path, writable=True) as file:
+            file.set_attrs(format_version=2)
+    meta = open_checkpoint(run).path / "meta.json"
+    meta.write_text(meta.read_text().replace('"format_version": 1', '"format_version": 2'))
+    for read in (
+        lambda: SampleSet.open(samples.path),
+        lambda: LatentStore.open(store),
+        lambda: open_checkpoint(run),
+    ):
+        with pytest.raises(SitError, match="has format 2, this version of sit reads up to 1"):
+            read()
 
 
 def kill_and_compare(run: Path, kills: int) -> None:
