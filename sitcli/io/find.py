@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sitcli.errors import SitError
 
-MAX_DEPTH = 3  # a store lies beside the images, not inside their class folders
+MAX_DEPTH = 3
+MANY_FOLDERS = 200  # a folder per class: a million files to list, and no store among them
 RUNS, SAMPLES = Path("runs"), Path("samples")
 
 
@@ -66,10 +67,9 @@ def _h5_files(folder: Path, depth: int) -> Iterator[Path]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
         return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.name.endswith(".h5") and entry.is_file():
-            yield folder / entry.name
-        elif depth > 1 and entry.name not in ("runs", "samples") and entry.is_dir():
-            yield from _h5_files(folder / entry.name, depth - 1)
+    entries = [entry for entry in entries if not entry.name.startswith(".")]
+    yield from (folder / e.name for e in entries if e.name.endswith(".h5") and e.is_file())
+    if depth > 1:
+        folders = [e.name for e in entries if e.is_dir() and e.name not in ("runs", "samples")]
+        for name in folders if len(folders) <= MANY_FOLDERS else []:
+            yield from _h5_files(folder / name, depth - 1)
