@@ -42,10 +42,12 @@ def time_grid(interval: Interval, steps: int) -> list[float]:
 
 
 def euler(velocity: Velocity, x: Tensor, t: float, s: float) -> Tensor:
+    """The explicit Euler step."""
     return x - (t - s) * velocity(x, t)
 
 
 def heun(velocity: Velocity, x: Tensor, t: float, s: float) -> Tensor:
+    """Heun's step: the trapezoid rule with an Euler predictor."""
     h = t - s
     v = velocity(x, t)
     return x - h / 2 * (v + velocity(x - h * v, s))

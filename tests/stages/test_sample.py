@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from sitcli import names
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
+from sitcli.io.autoencoder import fit_patch_pca
 from sitcli.io.checkpoint import (
     RunDir,
     checkpoint_meta,
@@ -30,21 +32,26 @@ from sitcli.model.transformer import Transformer, TransformerConfig
 from sitcli.settings import SampleSettings
 from sitcli.stages.sample import plan, sample
 from tests.stages.test_train import ENVIRONMENT, finish
-from tests.tiny import make_store
+from tests.tiny import make_store, pictures
 
 CONFIG = TransformerConfig(
     input_size=8, patch=2, channels=3, out_channels=3, width=32, depth=2, heads=2, num_classes=3
 )
 
 
-def make_run(folder: Path, *, process: Flow | None = None, classes: bool = True) -> Path:
-    """A run with one checkpoint of random weights: sampling does not ask how they were found."""
-    store = make_store(folder / "tiny.h5", classes=classes)
-    config = CONFIG if classes else TransformerConfig(**{**vars(CONFIG), "num_classes": 0})
+def random_network(config: TransformerConfig) -> Transformer:
     torch.manual_seed(0)
     network = Transformer(config)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.08)
+    return network
+
+
+def make_run(folder: Path, *, process: Flow | None = None, classes: bool = True) -> Path:
+    """A run with one checkpoint of random weights: sampling does not ask how they were found."""
+    store = make_store(folder / "tiny.h5", classes=classes)
+    config = CONFIG if classes else TransformerConfig(**{**vars(CONFIG), "num_classes": 0})
+    network = random_network(config)
     run = RunDir(folder / "runs" / "tiny")
     step = run.begin_save(7)
     for name in ("model", "ema"):
@@ -133,14 +140,33 @@ def test_classes_and_labels(run: Path) -> None:
             draw(run, "d", classes=text)
 
 
-def test_guidance_changes_what_it_says(run: Path) -> None:
-    """Fault: --cfg-channels accepted and ignored."""
-    plain, all_, three = (
-        draw(run, name, cfg_scale=scale, cfg_channels=channels)
+def use_patch_pca(run: Path) -> None:
+    """Give the run a network on the 4 x 4 x 4 latents of patch-pca."""
+    fitted = fit_patch_pca(pictures(24)[0], patch=2, channels=4)
+    step = open_checkpoint(run).path
+    arrays = {name: torch.from_numpy(array) for name, array in fitted.arrays.items()}
+    write_tensors(step / "autoencoder.safetensors", arrays)
+    config = dataclasses.replace(CONFIG, input_size=4, channels=4, out_channels=4)
+    for name in ("model", "ema"):
+        write_tensors(step / f"{name}.safetensors", random_network(config).state_dict())
+    meta = json.loads((step / "meta.json").read_text())
+    meta["transformer"] = dataclasses.asdict(config)
+    meta["latents"]["autoencoder"] = fitted.spec
+    (step / "meta.json").write_text(json.dumps(meta))
+
+
+def test_guided_channels(run: Path) -> None:
+    """Fault: --cfg-channels accepted and ignored, or other channels than the first three."""
+    use_patch_pca(run)
+    plain, everything, three = (
+        draw(
+            run, name, steps=1, solver="euler", latents=True, cfg_scale=scale, cfg_channels=channels
+        ).rows.array("latents")
         for name, scale, channels in [("a", 1.0, "all"), ("b", 4.0, "all"), ("c", 4.0, "3")]
     )
-    assert not np.array_equal(plain.images, all_.images)
-    assert np.array_equal(all_.images, three.images)  # these latents have just 3 channels
+    assert np.array_equal(three[:, :3], everything[:, :3])
+    assert np.allclose(three[:, 3], plain[:, 3], atol=1e-5)
+    assert np.abs(everything - plain).max(axis=(0, 2, 3)).min() > 0.01
 
 
 def test_outputs(run: Path) -> None:
