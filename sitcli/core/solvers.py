@@ -164,18 +164,28 @@ def solve_dopri5(
         yield 0.0, data(x, end)
 
 
+def bounded(drift: Drift, h: float) -> Drift:
+    """The same with w_t at most 1/h.
+
+    The marginals do not depend on w_t, but an explicit step is stable only while w h < 2 (the
+    score is about -x near t = 1), and w_KL is infinite there on linear and gvp: unbounded, its
+    first step leaves the state 4 times too wide at 250 steps and 50 times at 20.
+    """
+    return drift._replace(w=drift.w.clamp(max=1 / h))
+
+
 def euler_maruyama(drift: DriftAt, x: Tensor, t: float, s: float, z: Tensor) -> Tensor:
     """x - h v + (h/2) w score + sqrt(w h) z: one evaluation."""
     h = t - s
-    now = drift(x, t)
+    now = bounded(drift(x, t), h)
     return x - h * now.sde + (now.w * h).sqrt() * z
 
 
 def stochastic_heun(drift: DriftAt, x: Tensor, t: float, s: float, z: Tensor) -> Tensor:
     """Trapezoid rule in the drift and in the variance: weak order 2 for additive noise."""
     h = t - s
-    now = drift(x, t)
-    then = drift(x - h * now.sde + (now.w * h).sqrt() * z, s)
+    now = bounded(drift(x, t), h)
+    then = bounded(drift(x - h * now.sde + (now.w * h).sqrt() * z, s), h)
     return x - h / 2 * (now.sde + then.sde) + (h / 2 * (now.w + then.w)).sqrt() * z
 
 

@@ -85,10 +85,16 @@ def transformer_config(
 
 def run_name(settings: TrainSettings, store: LatentStore) -> str:
     """A name that is the same for the same settings and store, and another for others."""
-    kept = {k: v for k, v in as_plain(settings).items() if k not in FREE}
+    free = free_settings(settings.schedule)
+    kept = {k: v for k, v in as_plain(settings).items() if k not in free}
     mark = hash_json([kept, store.fingerprint])[:6]
     model = settings.model.replace("/", "-")
     return f"{model}-{settings.interpolant}-{settings.prediction}-{mark}"
+
+
+def free_settings(schedule: str) -> set[str]:
+    """FREE, less the steps where the learning rate is a function of them."""
+    return set(FREE) - (set() if schedule == "constant" else {"steps"})
 
 
 def as_plain(settings: Any) -> dict[str, Any]:
@@ -118,9 +124,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def check_same(path: Path, settings: TrainSettings) -> None:
     """UsageError naming the first setting that would change what the run at `path` learns."""
     old, new = read_config(path), as_plain(settings)
-    free = set(FREE)
-    if new["schedule"] != "constant":
-        free -= {"steps"}  # the learning rate is a function of it
+    free = free_settings(new["schedule"])
     for key, value in new.items():
         if key not in free and key in old and old[key] != value:
             flag = key.replace("_", "-")

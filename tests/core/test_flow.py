@@ -203,8 +203,13 @@ def test_dopri5_samples_are_independent() -> None:
         assert torch.equal(alone[0], together[i])
 
 
-def propagate(flow: Flow, sde: Sde, network) -> tuple[float, float]:
-    """Mean and variance after the whole solve, exactly: each step is affine in (x, z)."""
+def propagate(
+    flow: Flow, sde: Sde, network, visited: list[float] | None = None
+) -> tuple[float, float]:
+    """Mean and variance after the whole solve, exactly: each step is affine in (x, z).
+
+    visited receives the standard deviation after each noisy step, over the marginal's.
+    """
     # Three probes share every step: (x, z) = (0, 0), (1, 0), (0, 1).
     interval = sde_interval(
         flow.interpolant,
@@ -223,6 +228,8 @@ def propagate(flow: Flow, sde: Sde, network) -> tuple[float, float]:
     for t, s in itertools.pairwise(time_grid(interval, noisy)):
         c, a, b = SDE_STEPS[sde.solver].step(drift, x, t, s, z).flatten().tolist()
         mean, variance = (a - c) * mean + c, (a - c) ** 2 * variance + (b - c) ** 2
+        if visited is not None:
+            visited.append(variance**0.5 / DATA.marginal(flow.interpolant, s)[1])
     if sde.last_step != "none":
         from sitcli.core.solvers import LAST_STEPS
 
@@ -244,6 +251,19 @@ def test_marginal_does_not_depend_on_w(interpolant: str, prediction: str, wt: st
     expected = DATA.marginal(interpolant, end)
     assert mean == pytest.approx(expected[0], abs=0.02)
     assert variance**0.5 == pytest.approx(expected[1], abs=0.02)
+
+
+@pytest.mark.parametrize("steps", [20, 250])
+@pytest.mark.parametrize("solver", names.SDE_SOLVERS)
+@pytest.mark.parametrize("wt", names.WTS)
+@pytest.mark.parametrize("interpolant", names.INTERPOLANTS)
+def test_the_state_never_overshoots(interpolant: str, wt: str, solver: str, steps: int) -> None:
+    """Fault: an unstable first step: w_KL h > 2 near t = 1 widens the state up to 50 times."""
+    w = wt_of(wt, eta=0.1, loss_curve=LOSS_CURVE)
+    sde = Sde(w=w, wt=wt, solver=solver, steps=steps)
+    visited: list[float] = []
+    propagate(Flow(interpolant=interpolant), sde, DATA.network(interpolant, "velocity"), visited)
+    assert max(visited) < 1.2  # 1.155 is the fixed point of explicit steps with w h = 1
 
 
 @pytest.mark.parametrize("solver", names.SDE_SOLVERS)

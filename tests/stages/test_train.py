@@ -153,6 +153,8 @@ def test_default_name_depends_on_what_is_learned(store: Path) -> None:
     name = run_name(settings(store, None, steps=5), opened)
     assert name == run_name(settings(store, None, steps=9, keep=1), opened)
     assert name != run_name(settings(store, None, steps=5, lr=2e-3), opened)
+    cosine = [run_name(settings(store, None, steps=n, schedule="cosine"), opened) for n in (5, 9)]
+    assert cosine[0] != cosine[1]  # the learning rate is a function of the steps
     assert name.startswith("SiT-Mi-4-linear-velocity-")
 
 
@@ -247,6 +249,22 @@ def test_next_names_a_run_that_is_not_the_newest(store: Path, tmp_path: Path, mo
     assert finish(train(first)).next == "sit sample"
     assert finish(train(second)).next == "sit sample"
     assert finish(train(first)).next == "sit sample runs/a"
+
+
+def test_another_number_of_processes_is_refused(store: Path, tmp_path: Path) -> None:
+    """Fault: DeepSpeed's traceback, after the process group is up."""
+    finish(train(settings(store, tmp_path / "run", steps=1)))
+    with pytest.raises(UsageError, match=r"saved by 1 process\(es\), and cannot go on with 2"):
+        prepare(settings(store, tmp_path / "run", steps=2), World(0, 2))
+
+
+def test_zero_stages_of_other_layouts_are_refused(store: Path, tmp_path: Path) -> None:
+    """Fault: DeepSpeed's traceback for a state it cannot read, or a refusal of one it can."""
+    finish(train(settings(store, tmp_path / "run", steps=1)))
+    for zero in ("0", "3"):
+        with pytest.raises(UsageError, match=f"saved with --zero 1.* --zero {zero}"):
+            prepare(settings(store, tmp_path / "run", steps=2, zero=zero), World(0, 1))
+    finish(train(settings(store, tmp_path / "run", steps=2, zero="2")))
 
 
 def test_unconditional(tmp_path: Path) -> None:
