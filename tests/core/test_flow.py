@@ -263,7 +263,7 @@ def test_the_state_never_overshoots(interpolant: str, wt: str, solver: str, step
     sde = Sde(w=w, wt=wt, solver=solver, steps=steps)
     visited: list[float] = []
     propagate(Flow(interpolant=interpolant), sde, DATA.network(interpolant, "velocity"), visited)
-    assert max(visited) < 1.2  # 1.155 is the fixed point of explicit steps with w h = 1
+    assert max(visited) < 1.25  # w h = 1 leaves explicit steps 1.15 times too wide
 
 
 @pytest.mark.parametrize("solver", names.SDE_SOLVERS)
