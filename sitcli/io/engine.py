@@ -141,10 +141,13 @@ def load_engine(engine: Any, folder: Path) -> None:
 
     Raises SitError for another world size or ZeRO stage than the one that saved it.
     """
+    from deepspeed.runtime.zero.utils import ZeRORuntimeException
+
+    damage = (RuntimeError, AssertionError, OSError, KeyError, EOFError, ZeRORuntimeException)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             loaded, _ = engine.load_checkpoint(str(folder), tag="state")
-    except (RuntimeError, AssertionError, OSError, KeyError, EOFError) as error:
+    except damage as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SitError(f"cannot go on from {folder}: {line}") from None
     if loaded is None:

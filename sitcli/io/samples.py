@@ -20,6 +20,7 @@ from sitcli.io.rows import DONE, Rows
 FORMAT = "sit-samples"
 FORMAT_VERSION = 1
 FILE = "samples.h5"
+NEEDED = ("meta", "evaluations", "complete")
 
 
 def file_of(path: Path) -> Path:
@@ -96,6 +97,8 @@ class SampleSet:
         if file.attrs.get("format") != FORMAT:
             raise SitError(f"{path} is not a sample set", "sit sample writes one")
         check_version(path, file.attrs["format_version"], FORMAT_VERSION)
+        if lacking := [name for name in NEEDED if name not in file.attrs]:
+            raise SitError(f"{path} is damaged: no '{lacking[0]}'", "remove it and draw it again")
         return cls(file)
 
     def count(self, evaluations: int, images: int) -> None:

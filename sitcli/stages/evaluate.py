@@ -134,13 +134,13 @@ def plan(settings: EvaluateSettings) -> Result:
 
 def _resolve(settings: EvaluateSettings) -> _Task:
     metrics = tuple(m for m in METRICS if getattr(settings, m)) or ("fid",)
+    path = settings.samples or newest_samples()
     features = choose_features(settings.features, settings.features_weights)
     if "isc" in metrics and features.name != "inception":
         raise UsageError(
             f"--isc needs class probabilities, which --features {settings.features} does not give",
             "leave out --isc, or use --features inception",
         )
-    path = settings.samples or newest_samples()
     if kind_of(path) == "latent store":
         raise UsageError(f"{path} is a latent store, not samples", f"--reference {path}")
     samples = open_images(path)

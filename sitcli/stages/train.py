@@ -227,6 +227,19 @@ def prepare(settings: TrainSettings, world: World) -> Job:
             f"{run.path} was trained on other latents than {store.path}",
             f"name them with --latents {resume.latents['store']}, or another --out",
         )
+    if resume and resume.meta["world_size"] != world.size:
+        saved = resume.meta["world_size"]
+        raise UsageError(
+            f"{resume.path} was saved by {saved} process(es), and cannot go on with {world.size}",
+            f"launch {saved} of them (--nproc_per_node {saved}), or name another --out",
+        )
+    # DeepSpeed keeps the optimizer's state alike in stages 1 and 2 only.
+    if resume and {resume.meta["zero"], int(settings.zero)} not in ({0}, {1}, {2}, {3}, {1, 2}):
+        raise UsageError(
+            f"{resume.path} was saved with --zero {resume.meta['zero']}, and cannot go on with "
+            f"--zero {settings.zero}",
+            "leave --zero as it was, or name another --out",
+        )
     return Job(settings, store, config, process, device, dtype, run, resume)
 
 

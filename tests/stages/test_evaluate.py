@@ -303,3 +303,11 @@ def test_a_torchscript_extractor_labels_its_figures(pipeline):
     digest = figure["features"]["weights_sha256"]
     assert figure["metric"] == f"FD[mean.pt:{digest[:8]}]"
     assert len(digest) == 64
+
+
+def test_without_samples_that_is_what_is_said(tmp_path, monkeypatch):
+    """A hunt for Inception's weights would end where there is nothing to measure."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nowhere"))
+    with pytest.raises(SitError, match="no sample set"):
+        finish(evaluate(EvaluateSettings(device="cpu")))

@@ -353,3 +353,12 @@ def test_next_names_a_set_that_is_not_the_newest(run: Path, tmp_path: Path, monk
     assert finish(sample(second)).next == "sit evaluate --fid"
     again = finish(sample(first))
     assert again.next == f"sit evaluate {again.path} --fid"
+
+
+def test_a_set_without_its_facts_is_one_line(run: Path, tmp_path: Path) -> None:
+    """Fault: a traceback from a sample set that another tool rewrote."""
+    result = finish(sample(SampleSettings(checkpoint=run, out=tmp_path / "s", num=2, steps=1)))
+    with h5py.File(result.path / "samples.h5", "r+") as file:
+        del file.attrs["evaluations"]
+    with pytest.raises(SitError, match="is damaged: no 'evaluations'"):
+        SampleSet.open(result.path)
