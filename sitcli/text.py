@@ -14,6 +14,11 @@ def format_bytes(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def count(number: int, noun: str, plural: str = "") -> str:
+    """(1, 'class', 'classes') -> '1 class'; the plural is the noun with an s unless given."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def format_shape(shape: Sequence[int]) -> str:
     """(4, 32, 32) -> '4 x 32 x 32'."""
     return " x ".join(map(str, shape))

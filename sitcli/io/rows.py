@@ -88,14 +88,15 @@ def check_writable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path, *, what: Path | None = None) -> Iterator[None]:
     """Hold the right to write `path` (which need not exist); SitError if another process has it.
 
     The lock is a hidden file beside `path`: HDF5 takes locks of its own on the file itself.
+    what: the artefact an error names, if it is more than the file.
     """
     check_writable(path)
     name = path.with_name(f".{path.name}.lock")
-    descriptor = _take_lock(name, path)
+    descriptor = _take_lock(name, path, what)
     _held_locks.add(descriptor)
     try:
         yield
@@ -106,7 +107,7 @@ def lock(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take_lock(name: Path, path: Path) -> int:
+def _take_lock(name: Path, path: Path, what: Path | None) -> int:
     while True:
         with _explained(path, 0):
             descriptor = os.open(name, os.O_CREAT | os.O_RDWR, 0o666)
@@ -122,7 +123,7 @@ def _take_lock(name: Path, path: Path) -> int:
             if error.errno != errno.EWOULDBLOCK:
                 raise SitError(f"cannot lock {name}: {error.strerror}") from None
             hint = "wait for it to end, or give another name"
-            raise SitError(f"another process is writing {path}", hint) from None
+            raise SitError(f"another process is writing {what or path}", hint) from None
         os.close(descriptor)
 
 

@@ -37,7 +37,7 @@ from sitcli.io.latents import (
 from sitcli.io.launch import precision_name, quiet_libraries, resolve_device, resolve_precision
 from sitcli.io.rows import BROKEN, DONE, MISSING, Rows
 from sitcli.settings import EncodeSettings
-from sitcli.text import format_bytes, format_shape
+from sitcli.text import count, format_bytes, format_shape
 
 IMAGE_SIZE, EMBEDDED_IMAGE_SIZE = 256, 32
 PCA_IMAGES, PCA_BATCH = 5000, 64
@@ -349,7 +349,11 @@ def _result(store: LatentStore, settings: EncodeSettings, *, pace: float | None 
     broken = store.broken()
     if broken and settings.strict:
         raise _strict_error(*broken[0])
-    classes = f"in {store.num_classes} classes" if store.num_classes else "without classes"
+    classes = (
+        f"in {count(store.num_classes, 'class', 'classes')}"
+        if store.num_classes
+        else "without classes"
+    )
     copies = "2 x " if store.has_flips else ""
     shape = store.rows.shape("latents")[1:]
     spec, size = store.autoencoder, store.path.stat().st_size
@@ -434,9 +438,11 @@ def _check_divisible(size: int, downsample: int, vae: str) -> None:
 
 
 def _describe(source: Source) -> str:
-    classes = f"{len(source.class_names)} classes" if source.class_names else "no classes"
+    classes = (
+        count(len(source.class_names), "class", "classes") if source.class_names else "no classes"
+    )
     other = f", {source.skipped} other files skipped" if source.skipped else ""
-    return f"{source.path}: {len(source)} images, {classes}{other}"
+    return f"{source.path}: {count(len(source), 'image')}, {classes}{other}"
 
 
 def _readable(

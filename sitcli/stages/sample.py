@@ -36,7 +36,7 @@ from sitcli.io.launch import (
 from sitcli.io.pictures import save_grid
 from sitcli.io.samples import SampleSet, file_of
 from sitcli.settings import SampleSettings
-from sitcli.text import format_bytes
+from sitcli.text import count, format_bytes
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
 PATH_ROWS, PATH_COLUMNS = 6, 10
@@ -435,7 +435,9 @@ def _planned_evaluations(job: Job) -> int | None:
 
 def _describe(facts: dict[str, Any]) -> str:
     text = f"{facts['mode'].upper()} {facts['solver']}"
-    text += f", {facts['steps']} steps" if "steps" in facts else f", rtol {facts['rtol']:g}"
+    text += (
+        f", {count(facts['steps'], 'step')}" if "steps" in facts else f", rtol {facts['rtol']:g}"
+    )
     if "wt" in facts:
         text += f", w_t {facts['wt']}"
     if facts["cfg_scale"] != 1:

@@ -63,7 +63,7 @@ from sitcli.model.ema import ShardedEma, ema_decay
 from sitcli.model.flops import total_cost
 from sitcli.model.transformer import Transformer, TransformerConfig
 from sitcli.settings import TrainSettings
-from sitcli.text import format_bytes
+from sitcli.text import count, format_bytes
 
 LOSS_BINS = 20  # of the velocity loss over t
 LOSS_MEMORY = 0.999  # its decay per step
@@ -160,7 +160,7 @@ class Job:
             self.run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SitError(f"cannot create {self.run.path}: {error.strerror}") from None
-        with rows.lock(self.run.config):
+        with rows.lock(self.run.config, what=self.run.path):
             self.run.clean()
             write_config(
                 self.run.config, replace(self.settings, precision=precision_name(self.dtype))
@@ -493,13 +493,13 @@ class Trainer:
                 if name != "step":
                     self.board.add_scalar(name, value, self.step)
         self.summary = {
-            "loss": f"{entry['loss']:.4f} over the last {steps} steps",
+            "loss": f"{entry['loss']:.4g} over the last {count(steps, 'step')}",
             "speed": f"{entry['images_per_second']:.4g} images/s, {entry['mfu']:.0%} of this "
             "machine's measured matrix-product rate",
             "peak memory": f"{entry['peak_memory_bytes'] / 1e9:.2f} GB",
         }
         images, mfu = entry["images_per_second"], entry["mfu"]
-        return f"loss {entry['loss']:.4f}, {images:.4g} images/s, MFU {mfu:.0%}"
+        return f"loss {entry['loss']:.4g}, {images:.4g} images/s, MFU {mfu:.0%}"
 
     def _progress(self, text: str) -> Progress:
         return Progress(done=self.step, total=self.job.settings.steps, unit="steps", text=text)
