@@ -164,8 +164,8 @@ def test_only_one_process_holds_the_lock(tmp_path):
     script = (
         "import sys, time, os; from pathlib import Path; from sitcli.io.rows import lock\n"
         "with lock(Path(sys.argv[1])):\n"
-        "    if os.fork() == 0: time.sleep(30); os._exit(0)\n"
-        "    print('held', flush=True); time.sleep(30)"
+        "    if os.fork() == 0: print('held', flush=True); time.sleep(30); os._exit(0)\n"
+        "    time.sleep(30)"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", script, path],
