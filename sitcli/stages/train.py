@@ -366,6 +366,7 @@ class Trainer:
         self.autoencoder: Autoencoder | None = None
         self.board: Any = None
         self.timed = (0, 0.0)  # steps of this process since the last log line, and their seconds
+        self.peak = 0.0  # operations a second of a plain matrix product here
         self.summary: dict[str, str] = {}
         if job.resume:
             load_engine(self.engine, job.resume.path)
@@ -382,7 +383,6 @@ class Trainer:
 
             self.board = SummaryWriter(str(run.path / "tb"), purge_step=self.step + 1)
         yield Note(f"run: {run.path}" + (f", going on after step {self.step}" if self.step else ""))
-        peak = _matmul_rate(self.job.device, self.job.dtype)
         flops = _step_flops(total_cost(self.job.config).macs, s.batch_size)
         yield self._progress("")
         text = ""
@@ -396,7 +396,7 @@ class Trainer:
             steps, seconds = self.timed
             self.timed = (steps + 1, seconds + time.perf_counter() - began)
             if logged:
-                text = self._log(state, flops, peak)
+                text = self._log(state, flops)
             yield self._progress(text)
             signalled = self._signalled(stop)
             if self.step % s.save_every == 0 or self.step == s.steps or signalled:
@@ -470,8 +470,10 @@ class Trainer:
             )
         return state
 
-    def _log(self, state: dict[str, Any], flops: float, peak: float) -> str:
+    def _log(self, state: dict[str, Any], flops: float) -> str:
         s, steps = self.job.settings, self.meter.steps
+        # The best so far: on a busy machine a single measurement says little.
+        self.peak = max(self.peak, _matmul_rate(self.job.device, self.job.dtype))
         rate = self.timed[0] / self.timed[1]
         entry = dict(
             step=self.step,
@@ -479,7 +481,7 @@ class Trainer:
             lr=learning_rate(s, self.step - 1),
             epoch=self.step * s.batch_size / self.job.store.num_items,
             images_per_second=rate * s.batch_size,
-            mfu=rate * flops / (peak * self.world.size),
+            mfu=rate * flops / (self.peak * self.world.size),
             peak_memory_bytes=_peak_memory(self.job.device),
         )
         norm = self.engine.get_global_grad_norm()
@@ -659,7 +661,7 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     side = 1024 if device.type == "cpu" else 8192
     a = torch.randn(side, side, device=device).to(dtype)
     best = math.inf
-    for _ in range(6):
+    for _ in range(3):
         start = time.perf_counter()
         a @ a
         if device.type == "cuda":
