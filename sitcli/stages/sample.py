@@ -405,8 +405,8 @@ def _export(samples: SampleSet, job: Job) -> None:
 
 
 def _grid(samples: SampleSet, class_names: list[str]) -> tuple[np.ndarray, int, list[str] | None]:
-    """Images, columns and row labels of the grid: a class a row where there are classes."""
-    if not class_names:
+    """Images, columns and row labels of the grid: a class a row where classes have several."""
+    if not class_names or np.bincount(samples.labels).max() < 2:
         shown = min(samples.num, GRID_ROWS * GRID_COLUMNS)
         return samples.images[:shown], max(1, math.isqrt(shown)), None
     classes = list(dict.fromkeys(samples.labels.tolist()))[:GRID_ROWS]

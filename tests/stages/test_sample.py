@@ -187,6 +187,16 @@ def test_outputs(run: Path) -> None:
     assert (folder.parent / "alone.grid.png").exists()
 
 
+def test_grid_of_single_images_is_square(run: Path) -> None:
+    """Fault: a picture one image wide and as long as there are classes."""
+    from PIL import Image
+
+    draw(run, "three", num=3)
+    draw(run, "six", num=6)
+    widths = [Image.open(run.parents[1] / name / "grid.png").width for name in ("three", "six")]
+    assert widths[0] < widths[1]  # without and with the margin of class names
+
+
 def test_unconditional(tmp_path: Path) -> None:
     """Fault: labels demanded from, or guidance accepted for, a model without classes."""
     run = make_run(tmp_path, classes=False)
