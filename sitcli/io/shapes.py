@@ -24,9 +24,9 @@ def draw_shape(name: str, index: int, *, size: int, seed: int) -> np.ndarray:
     digest = hashlib.blake2b(repr((seed, name, index)).encode(), digest_size=8).digest()
     rng = np.random.default_rng(int.from_bytes(digest, "little"))
     foreground, background = _colours(rng)
-    angle = rng.uniform(-0.35, 0.35)
-    radius = rng.uniform(0.62, 0.84)
-    center = rng.uniform(-1, 1, size=2) * (0.92 - radius)
+    angle = rng.uniform(-0.12, 0.12)
+    radius = rng.uniform(0.75, 0.85)
+    center = rng.uniform(-1, 1, size=2) * (0.92 - radius) / 2
 
     ticks = (np.arange(size * SUPERSAMPLE) + 0.5) / (size * SUPERSAMPLE) * 2 - 1
     x = (ticks[None, :] - center[0]) / radius
@@ -39,15 +39,14 @@ def draw_shape(name: str, index: int, *, size: int, seed: int) -> np.ndarray:
 
 def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A vivid colour on a pale or a dark ground of another hue: always plainly visible."""
-    hue = rng.random()
-    other = hue + rng.uniform(0.25, 0.75)
-    vivid = colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 1.0), rng.uniform(0.75, 1.0))
+    hue = rng.integers(6) / 6 + rng.uniform(-0.02, 0.02)
+    vivid = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.85, 1.0), rng.uniform(0.85, 1.0))
     luminance = np.dot((0.2126, 0.7152, 0.0722), vivid)
     # Blue needs a pale ground and yellow a dark one; those in between stand out on either.
     if luminance < 0.2 or (luminance < 0.55 and rng.random() < 0.5):
-        ground = colorsys.hsv_to_rgb(other % 1, rng.uniform(0.0, 0.15), rng.uniform(0.92, 1.0))
+        ground = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.0, 0.05), rng.uniform(0.95, 1.0))
     else:
-        ground = colorsys.hsv_to_rgb(other % 1, rng.uniform(0.2, 0.6), rng.uniform(0.08, 0.22))
+        ground = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.0, 0.3), rng.uniform(0.08, 0.15))
     return np.array(vivid), np.array(ground)
 
 
@@ -92,7 +91,8 @@ def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x**2 + y**2 < 0.98**2) & ((x - 0.45) ** 2 + y**2 > 0.76**2)
+    """Open upwards: all ten shapes are their own mirror images, so flips keep the class."""
+    return (x**2 + y**2 < 0.98**2) & (x**2 + (y - 0.45) ** 2 > 0.76**2)
 
 
 def _diamond(x: np.ndarray, y: np.ndarray) -> np.ndarray:
