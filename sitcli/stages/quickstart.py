@@ -170,10 +170,7 @@ def report(settings: QuickstartSettings) -> Result:
     if metrics is None:
         raise SitError(f"there are no metrics below {settings.out / 'samples'}")
     figures = json.loads(metrics.read_text())["figures"]
-    rows = [
-        [f"{f['metric']} ({f['features']['name']})", f"{f['value']:.4g}", f"{f['floor']:.4g}"]
-        for f in figures
-    ]
+    rows = [[f["metric"], f"{f['value']:.4g}", f"{f['floor']:.4g}"] for f in figures]
     title = "How far the samples are from the pictures, and (floor) half of the pictures from half"
     return Result(
         tables=[Table(title=title, header=["metric", "samples", "floor"], rows=rows)],

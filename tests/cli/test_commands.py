@@ -222,6 +222,16 @@ def test_a_reader_that_went_away_is_no_traceback():
         assert process.wait(60) == 1
 
 
+def test_threads_sleep_while_they_wait():
+    """Would catch the loss of a factor of 25 on a busy laptop, and a user's own choice undone."""
+    body = "import os; print(os.environ['OMP_WAIT_POLICY'])"
+    unset = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    chosen = {**unset, "OMP_WAIT_POLICY": "ACTIVE"}
+    for environment, expected in ((unset, "PASSIVE\n"), (chosen, "ACTIVE\n")):
+        command = [sys.executable, "-c", probe(body)]
+        assert subprocess.check_output(command, env=environment, text=True) == expected
+
+
 if __name__ == "__main__":
     lines = [line for command in COMMANDS for line in option_lines(command)]
     GOLDEN.write_text("\n".join(lines) + "\n")
