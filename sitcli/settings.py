@@ -327,6 +327,6 @@ class InspectSettings:
 class QuickstartSettings:
     out: Path = option(Path("quickstart"), "Folder for everything.", argument=True)
     images_per_class: int = option(200, "Pictures drawn of each of the 10 classes.", low=2)
-    steps: int = option(1800, "Training steps.", low=1)
+    steps: int = option(1500, "Training steps.", low=1)
     seed: int = option(0, "Everything random is a function of it.", low=0)
     device: str = option("auto", DEVICE_HELP)
