@@ -157,3 +157,23 @@ def test_wrong_types_name_the_option_and_the_place(tmp_path, text, environment, 
     assert "error: Invalid value for '--" in error
     assert origin in error
     assert hint == "hint: sit train --help"
+
+
+def test_example_configs_are_accepted():
+    """Would catch an example that a renamed option left behind."""
+    from sitcli import settings
+    from sitcli.cli.options import config_section
+
+    classes = {
+        "encode-latents": settings.EncodeSettings,
+        "train": settings.TrainSettings,
+        "sample": settings.SampleSettings,
+        "evaluate": settings.EvaluateSettings,
+    }
+    examples = list((Path(__file__).parents[2] / "examples").glob("**/*.yaml"))
+    assert examples
+    for path in examples:
+        for name, settings_class in classes.items():
+            known = {field.name for field in fields(settings_class)}
+            section = config_section(path, name, list(classes))
+            assert {key.replace("-", "_") for key in section} <= known
