@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import gc
 import inspect
 import re
 import typing
@@ -35,6 +36,7 @@ def command(
 
     def register(function: Callable[[Any, Invocation], None]) -> Callable:
         def run(**values: Any) -> None:
+            gc.enable()  # __main__ starts without
             values.pop("config")
             invocation = Invocation(json=values.pop("json"), dry_run=values.pop("dry_run", False))
             function(settings_class(**values), invocation)

@@ -482,11 +482,7 @@ def _table(task: _Task, figures: list[dict[str, Any]]) -> Table:
 
 def _summary(task: _Task, figures: list[dict[str, Any]]) -> dict[str, str]:
     official = " (the official InceptionV3)" if task.features.official else ""
-    summary = {
-        "samples": _describe(task.samples, task.samples.num),
-        "reference": task.reference.text if task.reference is not None else "none",
-        "features": task.features.tag + official,
-    }
+    summary = {"features": task.features.tag + official}
     if all(figure["floor"] is None for figure in figures):
         return summary | {"floor": "none: it takes two halves of the reference's images"}
     num = len(task.reference.indices)
