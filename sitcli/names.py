@@ -25,7 +25,6 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Zero = Literal["0", "1", "2", "3"]
 Size = Literal["Mi", "Ti", "S", "B", "L", "XL"]
 PaperSize = Literal["S", "B", "L", "XL"]
-PaperPatch = Literal[8, 4, 2]
 
 INTERPOLANTS = get_args(Interpolant)
 PREDICTIONS = get_args(Prediction)
@@ -40,4 +39,3 @@ PAPER_MODELS = tuple(f"{size}/{patch}" for size in get_args(PaperSize) for patch
 
 EMBEDDED_VAES = ("pixels", "patch-pca")
 DEFAULT_VAE = "stabilityai/sd-vae-ft-ema"
-EMBEDDED_FEATURES = ("pixels",)

@@ -106,12 +106,11 @@ class SampleSet:
         spent, drawn = self.evaluations
         self.rows.set_attrs(evaluations=[spent + evaluations, drawn + images])
 
+    def beside(self, name: str) -> Path:
+        """Where a file of this set goes: DIR/name, or DIR/STEM.name for a lone STEM.h5."""
+        return self.directory / (name if self.path.name == FILE else f"{self.path.stem}.{name}")
+
     def finish(self) -> None:
         """Write meta.json and declare the set complete."""
-        write_json(self.directory / meta_name(self.path), self.meta)
+        write_json(self.beside("meta.json"), self.meta)
         self.rows.set_attrs(complete=True)
-
-
-def meta_name(path: Path) -> str:
-    """meta.json, or NAME.meta.json for a set that is not in a folder of its own."""
-    return "meta.json" if path.name == FILE else f"{path.stem}.meta.json"

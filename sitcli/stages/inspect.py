@@ -25,7 +25,7 @@ from sitcli.io.launch import resolve_device, resolve_precision
 from sitcli.io.pictures import save_grid
 from sitcli.io.samples import FILE as SAMPLES_FILE
 from sitcli.io.samples import FORMAT as SAMPLES_FORMAT
-from sitcli.io.samples import SampleSet, meta_name
+from sitcli.io.samples import SampleSet
 from sitcli.model.transformer import Transformer
 from sitcli.settings import InspectSettings
 from sitcli.text import format_bytes, format_shape
@@ -257,7 +257,7 @@ def _verify_samples(samples: SampleSet) -> Problems:
     num_classes = len(samples.meta.get("class_names") or []) or 1
     problems += _check_labels(samples.labels, num_classes)
     if samples.complete:
-        meta = samples.directory / meta_name(samples.path)
+        meta = samples.beside("meta.json")
         if not meta.exists():
             problems.append(f"{meta.name} is missing")
         elif json.loads(meta.read_text()) != samples.meta:

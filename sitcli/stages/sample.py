@@ -34,7 +34,7 @@ from sitcli.io.launch import (
     resolve_precision,
 )
 from sitcli.io.pictures import save_grid
-from sitcli.io.samples import SampleSet, file_of
+from sitcli.io.samples import FILE, SampleSet, file_of
 from sitcli.settings import SampleSettings
 from sitcli.text import count, format_bytes
 
@@ -83,7 +83,9 @@ def plan(settings: SampleSettings) -> Result:
         "model": f"{job.checkpoint.meta['model']}, {cost.params / 1e6:.1f} M parameters",
         "sampler": _describe(facts),
         "evaluations": f"{evaluations} an image" if evaluations else "as dopri5 needs",
-        "cost": f"{cost.macs * (evaluations or math.nan) * s.num / 1e12:.3g} TMACs",
+        "cost": f"{cost.macs * evaluations * s.num / 1e12:.3g} TMACs"
+        if evaluations
+        else f"{cost.macs / 1e9:.3g} GMACs an evaluation",
         "images": f"{s.num}, {height} x {height}, {format_bytes(s.num * height * height * 3)}",
         "out": str(job.file.parent),
     }
@@ -246,7 +248,7 @@ def _out_file(s: SampleSettings, checkpoint: Checkpoint) -> Path:
     kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in FREE}
     mark = hash_json([kept, str(checkpoint.path.resolve())])[:6]
     name = f"{checkpoint.path.parent.name}-{checkpoint.path.name}-{mark}"
-    return find.SAMPLES / name / "samples.h5"
+    return find.SAMPLES / name / FILE
 
 
 def _open_or_create(job: Job) -> SampleSet:
@@ -296,7 +298,7 @@ def _missing_batches(samples: SampleSet, job: Job) -> list[np.ndarray]:
     """Whole batches with an image missing: always the same batches, so always the same bits."""
     size, done = samples.meta["batch_size"], samples.done
     batches = [np.arange(a, min(a + size, samples.num)) for a in range(0, samples.num, size)]
-    wants_path = job.settings.show_path and not (samples.directory / "path.png").exists()
+    wants_path = job.settings.show_path and not samples.beside("path.png").exists()
     return [b for i, b in enumerate(batches) if not done[b].all() or (wants_path and i == 0)]
 
 
@@ -379,23 +381,22 @@ def _save_path(
         for i in picks
     ]
     images = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
-    save_grid(samples.directory / "path.png", images, columns=len(picks))
+    save_grid(samples.beside("path.png"), images, columns=len(picks))
 
 
 def _export(samples: SampleSet, job: Job) -> None:
     """grid.png, and what was asked for beside it."""
     class_names = samples.meta["class_names"]
-    prefix = "" if samples.path.name == "samples.h5" else f"{samples.path.stem}."
     images, columns, labels = _grid(samples, class_names)
-    save_grid(samples.directory / f"{prefix}grid.png", images, columns=columns, row_labels=labels)
+    save_grid(samples.beside("grid.png"), images, columns=columns, row_labels=labels)
     if job.settings.npz:
-        path = samples.directory / f"{prefix}samples.npz"
+        path = samples.beside("samples.npz")
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, arr_0=samples.images)
     if job.settings.png:
         from PIL import Image
 
-        folder = samples.directory / f"{prefix}png"
+        folder = samples.beside("png")
         folder.mkdir(exist_ok=True)
         for i, image in enumerate(samples.images):
             path = folder / f"{i:06d}.png"
@@ -447,15 +448,14 @@ def _describe(facts: dict[str, Any]) -> str:
 
 def _result(samples: SampleSet, job: Job) -> Result:
     meta = samples.meta
-    prefix = "" if samples.path.name == "samples.h5" else f"{samples.path.stem}."
-    grid = samples.directory / f"{prefix}grid.png"
+    grid = samples.beside("grid.png")
     summary = {
         "images": f"{samples.num}, {samples.images.shape[1]} x {samples.images.shape[2]}",
         "sampler": _describe(meta),
         "evaluations": f"{meta['evaluations_per_image']:g} an image",
         "grid": str(grid),
     }
-    path = samples.directory if samples.path.name == "samples.h5" else samples.path
+    path = samples.directory if samples.path.name == FILE else samples.path
     data = dict(meta, grid=str(grid), samples=str(samples.path))
     return Result(summary=summary, data=data, path=path, next=_evaluate_command(samples.path, path))
 

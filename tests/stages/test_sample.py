@@ -181,10 +181,11 @@ def test_outputs(run: Path) -> None:
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["evaluations_per_image"] == 8
     assert meta["class_names"] == ["red", "green", "blue"]
-    single = draw(run, "alone.h5")
+    single = draw(run, "alone.h5", show_path=True)
     assert single.path.name == "alone.h5"
     assert np.array_equal(single.images, samples.images)
     assert (folder.parent / "alone.grid.png").exists()
+    assert (folder.parent / "alone.path.png").exists()  # not shared with the set beside it
 
 
 def test_grid_of_single_images_is_square(run: Path) -> None:
