@@ -10,6 +10,8 @@ from typing import Literal, get_args
 Interpolant = Literal["linear", "gvp", "vp"]
 Prediction = Literal["velocity", "score", "noise", "data"]
 LossWeight = Literal["none", "velocity", "likelihood"]
+Betas = Literal["linear", "cosine"]
+Variance = Literal["learned-range", "fixed-small", "fixed-large"]
 OdeSolver = Literal["euler", "heun", "rk4", "dopri5"]
 SdeSolver = Literal["euler-maruyama", "heun"]
 Solver = Literal["euler", "heun", "rk4", "dopri5", "euler-maruyama"]
@@ -23,17 +25,21 @@ Weights = Literal["ema", "model"]
 Crop = Literal["adm", "resize", "none"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Zero = Literal["0", "1", "2", "3"]
+Block = Literal["adaln-zero", "adaln", "cross-attention", "in-context"]
 Size = Literal["Mi", "Ti", "S", "B", "L", "XL"]
 PaperSize = Literal["S", "B", "L", "XL"]
 
 INTERPOLANTS = get_args(Interpolant)
 PREDICTIONS = get_args(Prediction)
 LOSS_WEIGHTS = get_args(LossWeight)
+BETAS = get_args(Betas)
+VARIANCES = get_args(Variance)
 ODE_SOLVERS = get_args(OdeSolver)
 SDE_SOLVERS = get_args(SdeSolver)
 LAST_STEPS = get_args(LastStep)
 WTS = get_args(Wt)
 SCHEDULES = get_args(Schedule)
+BLOCKS = get_args(Block)
 SIZES = get_args(Size)
 PAPER_MODELS = tuple(f"{size}/{patch}" for size in get_args(PaperSize) for patch in (8, 4, 2))
 

@@ -93,18 +93,33 @@ class TrainSettings:
     )
     model: str | None = option(
         None,
-        "SiT-{Mi,Ti,S,B,L,XL}/PATCH. [default: SiT-XL/2 on a GPU, SiT-Ti on a CPU]",
+        "SiT-SIZE/PATCH learns a flow, DiT-SIZE/PATCH the discrete process; sizes Mi, Ti, S, B, L, "
+        "XL. [default: SiT-XL/2 on a GPU, SiT-Ti on a CPU]",
         group="Model",
     )
     patch: int | None = option(None, "Override the patch side.", group="Model", low=1)
     depth: int | None = option(None, "Override the number of blocks.", group="Model", low=1)
     width: int | None = option(None, "Override the hidden size.", group="Model", low=4)
     heads: int | None = option(None, "Override the attention heads.", group="Model", low=1)
-    interpolant: names.Interpolant = option(
-        "linear", "Path between data and noise.", group="Objective"
+    block: names.Block = option(
+        "adaln-zero",
+        "How time and label enter: one of the DiT paper's four block designs.",
+        group="Model",
     )
-    prediction: names.Prediction = option(
-        "velocity", "What the network outputs.", group="Objective"
+    interpolant: names.Interpolant | None = option(
+        None, "SiT: path between data and noise. [default: linear]", group="Objective"
+    )
+    betas: names.Betas | None = option(
+        None, "DiT: noise schedule of the 1000 steps. [default: linear]", group="Objective"
+    )
+    variance: names.Variance | None = option(
+        None,
+        "DiT: variance of a reverse step; learned-range takes as many output channels again and "
+        "adds the variational bound to the loss. [default: learned-range]",
+        group="Objective",
+    )
+    prediction: names.Prediction | None = option(
+        None, "What the network outputs. [default: velocity; DiT: noise]", group="Objective"
     )
     loss_weight: names.LossWeight = option(
         "none",
@@ -198,39 +213,61 @@ class SampleSettings:
     labels: names.LabelPolicy = option(
         "balanced", "balanced: every class in turn; random: drawn from the seed.", group="Images"
     )
-    sde: bool = option(False, "Reverse SDE instead of the probability-flow ODE.", group="Sampler")
+    ode: bool = option(
+        False, "The probability-flow ODE. [default for a SiT model]", group="Sampler"
+    )
+    sde: bool = option(False, "The reverse SDE.", group="Sampler")
+    ddpm: bool = option(
+        False, "Ancestral sampling of a DiT model's chain. [its default]", group="Sampler"
+    )
+    ddim: bool = option(False, "DDIM over a DiT model's chain.", group="Sampler")
     solver: names.Solver | None = option(
         None,
-        "ODE: euler, heun, rk4, dopri5; with --sde: euler-maruyama, heun. "
+        "ODE: euler, heun, rk4, dopri5; SDE: euler-maruyama, heun. "
         "[default: heun; with --sde euler-maruyama]",
         group="Sampler",
     )
     steps: int | None = option(
         None,
-        "Steps in network time, the SDE's last one included. [default: 50; with --sde 250]",
+        "Steps in network time, the SDE's last one included; of --ddpm and --ddim how many of the "
+        "chain's 1000. [default: 50; with --sde or --ddpm 250]",
         group="Sampler",
         low=1,
     )
-    rtol: float = option(1e-5, "dopri5: relative tolerance.", group="Sampler", low=0)
-    atol: float = option(1e-5, "dopri5: absolute tolerance.", group="Sampler", low=0)
-    wt: names.Wt = option("sigma", "SDE: diffusion coefficient w_t.", group="Sampler")
-    wt_scale: float = option(1.0, "SDE: factor on w_t.", group="Sampler", low=0)
-    eta: float = option(0.1, "SDE: eta of --wt kl-eta.", group="Sampler", low=0)
-    last_step: names.LastStep = option(
-        "mean",
+    rtol: float | None = option(
+        None, "dopri5: relative tolerance. [default: 1e-5]", group="Sampler", low=0
+    )
+    atol: float | None = option(
+        None, "dopri5: absolute tolerance. [default: 1e-5]", group="Sampler", low=0
+    )
+    wt: names.Wt | None = option(
+        None, "SDE: diffusion coefficient w_t. [default: sigma]", group="Sampler"
+    )
+    wt_scale: float | None = option(
+        None, "SDE: factor on w_t. [default: 1]", group="Sampler", low=0
+    )
+    eta: float | None = option(
+        None,
+        "eta of --wt kl-eta [default: 0.1], or of --ddim: 0 is deterministic, 1 as noisy as DDPM "
+        "[default: 0].",
+        group="Sampler",
+        low=0,
+    )
+    last_step: names.LastStep | None = option(
+        None,
         "SDE: the last step, without noise: mean of the SDE step, tweedie's posterior mean, "
-        "euler on the ODE, or none.",
+        "euler on the ODE, or none. [default: mean]",
         group="Sampler",
     )
-    last_step_size: float = option(
-        0.04, "SDE: time left for the last step.", group="Sampler", low=0, high=0.5
+    last_step_size: float | None = option(
+        None, "SDE: time left for the last step. [default: 0.04]", group="Sampler", low=0, high=0.5
     )
     cfg_scale: float = option(
         1.0, "Classifier-free guidance; 1 is none and costs nothing.", group="Guidance", low=0
     )
-    cfg_channels: names.GuidedChannels = option(
-        "all",
-        "Channels that are guided; 3 is what the published DiT and SiT figures use.",
+    cfg_channels: names.GuidedChannels | None = option(
+        None,
+        "Channels that are guided; 3 is what the published DiT and SiT figures use. [default: all]",
         group="Guidance",
     )
     weights: names.Weights = option("ema", "Averaged or last weights.", group="Sampler")
@@ -253,13 +290,15 @@ class SampleSettings:
 class EvaluateSettings:
     samples: Path | None = option(
         None,
-        "Sample set, folder of pictures, or .npz. [default: the newest set below samples/]",
+        "Sample set, folder of pictures, or .npz. [default: the newest set below samples/] "
+        "With --nll a run or one of its steps. [default: the newest run]",
         argument=True,
     )
     reference: Path | None = option(
         None,
         "Reference: a folder, latent store, sample set or ADM .npz. "
-        "[default: the images the run's latent store was made from]",
+        "[default: the images the run's latent store was made from] "
+        "With --nll a latent store. [default: the run's]",
         group="Data",
     )
     reference_num: int | None = option(
@@ -279,8 +318,45 @@ class EvaluateSettings:
     features_weights: Path | None = option(
         None, "InceptionV3 weights, if torch-fidelity has not cached them.", group="Features"
     )
+    nll: bool = option(
+        False,
+        "How likely a model holds images to be, instead of metrics of samples: the exact "
+        "log-likelihood of a SiT model, the variational bound of a DiT model.",
+        group="Likelihood",
+    )
+    num: int | None = option(
+        None, "Images, spread evenly over the store. [default: 64]", group="Likelihood", low=2
+    )
+    probes: int | None = option(
+        None,
+        "Random probes of the divergence an image; 0 takes the exact trace, at a backward pass "
+        "for each dimension. [default: 1]",
+        group="Likelihood",
+        low=0,
+    )
+    solver: names.OdeSolver | None = option(
+        None, "euler, heun, rk4 or dopri5. [default: rk4]", group="Likelihood"
+    )
+    steps: int | None = option(
+        None,
+        "Steps of the ODE [default: 50], or of a DiT model's chain [default: all].",
+        group="Likelihood",
+        low=1,
+    )
+    rtol: float | None = option(
+        None, "dopri5: relative tolerance. [default: 1e-5]", group="Likelihood", low=0
+    )
+    atol: float | None = option(
+        None, "dopri5: absolute tolerance. [default: 1e-5]", group="Likelihood", low=0
+    )
     batch_size: int = option(16, "Images per network call.", group="Running", low=1)
-    seed: int = option(0, "KID's subsets and the halves of the floor.", group="Running", low=0)
+    seed: int = option(
+        0,
+        "KID's subsets and the halves of the floor; with --nll the probes, and where bytes and "
+        "posteriors are sampled.",
+        group="Running",
+        low=0,
+    )
     device: str = option("auto", DEVICE_HELP, group="Running")
 
 
@@ -303,6 +379,11 @@ class FlopsSettings:
     depth: int | None = option(None, "Override the number of blocks.", group="Model", low=1)
     width: int | None = option(None, "Override the hidden size.", group="Model", low=4)
     heads: int | None = option(None, "Override the attention heads.", group="Model", low=1)
+    block: names.Block = option(
+        "adaln-zero",
+        "How time and label enter: one of the DiT paper's four block designs.",
+        group="Model",
+    )
     sampling_steps: int = option(
         250, "Network evaluations per sample, before guidance.", group="Cost", low=1
     )
@@ -319,6 +400,10 @@ class InspectSettings:
     path: Path = option(..., "A latent store, run, step or sample set.", argument=True)
     verify: bool = option(False, "Read everything back and recompute checksums.")
     preview: Path | None = option(None, "Decode a grid of pictures into this PNG.")
+    plot: Path | None = option(
+        None, "Draw the loss over t and every w_t of a checkpoint into this PNG."
+    )
+    eta: float | None = option(None, "With --plot: eta of w_t kl-eta. [default: 0.1]", low=0)
     vae: str | None = option(None, "Where the autoencoder is now, if it moved since encoding.")
     device: str = option("auto", DEVICE_HELP)
 

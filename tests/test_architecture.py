@@ -9,10 +9,12 @@ import pytest
 
 import sitcli
 from sitcli import names
+from sitcli.core.ddpm import BETAS, VARIANCES
 from sitcli.core.interpolant import INTERPOLANTS
 from sitcli.core.prediction import PREDICTIONS
 from sitcli.core.solvers import LAST_STEPS, ODE_STEPS, SDE_STEPS
 from sitcli.core.wt import WT
+from sitcli.model.blocks import BLOCKS
 from sitcli.model.flops import PUBLISHED_256
 from sitcli.model.transformer import PRESETS
 
@@ -78,14 +80,29 @@ def test_shared_modules_are_light_and_stand_alone(name):
     [
         (names.INTERPOLANTS, INTERPOLANTS),
         (names.PREDICTIONS, PREDICTIONS),
+        (names.BETAS, BETAS),
+        (names.VARIANCES, VARIANCES),
         (names.WTS, WT),
         (names.ODE_SOLVERS, {**ODE_STEPS, "dopri5": None}),  # adaptive: no step of its own
         (names.SDE_SOLVERS, SDE_STEPS),
         (names.LAST_STEPS, LAST_STEPS),
+        (names.BLOCKS, BLOCKS),
         (names.SIZES, PRESETS),
         (names.PAPER_MODELS, [f"{size}/{patch}" for size, patch in PUBLISHED_256]),
     ],
-    ids=["interpolant", "prediction", "wt", "ode", "sde", "last-step", "size", "paper-model"],
+    ids=[
+        "interpolant",
+        "prediction",
+        "betas",
+        "variance",
+        "wt",
+        "ode",
+        "sde",
+        "last-step",
+        "block",
+        "size",
+        "paper-model",
+    ],
 )
 def test_lists_name_their_tables_rows(listed, table):
     """Would catch a choice that --help offers and no code serves, or the reverse."""

@@ -16,12 +16,15 @@ def register(app: typer.Typer) -> None:
     def run(settings: FlopsSettings, invocation: Invocation) -> None:
         """Parameters, GMACs and GFLOPs of every model, beside the paper's figures.
 
-        Without MODEL: the twelve of the papers (a DiT and a SiT of one size cost the same). What
-        the papers call "Gflops" are multiply-accumulates, the column GMACs; GFLOPs = 2 x GMACs.
+        Without MODEL: the twelve of the papers (a DiT and a SiT of one size cost the same), and the
+        four block designs of the DiT paper. What the papers call "Gflops" are
+        multiply-accumulates, the column GMACs; GFLOPs = 2 x GMACs.
 
         sit flops
 
         sit flops DiT-XL/2 --image-size 512 --guidance --sampling-steps 250
+
+        sit flops DiT-XL/2 --block in-context
 
         sit flops SiT-Ti/4 --image-size 32 --downsample 1 --channels 3 --num-classes 10
 

@@ -26,6 +26,8 @@ def register(app: typer.Typer) -> None:
 
         sit inspect runs/NAME
 
+        sit inspect runs/NAME --plot loss.png --eta 0.01
+
         sit inspect samples/NAME --json | jq .meta
         """
         from sitcli.stages import inspect as stage

@@ -9,7 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sitcli.core.interpolant import Path, ode_interval, path_at, sde_interval, train_interval
+from sitcli.core.interpolant import (
+    Interval,
+    Path,
+    ode_interval,
+    path_at,
+    sde_interval,
+    train_interval,
+)
 from sitcli.core.prediction import PREDICTIONS, to_data, to_score, to_velocity
 from sitcli.core.solvers import Drift, solve_dopri5, solve_ode, solve_sde
 
@@ -53,6 +60,30 @@ class Flow:
     prediction: str = "velocity"
     loss_weight: str = "none"
 
+    def out_channels(self, channels: int) -> int:
+        """Channels the network must have for latents of `channels`."""
+        return channels
+
+    def describe(self) -> str:
+        """For people: 'gvp, velocity prediction, loss weight none'."""
+        return f"{self.interpolant}, {self.prediction} prediction, loss weight {self.loss_weight}"
+
+    def path(self, t: Tensor, x: Tensor) -> Path:
+        """The path at times t (B,), broadcast against x (B, ...)."""
+        return path_at(self.interpolant, t, x)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is fed at time t: t itself."""
+        return t
+
+    def ode_interval(self) -> Interval:
+        """End points of the probability-flow ODE."""
+        return ode_interval(self.interpolant, self.prediction)
+
+    def sde_interval(self, wt: str, last_step_size: float) -> Interval:
+        """End points of the reverse SDE before its last step; size 0 is no last step."""
+        return sde_interval(self.interpolant, self.prediction, wt, last_step_size)
+
     def draw_times(self, number: int, generator: torch.Generator) -> Tensor:
         """Training times, uniform over the interval, (number,)."""
         low, high = train_interval(self.interpolant, self.prediction, self.loss_weight)
@@ -64,9 +95,13 @@ class Flow:
         velocity: |v_theta - x'_t|^2; score: |sigma s_theta + eps|^2; noise and data: plain.
         The weights turn the same error into the velocity loss or the likelihood bound.
         """
-        path = path_at(self.interpolant, t, x_star)
+        path = self.path(t, x_star)
+        output = network(path.mix(x_star, eps), self.network_time(t), y)
+        return self.regression(output[:, : x_star.shape[1]].float(), x_star, eps, path)
+
+    def regression(self, output: Tensor, x_star: Tensor, eps: Tensor, path: Path) -> Loss:
+        """The weighted error of an output (B, C, h, w)."""
         prediction = PREDICTIONS[self.prediction]
-        output = network(path.mix(x_star, eps), t, y)[:, : x_star.shape[1]].float()
         if self.prediction == "score":
             residual = path.sigma * output + eps
         else:
@@ -95,11 +130,8 @@ class Flow:
         randn() gives the SDE's noise, step by step, shaped as `noise`.
         """
         if isinstance(sampler, Sde):
-            interval = sde_interval(
-                self.interpolant,
-                self.prediction,
-                sampler.wt,
-                0.0 if sampler.last_step == "none" else sampler.last_step_size,
+            interval = self.sde_interval(
+                sampler.wt, 0.0 if sampler.last_step == "none" else sampler.last_step_size
             )
 
             def drift(x: Tensor, t: float) -> Drift:
@@ -114,12 +146,11 @@ class Flow:
                 last_step=sampler.last_step,
                 randn=randn,
             )
-        interval = ode_interval(self.interpolant, self.prediction)
+        interval = self.ode_interval()
 
         def data(x: Tensor, t: float) -> Tensor:
-            times = x.new_full((len(x),), t)
-            path = path_at(self.interpolant, times, x)
-            return to_data(self.prediction, network(x, times, y).to(x.dtype), x, path)
+            path, output = self._evaluate(network, x, y, x.new_full((len(x),), t))
+            return to_data(self.prediction, output, x, path)
 
         if sampler.solver == "dopri5":
             return solve_dopri5(
@@ -141,13 +172,12 @@ class Flow:
 
     def velocity(self, network: Network, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
         """The probability-flow velocity at (x, t), t (B,)."""
-        path = path_at(self.interpolant, t, x)
-        return to_velocity(self.prediction, network(x, t, y).to(x.dtype), x, path)
+        path, output = self._evaluate(network, x, y, t)
+        return to_velocity(self.prediction, output, x, path)
 
     def drift(self, network: Network, x: Tensor, y: Tensor, t: Tensor, sde: Sde) -> Drift:
         """Velocity, score, posterior mean and w_t from one network evaluation."""
-        path = path_at(self.interpolant, t, x)
-        output = network(x, t, y).to(x.dtype)
+        path, output = self._evaluate(network, x, y, t)
         w = sde.w(t.view(path.alpha.shape), path)
         return Drift(
             to_velocity(self.prediction, output, x, path),
@@ -155,3 +185,8 @@ class Flow:
             to_data(self.prediction, output, x, path),
             w,
         )
+
+    def _evaluate(self, network: Network, x: Tensor, y: Tensor, t: Tensor) -> tuple[Path, Tensor]:
+        """The path at t (B,) and the network's output on the latent's channels."""
+        output = network(x, self.network_time(t), y)[:, : x.shape[1]]
+        return self.path(t, x), output.to(x.dtype)

@@ -73,16 +73,18 @@ def vp(t: Tensor) -> Path:
 INTERPOLANTS: dict[str, Callable[[Tensor], Path]] = {"linear": linear, "gvp": gvp, "vp": vp}
 
 
-def path_at(interpolant: str, t: Tensor, x: Tensor) -> Path:
+def path_at(interpolant: str | Callable[[Tensor], Path], t: Tensor, x: Tensor) -> Path:
     """The path at times t (B,), broadcast against x (B, ...): the one place that broadcasts.
 
+    interpolant: a row of INTERPOLANTS, or the path itself as a function of t (B,) float64.
     Computed in float64, since 1 - alpha^2 and the derivatives cancel near the ends, and returned
     in x's dtype (float32 at least).
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide = t.double() if t.device.type != "mps" else t.float()
     shape = (-1,) + (1,) * (x.ndim - 1)
-    return Path(*(part.to(dtype).view(shape) for part in INTERPOLANTS[interpolant](wide)))
+    function = interpolant if callable(interpolant) else INTERPOLANTS[interpolant]
+    return Path(*(part.to(dtype).view(shape) for part in function(wide)))
 
 
 class Interval(NamedTuple):

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from sitcli import __version__
+from sitcli.core.ddpm import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.core.wt import LossCurve
 from sitcli.errors import SitError
@@ -168,7 +169,7 @@ class Checkpoint:
 
     @cached_property
     def process(self) -> Flow:
-        return Flow(**self.meta["process"])
+        return process_from(self.meta["process"])
 
     @property
     def loss_curve(self) -> LossCurve | None:
@@ -227,6 +228,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
     except SafetensorError as error:  # the operating system's own, in other words
         raise OSError(str(error)) from None
+
+
+def process_from(facts: dict[str, Any]) -> Flow:
+    """The process that `checkpoint_meta` wrote: DiT's if its path is the chain's, else SiT's."""
+    return (Diffusion if facts["interpolant"] == Diffusion.interpolant else Flow)(**facts)
 
 
 def checkpoint_meta(config: TransformerConfig, process: Flow, **more: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import torch
 import yaml
 
 from sitcli import names
+from sitcli.core.ddpm import Diffusion
+from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
 from sitcli.io.files import hash_json, write_text
 from sitcli.io.latents import LatentStore
@@ -22,21 +24,65 @@ FREE = (
     *("log_every", "device", "precision"),
 )
 
+# The options of a family's objective and their defaults; another family refuses them.
+OBJECTIVES: dict[str, dict[str, str]] = {
+    "SiT": dict(interpolant="linear", prediction="velocity"),
+    "DiT": dict(betas="linear", variance="learned-range", prediction="noise"),
+}
+
 
 def resolve(settings: TrainSettings, store: LatentStore, device: torch.device) -> TrainSettings:
     """Fill in the defaults that depend on the device and the store. UsageError for bad values."""
     small = device.type == "cpu"
     steps = settings.steps or (2000 if small else 400_000)
     every = settings.save_every or max(1, min(10_000, steps // 10))
+    model = settings.model or _default_model(store.latent_shape[1], small=small)
     return dataclasses.replace(
         settings,
-        model=settings.model or _default_model(store.latent_shape[1], small=small),
+        model=model,
+        **_objective(model, settings),
         steps=steps,
         batch_size=settings.batch_size or (64 if small else 256),
         save_every=every,
         sample_every=every if settings.sample_every is None else settings.sample_every,
         flip=settings.flip and store.has_flips,
     )
+
+
+def _objective(model: str, settings: TrainSettings) -> dict[str, str]:
+    """The objective's options for this model's family."""
+    family = _parsed(model)[0]
+    given = {
+        name: getattr(settings, name)
+        for name in {name for options in OBJECTIVES.values() for name in options}
+        if getattr(settings, name) is not None
+    }
+    for name in sorted(given.keys() - OBJECTIVES[family].keys()):
+        others = [f"{other}-" for other, options in OBJECTIVES.items() if name in options]
+        raise UsageError(
+            f"--{name} is an option of {' and '.join(others)} models, not of {model}",
+            f"leave it out, or --model {model.replace(f'{family}-', others[0])}",
+        )
+    return OBJECTIVES[family] | given
+
+
+def make_process(settings: TrainSettings) -> Flow:
+    """The process that resolved settings describe."""
+    family = Diffusion if settings.betas is not None else Flow
+    options = dict(prediction=settings.prediction, loss_weight=settings.loss_weight)
+    if family is Diffusion:
+        return Diffusion(betas=settings.betas, variance=settings.variance, **options)
+    return Flow(interpolant=settings.interpolant, **options)
+
+
+def _parsed(model: str) -> tuple[str, str, int]:
+    try:
+        return parse_model(model)
+    except ValueError as error:
+        sizes = ", ".join(names.SIZES)
+        raise UsageError(
+            str(error), f"models are SiT-SIZE/PATCH or DiT-SIZE/PATCH with SIZE one of {sizes}"
+        ) from None
 
 
 def _default_model(side: int, *, small: bool) -> str:
@@ -58,15 +104,10 @@ def transformer_config(
     depth: int | None = None,
     width: int | None = None,
     heads: int | None = None,
+    block: str = TransformerConfig.block,
 ) -> TransformerConfig:
     """The preset called `model` with its overrides. UsageError for what does not fit together."""
-    try:
-        _, size, preset_patch = parse_model(model)
-    except ValueError as error:
-        sizes = ", ".join(names.SIZES)
-        raise UsageError(
-            str(error), f"models are SiT-SIZE/PATCH with SIZE one of {sizes}"
-        ) from None
+    _, size, preset_patch = _parsed(model)
     try:
         preset_depth, preset_width, preset_heads = PRESETS[size]
         return TransformerConfig(
@@ -78,18 +119,25 @@ def transformer_config(
             depth=depth or preset_depth,
             heads=heads or preset_heads,
             num_classes=num_classes,
+            block=block,
         )
     except ValueError as error:
         raise UsageError(str(error), "change --model, --patch, --width or --heads") from None
 
 
 def run_name(settings: TrainSettings, store: LatentStore) -> str:
-    """A name that is the same for the same settings and store, and another for others."""
-    free = free_settings(settings.schedule)
-    kept = {k: v for k, v in as_plain(settings).items() if k not in free}
+    """A name that is the same for the same resolved settings and store, and another for others.
+
+    Settings at their default leave no mark: a version with more of them finds its old runs.
+    """
+    free, defaults = free_settings(settings.schedule), as_plain(TrainSettings())
+    kept = {k: v for k, v in as_plain(settings).items() if k not in free and v != defaults[k]}
     mark = hash_json([kept, store.fingerprint])[:6]
     model = settings.model.replace("/", "-")
-    return f"{model}-{settings.interpolant}-{settings.prediction}-{mark}"
+    if settings.block != TrainSettings.block:
+        model += f"-{settings.block}"
+    path = settings.interpolant or settings.betas
+    return f"{model}-{path}-{settings.prediction}-{mark}"
 
 
 def free_settings(schedule: str) -> set[str]:
@@ -123,7 +171,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def check_same(path: Path, settings: TrainSettings) -> None:
     """UsageError naming the first setting that would change what the run at `path` learns."""
-    old, new = read_config(path), as_plain(settings)
+    # A run of an older version has the defaults of the options that came later.
+    fields = dataclasses.fields(TrainSettings)
+    defaults = {field.name: field.default for field in fields if field.default is not None}
+    old, new = defaults | read_config(path), as_plain(settings)
     free = free_settings(new["schedule"])
     for key, value in new.items():
         if key not in free and key in old and old[key] != value:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sitcli.model.blocks import BLOCKS
 from sitcli.model.embed import TimestepEmbedder
 from sitcli.model.transformer import PRESETS, Transformer, TransformerConfig
 
@@ -45,30 +46,58 @@ PUBLISHED_256: dict[tuple[str, int], Published] = {
     ("XL", 2): Published(675, 118.64),
 }
 PUBLISHED_512: dict[tuple[str, int], Published] = {("XL", 2): Published(675, 524.60)}
+# The comparison of block designs (DiT Figure 5, Table 4), which the paper makes at XL/2 alone.
+PUBLISHED_BLOCKS: dict[str, Published] = {
+    "adaln-zero": PUBLISHED_256["XL", 2],
+    "adaln": Published(600, 118.56),
+    "cross-attention": Published(598, 137.62),
+    "in-context": Published(449, 119.37),
+}
+# By block design and side of the latent.
+PUBLISHED: dict[tuple[str, int], dict[tuple[str, int], Published]] = {
+    **{(block, 32): {("XL", 2): published} for block, published in PUBLISHED_BLOCKS.items()},
+    ("adaln-zero", 32): PUBLISHED_256,
+    ("adaln-zero", 64): PUBLISHED_512,
+}
 
 
 def count_costs(config: TransformerConfig) -> dict[str, Cost]:
-    """Part -> cost of the adaLN-Zero transformer, by formula; the sums are the whole network's.
+    """Part -> cost of the transformer, by formula; the sums are the whole network's.
 
-    Normalisation, activations and element-wise products are no matrix products and count nothing,
-    as in the papers; neither does the label table's look-up. The position embedding is fixed.
+    Normalisation, activations and element-wise products are no matrix products and no MACs, as in
+    the papers; neither is the label table's look-up. The position embedding is fixed. Parts that
+    the block design does not have are left out.
     """
     d, depth, T = config.width, config.depth, config.tokens
+    design = BLOCKS[config.block]
+    T_blocks, context = T + design.appended, design.context
+    vectors = depth * design.vectors + design.final_vectors
+    norms = depth * design.norms + design.final_norms
+    crossing = depth if context else 0  # the blocks with cross-attention
     frequencies = TimestepEmbedder.frequency_dim
     patch_in = config.patch**2 * config.channels
     patch_out = config.patch**2 * config.out_channels
-    return {
+    parts = {
         "patch embedding": Cost(patch_in * d + d, patch_in * d * T),
         # A bias for every output: d (frequencies + 1) is the first layer, d (d + 1) the second.
         "time embedding": Cost(d * (frequencies + 1) + d * (d + 1), frequencies * d + d**2),
         "label embedding": Cost((config.num_classes + 1) * d, 0),
         # q, k, v and the output projection for every token; QK^T and its product with V.
-        "attention": Cost(depth * (4 * d**2 + 4 * d), depth * (4 * d**2 * T + 2 * T**2 * d)),
-        "mlp": Cost(depth * (8 * d**2 + 5 * d), depth * 8 * d**2 * T),
-        # Once a sample, not once a token: six vectors a block and two for the final layer.
-        "modulation": Cost((6 * depth + 2) * (d**2 + d), (6 * depth + 2) * d**2),
+        "attention": Cost(
+            depth * (4 * d**2 + 4 * d), depth * (4 * d**2 * T_blocks + 2 * T_blocks**2 * d)
+        ),
+        # q and the output projection for every token, k and v for the context alone.
+        "cross-attention": Cost(
+            crossing * (4 * d**2 + 4 * d),
+            crossing * (2 * d**2 * T + 2 * d**2 * context + 2 * T * context * d),
+        ),
+        "mlp": Cost(depth * (8 * d**2 + 5 * d), depth * 8 * d**2 * T_blocks),
+        # Once a sample, not once a token.
+        "modulation": Cost(vectors * (d**2 + d), vectors * d**2),
+        "normalisation": Cost(norms * 2 * d, 0),
         "final layer": Cost(d * patch_out + patch_out, d * patch_out * T),
     }
+    return {name: part for name, part in parts.items() if any(part)}
 
 
 def total_cost(config: TransformerConfig) -> Cost:
@@ -94,7 +123,7 @@ def measure_cost(config: TransformerConfig) -> Cost:
 
 def published_cost(config: TransformerConfig) -> Published | None:
     """The paper's figure for this very network, if the paper gives one."""
-    table = {32: PUBLISHED_256, 64: PUBLISHED_512}.get(config.input_size, {})
+    table = PUBLISHED.get((config.block, config.input_size), {})
     if (config.channels, config.out_channels, config.num_classes) != (4, 8, 1000):
         return None
     for (size, patch), published in table.items():

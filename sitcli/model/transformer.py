@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sitcli.model.blocks import AdaLNZeroBlock, FinalLayer
+from sitcli.model.blocks import BLOCKS
 from sitcli.model.embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, position_embedding
 
 # depth, width, heads (DiT Table 1); Mi and Ti are ours, for CPUs.
@@ -26,8 +26,8 @@ PRESETS: dict[str, tuple[int, int, int]] = {
 class TransformerConfig:
     """Everything that fixes the shapes of the parameters.
 
-    input_size: side of the square latent; channels: its channels; num_classes: 0 is unconditional.
-    Raises ValueError for sizes that do not fit together.
+    input_size: side of the square latent; channels: its channels; num_classes: 0 is unconditional;
+    block: one of BLOCKS. Raises ValueError for sizes that do not fit together.
     """
 
     input_size: int
@@ -38,8 +38,11 @@ class TransformerConfig:
     depth: int
     heads: int
     num_classes: int
+    block: str = "adaln-zero"
 
     def __post_init__(self) -> None:
+        if self.block not in BLOCKS:
+            raise ValueError(f"no block design is called '{self.block}'")
         if self.input_size % self.patch:
             raise ValueError(
                 f"patch {self.patch} does not divide the latent side {self.input_size}"
@@ -78,25 +81,28 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         side = config.input_size // config.patch
+        self.design = BLOCKS[config.block]
         self.x_embedder = PatchEmbed(config.patch, config.channels, config.width)
         self.t_embedder = TimestepEmbedder(config.width)
         self.y_embedder = LabelEmbedder(config.num_classes, config.width)
         # A buffer under the official key: ZeRO-1 consolidation loses frozen parameters.
         self.register_buffer("pos_embed", position_embedding(config.width, side))
         self.blocks = nn.ModuleList(
-            AdaLNZeroBlock(config.width, config.heads) for _ in range(config.depth)
+            self.design.block(config.width, config.heads) for _ in range(config.depth)
         )
-        self.final_layer = FinalLayer(config.width, config.patch, config.out_channels)
+        self.final_layer = self.design.final(config.width, config.patch, config.out_channels)
         self.initialize()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """x (B, C, h, w), t (B,), y (B,) int64 -> (B, C_out, h, w)."""
-        tokens = self.x_embedder(x) + self.pos_embed  # (B, T, d)
-        c = self.t_embedder(t) + self.y_embedder(y)  #  (B, d)
+        tokens = self.x_embedder(x) + self.pos_embed  #           (B, T, d)
+        time, label = self.t_embedder(t), self.y_embedder(y)  #   (B, d) each
+        tokens, c = self.design.condition(tokens, time, label)  # as the design's blocks take them
         for block in self.blocks:
-            tokens = block(tokens, c)  #                (B, T, d)
-        tokens = self.final_layer(tokens, c)  #         (B, T, p*p*C_out)
-        return self.unpatchify(tokens)  #               (B, C_out, h, w)
+            tokens = block(tokens, c)
+        tokens = tokens[:, : self.config.tokens]  #               (B, T, d), none of the appended
+        tokens = self.final_layer(tokens, c)  #                   (B, T, p*p*C_out)
+        return self.unpatchify(tokens)  #                         (B, C_out, h, w)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """(B, T, p*p*C) -> (B, C, h, w): a token holds (p, q, c) in this order."""
@@ -118,10 +124,12 @@ class Transformer(nn.Module):
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
         nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
-        # adaLN-Zero: every block begins as the identity and the network as zero.
-        for layer in [*self.blocks, self.final_layer]:
-            nn.init.zeros_(layer.adaLN_modulation[1].weight)
-            nn.init.zeros_(layer.adaLN_modulation[1].bias)
+        # Nothing is modulated at first: an adaLN block begins as a plain one, and with the gates of
+        # adaLN-Zero as the identity. Affine LayerNorms are made as the identity.
+        for name, parameter in self.named_parameters():
+            if "adaLN_modulation" in name:
+                nn.init.zeros_(parameter)
+        # Whatever the blocks do, the network begins as zero.
         nn.init.zeros_(self.final_layer.linear.weight)
         nn.init.zeros_(self.final_layer.linear.bias)
 
@@ -129,7 +137,7 @@ class Transformer(nn.Module):
 def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
     """The config of official-layout weights, from their shapes alone (heads leave no trace).
 
-    Raises KeyError for a missing tensor.
+    Raises KeyError for a missing tensor, ValueError for blocks of no known design.
     """
     width, channels, patch, _ = state["x_embedder.proj.weight"].shape
     out = state["final_layer.linear.weight"].shape[0]
@@ -143,4 +151,17 @@ def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
         depth=depth,
         heads=heads,
         num_classes=state["y_embedder.embedding_table.weight"].shape[0] - 1,
+        block=_infer_block(state, width),
     )
+
+
+def _infer_block(state: dict[str, Tensor], width: int) -> str:
+    """The design whose parameters are those of the first block, by name and shape."""
+    prefix = "blocks.0."
+    found = {k.removeprefix(prefix): v.shape for k, v in state.items() if k.startswith(prefix)}
+    for name, design in BLOCKS.items():
+        with torch.device("meta"):
+            block = design.block(width, 1)
+        if {k: v.shape for k, v in block.state_dict().items()} == found:
+            return name
+    raise ValueError(f"the parameters of {prefix[:-1]} are those of no known design: {[*found]}")

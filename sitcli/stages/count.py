@@ -11,27 +11,36 @@ from sitcli.model.flops import count_costs, measure_cost, published_cost
 from sitcli.model.transformer import PRESETS, TransformerConfig, parse_model
 from sitcli.settings import FlopsSettings
 
-SHARES = ("attention", "mlp", "modulation")
+SHARES = ("attention", "cross-attention", "mlp", "modulation")
+PAPER_HEADER = ["paper M", "diff %", "paper Gflops", "diff %"]
+COMPARED = "SiT-XL/2"
+"""The size at which the DiT paper compares its block designs (Figure 5)."""
 TRAINING_FACTOR = 3
 """A training step costs a forward pass and a backward one of twice its products (DiT, Figure 9)."""
 
 
 def count(settings: FlopsSettings) -> Stage:
-    """Count one model, or the papers' twelve.
+    """Count one model, or the papers' twelve and the four block designs.
 
     Raises UsageError for unknown models and sizes that do not fit together, SitError if the
     formula and torch's counter disagree (they must agree exactly).
     """
     configs = _configs(settings)
-    models = []
-    for done, (label, config) in enumerate(configs.items()):
-        yield Progress(done=done, total=len(configs), unit="models", text=label)
-        models.append(_describe(label, config, settings))
-    result = Result(data={"models": models}, summary=_summary(settings, models))
+    designs = _design_configs(settings) if settings.model is None else {}
+    counted = []
+    for label, config in [*configs.items(), *designs.items()]:
+        total = len(configs) + len(designs)
+        yield Progress(done=len(counted), total=total, unit="models", text=label)
+        counted.append(_describe(label, config, settings))
+    models, blocks = counted[: len(configs)], counted[len(configs) :]
+    result = Result(data={"models": models}, summary=_summary(settings, counted))
     result.tables.append(_cost_table(models))
-    if len(models) == 1:
+    if settings.model is not None:
         result.tables.append(_parts_table(models[0]))
     result.tables.append(_use_table(models, settings))
+    if blocks:
+        result.data["blocks"] = blocks
+        result.tables.append(_blocks_table(blocks))
     return result
 
 
@@ -42,6 +51,7 @@ def _configs(settings: FlopsSettings) -> dict[str, TransformerConfig]:
         for name in ("patch", "depth", "width", "heads")
         if getattr(settings, name) is not None
     }
+    design = {} if settings.block == FlopsSettings.block else {"block": settings.block}
     if settings.model is None:
         if overrides:
             flag = next(iter(overrides))
@@ -50,13 +60,22 @@ def _configs(settings: FlopsSettings) -> dict[str, TransformerConfig]:
                 f"sit flops SiT-XL/2 --{flag} {overrides[flag]}",
             )
         labels = [f"SiT-{model}" for model in names.PAPER_MODELS]
-        return {label: _config(label, settings, {}) for label in labels}
+        return {label: _config(label, settings, design) for label in labels}
+    overrides |= design
     changes = ", ".join(f"{name} {value}" for name, value in overrides.items())
     label = f"{settings.model} ({changes})" if changes else settings.model
     return {label: _config(settings.model, settings, overrides)}
 
 
-def _config(model: str, settings: FlopsSettings, overrides: dict[str, int]) -> TransformerConfig:
+def _design_configs(settings: FlopsSettings) -> dict[str, TransformerConfig]:
+    """Label -> configuration of each block design at the size that the paper compares."""
+    return {
+        f"{COMPARED} (block {block})": _config(COMPARED, settings, {"block": block})
+        for block in names.BLOCKS
+    }
+
+
+def _config(model: str, settings: FlopsSettings, overrides: dict[str, Any]) -> TransformerConfig:
     try:
         _, size, patch = parse_model(model)
     except ValueError as error:
@@ -95,6 +114,7 @@ def _describe(label: str, config: TransformerConfig, settings: FlopsSettings) ->
     paper = published_cost(config)
     return {
         "model": label,
+        "block": config.block,
         "params": params,
         "gmacs": macs / 1e9,
         "gflops": 2 * macs / 1e9,
@@ -127,18 +147,18 @@ def _check(label: str, config: TransformerConfig, params: int, macs: int) -> flo
     return difference
 
 
-def _summary(settings: FlopsSettings, models: list[dict[str, Any]]) -> dict[str, str]:
+def _summary(settings: FlopsSettings, counted: list[dict[str, Any]]) -> dict[str, str]:
     size, side = settings.image_size, settings.image_size // settings.downsample
     classes = f"{settings.num_classes} classes" if settings.num_classes else "unconditional"
     out = settings.out_channels or 2 * settings.channels
     summary = {
         "network": f"{size}x{size} images as {settings.channels}x{side}x{side} latents, "
-        f"{out} output channels, {classes}",
+        f"{out} output channels, {classes}, {settings.block} blocks",
         "units": "one forward pass of one sample; GFLOPs = 2 x GMACs; "
         'what the papers call "Gflops" are our GMACs',
     }
     if settings.check:
-        largest = max(model["check_difference"] for model in models)
+        largest = max(model["check_difference"] for model in counted)
         summary["check"] = (
             f"formula against torch's FlopCounterMode: relative difference {largest:g}"
         )
@@ -146,10 +166,11 @@ def _summary(settings: FlopsSettings, models: list[dict[str, Any]]) -> dict[str,
 
 
 def _cost_table(models: list[dict[str, Any]]) -> Table:
-    shares = [f"{name} %" for name in (*SHARES, "other")]
+    present = [name for name in SHARES if name in models[0]["parts"]]  # all of one block design
+    shares = [f"{name} %" for name in (*present, "other")]
     rows = []
     for model in models:
-        share = [model["parts"][name]["share"] for name in SHARES]
+        share = [model["parts"][name]["share"] for name in present]
         rows.append(
             [
                 model["model"],
@@ -181,23 +202,41 @@ def _parts_table(model: dict[str, Any]) -> Table:
 def _use_table(models: list[dict[str, Any]], settings: FlopsSettings) -> Table:
     rows = []
     for model in models:
-        row = [model["model"]]
-        if model["paper_gmacs"] is None:
-            row += ["-"] * 4
-        else:
-            row += [f"{model['paper_params'] / 1e6:.0f}", _percent(model["params_difference"])]
-            row += [f"{model['paper_gmacs']:.2f}", _percent(model["gmacs_difference"])]
-        row += [_figure(model["gflops_per_sample"] / 1e3)]
-        row += [_figure(model["gflops_of_training"] / 1e9)]
-        rows.append(row)
-    header = ["model", "paper M", "diff %", "paper Gflops", "diff %"]
-    header += ["TFLOPs/sample", "training EFLOPs"]
+        use = [model["gflops_per_sample"] / 1e3, model["gflops_of_training"] / 1e9]
+        rows.append([model["model"], *_beside_paper(model), *map(_figure, use)])
+    header = ["model", *PAPER_HEADER, "TFLOPs/sample", "training EFLOPs"]
     guided = " with guidance" if settings.guidance else ""
     title = (
         f"Beside the DiT paper; a sample of {settings.sampling_steps} steps{guided}; "
         f"{settings.train_steps} training steps of {settings.batch_size} (3 x forward)"
     )
     return Table(title=title, header=header, rows=rows)
+
+
+def _blocks_table(blocks: list[dict[str, Any]]) -> Table:
+    rows = [
+        [
+            model["block"],
+            f"{model['params'] / 1e6:.2f}",
+            f"{model['gmacs']:.2f}",
+            *_beside_paper(model),
+        ]
+        for model in blocks
+    ]
+    header = ["block", "params M", "GMACs", *PAPER_HEADER]
+    return Table(title=f"The four block designs at {COMPARED}", header=header, rows=rows)
+
+
+def _beside_paper(model: dict[str, Any]) -> list[str]:
+    """The cells below PAPER_HEADER."""
+    if model["paper_gmacs"] is None:
+        return ["-"] * len(PAPER_HEADER)
+    return [
+        f"{model['paper_params'] / 1e6:.0f}",
+        _percent(model["params_difference"]),
+        f"{model['paper_gmacs']:.2f}",
+        _percent(model["gmacs_difference"]),
+    ]
 
 
 def _figure(value: float) -> str:

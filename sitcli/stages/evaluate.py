@@ -53,6 +53,7 @@ from sitcli.io.imagesets import ImageSet, kind_of, open_images
 from sitcli.io.launch import generator, quiet_libraries, resolve_device
 from sitcli.io.rows import check_writable
 from sitcli.settings import EvaluateSettings, SampleSettings
+from sitcli.stages.likelihood import refuse_options
 
 FORMAT_VERSION = 1
 FEW_SAMPLES = 10_000
@@ -133,6 +134,7 @@ def plan(settings: EvaluateSettings) -> Result:
 
 
 def _resolve(settings: EvaluateSettings) -> _Task:
+    refuse_options(settings)
     metrics = tuple(m for m in METRICS if getattr(settings, m)) or ("fid",)
     path = settings.samples or newest_samples()
     features = choose_features(settings.features, settings.features_weights)
@@ -515,7 +517,7 @@ def _next(task: _Task, settings: EvaluateSettings) -> str:
 def _more_samples(meta: dict[str, Any]) -> str:
     """The command that draws enough samples in the way these were drawn."""
     words = ["sit", "sample", str(meta["checkpoint"]), "--num", str(FEW_SAMPLES)]
-    words += ["--sde"] if meta["mode"] == "sde" else []
+    words.append(f"--{meta['mode']}")
     for option in dataclasses.fields(SampleSettings):
         value = meta.get(option.name)
         if option.name in ("checkpoint", "num", "precision") or value in (None, option.default):

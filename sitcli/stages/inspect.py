@@ -7,26 +7,27 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 import torch
 
+from sitcli.core.wt import WT, wt_of
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Event, Progress, Result, Stage, Table, Warn
 from sitcli.io import rows
 from sitcli.io.autoencoder import decode_latents, from_spec, hash_arrays
 from sitcli.io.checkpoint import FORMAT as CHECKPOINT_FORMAT
-from sitcli.io.checkpoint import Checkpoint, RunDir, open_checkpoint
+from sitcli.io.checkpoint import STEP_NAME, Checkpoint, RunDir, open_checkpoint
 from sitcli.io.latents import FORMAT as STORE_FORMAT
 from sitcli.io.latents import LatentStore, ReadBack, encode_command
 from sitcli.io.launch import resolve_device, resolve_precision
-from sitcli.io.pictures import save_grid
+from sitcli.io.pictures import save_grid, save_loss_and_wt
 from sitcli.io.samples import FILE as SAMPLES_FILE
 from sitcli.io.samples import FORMAT as SAMPLES_FORMAT
 from sitcli.io.samples import SampleSet
-from sitcli.model.transformer import Transformer
+from sitcli.model.transformer import Transformer, TransformerConfig
 from sitcli.settings import InspectSettings
 from sitcli.text import format_bytes, format_shape
 
@@ -36,6 +37,9 @@ EXPECTED = (
 )
 READ_BYTES = 32_000_000
 PREVIEW_ROWS, PREVIEW_COLUMNS = 8, 8
+PLOT_TIMES = [k / 200 for k in range(1, 200)]  # open at both ends, where some w_t are infinite
+TABLE_TIMES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+DEFAULT_ETA = 0.1
 SETTINGS_SHOWN = ("model", "steps", "batch_size", "lr", "ema", "zero", "precision", "seed")
 
 Artefact = LatentStore | SampleSet | RunDir | Checkpoint
@@ -43,7 +47,7 @@ Problems = Generator[Event, None, list[str]]
 
 
 def inspect(settings: InspectSettings) -> Stage:
-    """Describe the artefact at `settings.path`; verify it and draw a preview if asked to.
+    """Describe the artefact at `settings.path`; verify it, draw a preview or a plot if asked to.
 
     Raises SitError for what is not an artefact of ours, cannot be read, or fails --verify.
     """
@@ -54,6 +58,7 @@ def inspect(settings: InspectSettings) -> Stage:
             f"{settings.path} holds weights, no pictures to preview", f"sit sample {settings.path}"
         )
     try:
+        plotted = _checkpoint_to_plot(settings, artefact)
         result = describe(artefact)
         problems = (yield from verify(artefact)) if settings.verify else []
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -71,6 +76,10 @@ def inspect(settings: InspectSettings) -> Stage:
         _preview(settings, *draw(artefact, settings))
         result.path = settings.preview
         result.data["preview"] = str(settings.preview)
+    if plotted is not None:
+        if plotted.loss_curve is None:
+            yield Warn(f"{plotted.path} has no measured loss: the plot lacks L_t and kl-eta")
+        _plot(settings, plotted, result)
     return result
 
 
@@ -352,16 +361,16 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> Result:
         params = sum(p.numel() for p in Transformer(config).parameters())
     size = _bytes_below(checkpoint.path)
     num_classes = config.num_classes
+    design = "" if config.block == TransformerConfig.block else f"{config.block} "
     summary = {
         "kind": f"checkpoint, format {meta['format_version']}, by sit {meta['sit_version']}",
         "step": str(checkpoint.step),
-        "network": f"{config.depth} blocks of width {config.width}, {config.heads} heads, "
+        "network": f"{config.depth} {design}blocks of width {config.width}, {config.heads} heads, "
         f"patch {config.patch}: {params / 1e6:.4g} M parameters",
         "latents": f"{format_shape((config.channels, config.input_size, config.input_size))} of "
         f"{latents['store']} ({latents['num_items']} images)",
         "classes": _some(latents["class_names"]) if num_classes else "none",
-        "process": f"{process.interpolant}, {process.prediction} prediction, "
-        f"loss weight {process.loss_weight}",
+        "process": process.describe(),
         "autoencoder": f"{spec['name']} ({spec['class']}, {spec['hash'][:12]})",
         "size": format_bytes(size),
     }
@@ -410,6 +419,95 @@ def _preview(
         save_grid(settings.preview, images, columns=columns, row_labels=labels)
     except OSError as error:
         raise SitError(f"cannot write {settings.preview}: {error.strerror or error}") from None
+
+
+class Curves(NamedTuple):
+    """The velocity loss and every w_t of a checkpoint, as numbers.
+
+    loss, means, counts and kl_eta_end are empty or None where no loss was measured. means: of the
+    equal bins of t that training measured, None where it never drew a time; loss: as `LossCurve`
+    reads them at t; kl_eta_end: kl-eta at t = 1.
+    """
+
+    t: list[float]
+    loss: list[float]
+    wt: dict[str, list[float]]
+    means: list[float | None]
+    counts: list[float]
+    kl_eta_end: float | None
+
+
+def curves_of(checkpoint: Checkpoint, times: Sequence[float], *, eta: float) -> Curves:
+    """L_t and w_t (SiT Table 2) at times in (0, 1). ValueError unless eta is positive."""
+    process, curve = checkpoint.process, checkpoint.loss_curve
+    t = torch.tensor(times, dtype=torch.float64)
+
+    def w(name: str, t: torch.Tensor) -> list[float]:
+        w_t = wt_of(name, eta=eta, loss_curve=curve)
+        return w_t(t, process.path(t, t)).tolist()
+
+    wt = {name: w(name, t) for name in WT if curve is not None or name != "kl-eta"}
+    if curve is None:
+        return Curves(times, [], wt, [], [], None)
+    bins = checkpoint.meta["loss_by_t"]
+    pairs = list(zip(bins["sums"], bins["counts"], strict=True))
+    return Curves(
+        t=list(times),
+        loss=curve(t).tolist(),
+        wt=wt,
+        means=[total / count if count else None for total, count in pairs],
+        counts=[count for _, count in pairs],
+        kl_eta_end=w("kl-eta", torch.ones(1, dtype=torch.float64))[0],
+    )
+
+
+def _checkpoint_to_plot(settings: InspectSettings, artefact: Artefact) -> Checkpoint | None:
+    """What --plot draws. UsageError for what has no loss or w_t, and for an --eta without use."""
+    if settings.plot is None:
+        if settings.eta is not None:
+            raise UsageError("--eta is of the plot's kl-eta", "add --plot loss.png")
+        return None
+    if not isinstance(artefact, (RunDir, Checkpoint)):
+        raise UsageError(
+            f"{settings.path} is no run or step: it has no loss over t to plot",
+            "sit inspect runs/NAME --plot loss.png",
+        )
+    checkpoint = open_checkpoint(artefact.path)
+    curve = checkpoint.loss_curve
+    if settings.eta is not None:
+        if not 0 < settings.eta < math.inf:
+            raise UsageError(f"--eta {settings.eta:g}: eta must be positive and finite")
+        if curve is None:
+            raise UsageError(f"--eta: {checkpoint.path} has no measured loss for kl-eta", "omit it")
+    return checkpoint
+
+
+def _plot(settings: InspectSettings, checkpoint: Checkpoint, result: Result) -> None:
+    eta = DEFAULT_ETA if settings.eta is None else settings.eta
+    curves = curves_of(checkpoint, PLOT_TIMES, eta=eta)
+    process, folder = checkpoint.process, checkpoint.path.resolve()
+    name = folder.parent.name if STEP_NAME.fullmatch(folder.name) else folder.name
+    facts = {
+        "step": checkpoint.step,
+        "interpolant": process.interpolant,
+        "prediction": process.prediction,
+    }
+    title = f"{name}, step {checkpoint.step}: {facts['interpolant']} interpolant, "
+    title += f"{process.prediction} prediction"
+    save_loss_and_wt(settings.plot, title=title, eta=eta, **curves._asdict())
+    result.tables.append(_curves_table(curves_of(checkpoint, TABLE_TIMES, eta=eta), eta))
+    result.path = settings.plot
+    result.data["plot"] = str(settings.plot)
+    result.data["curves"] = facts | {"eta": eta if curves.loss else None} | curves._asdict()
+
+
+def _curves_table(curves: Curves, eta: float) -> Table:
+    columns = {"t": curves.t} | ({"L_t": curves.loss} if curves.loss else {}) | curves.wt
+    title = "Velocity loss L_t and " if curves.loss else ""
+    title += "w_t over t (t = 0 is data)"
+    title += f"; kl-eta at eta {eta:g}" if curves.loss else ""
+    lines = [[f"{value:.4g}" for value in line] for line in zip(*columns.values(), strict=True)]
+    return Table(title=title, header=list(columns), rows=lines)
 
 
 def _choose(labels: np.ndarray, names: list[str]) -> tuple[np.ndarray, int, list[str] | None]:

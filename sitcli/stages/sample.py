@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sitcli import names
+from sitcli.core.ddpm import NUM_STEPS, Ddim, Ddpm, Diffusion
 from sitcli.core.flow import Ode, Sde
 from sitcli.core.guidance import GuidedNetwork
 from sitcli.core.wt import wt_of
@@ -38,6 +39,7 @@ from sitcli.io.samples import FILE, SampleSet, file_of
 from sitcli.settings import SampleSettings
 from sitcli.text import count, format_bytes
 
+Sampler = Ode | Sde | Ddpm | Ddim
 GRID_ROWS, GRID_COLUMNS = 10, 10
 PATH_ROWS, PATH_COLUMNS = 6, 10
 # How the images are computed or stored; anything else in the settings decides what they show.
@@ -105,7 +107,7 @@ class Job:
 
     settings: SampleSettings
     checkpoint: Checkpoint
-    sampler: Ode | Sde
+    sampler: Sampler
     labels: np.ndarray  # (N,) int64
     device: torch.device
     dtype: torch.dtype
@@ -113,7 +115,7 @@ class Job:
 
     def facts(self) -> dict[str, Any]:
         """What the figures of these images must be published with."""
-        s, sampler = self.settings, self.sampler
+        s = self.settings
         facts: dict[str, Any] = dict(
             checkpoint=str(self.checkpoint.path.resolve()),
             step=self.checkpoint.step,
@@ -125,32 +127,19 @@ class Job:
             seed=s.seed,
             labels=s.labels,
             classes=s.classes,
-            mode="sde" if s.sde else "ode",
-            solver=sampler.solver,
+            mode=mode_of(s),
             cfg_scale=s.cfg_scale,
             cfg_channels=s.cfg_channels,
             latents_kept=s.latents,
         )
-        if isinstance(sampler, Sde):
-            facts |= dict(
-                steps=sampler.steps,
-                wt=s.wt,
-                wt_scale=s.wt_scale,
-                last_step=s.last_step,
-                last_step_size=s.last_step_size,
-            )
-            if s.wt == "kl-eta":
-                facts["eta"] = s.eta
-        elif sampler.solver == "dopri5":
-            facts |= dict(rtol=s.rtol, atol=s.atol)
-        else:
-            facts["steps"] = sampler.steps
-        return facts
+        values = {name: getattr(s, name) for name in ALL_OPTIONS}
+        return facts | {name: value for name, value in values.items() if value is not None}
 
 
 def prepare(settings: SampleSettings) -> Job:
     """Check everything that can be checked before anything is written."""
     checkpoint = open_checkpoint(settings.checkpoint or find.newest_run())
+    settings = resolve(settings, checkpoint)
     device = resolve_device(settings.device)
     dtype = resolve_precision(settings.precision, device)
     sampler = _sampler(settings, checkpoint)
@@ -166,35 +155,103 @@ def prepare(settings: SampleSettings) -> Job:
     )
 
 
-def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Ode | Sde:
-    if not s.sde:
-        solver = s.solver or "heun"
-        if solver not in names.ODE_SOLVERS:
-            raise UsageError(
-                f"--solver {solver} is for --sde", f"one of {', '.join(names.ODE_SOLVERS)}"
-            )
-        if solver == "dopri5" and s.steps is not None:
-            raise UsageError("dopri5 chooses its own steps", "use --rtol and --atol, not --steps")
-        return Ode(solver=solver, steps=s.steps or 50, rtol=s.rtol, atol=s.atol)
-    solver = s.solver or "euler-maruyama"
-    if solver not in names.SDE_SOLVERS:
+# A mode's options and their defaults; it refuses every other one of these.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ode": dict(solver="heun", steps=50),
+    "sde": dict(
+        solver="euler-maruyama",
+        steps=250,
+        wt="sigma",
+        wt_scale=1.0,
+        last_step="mean",
+        last_step_size=0.04,
+    ),
+    "ddpm": dict(steps=250),
+    "ddim": dict(steps=50, eta=0.0),
+}
+# What a choice of a mode adds to its options, or takes away (None).
+CHOICES: dict[tuple[str, str], dict[str, Any]] = {
+    ("solver", "dopri5"): dict(rtol=1e-5, atol=1e-5, steps=None),
+    ("wt", "kl-eta"): dict(eta=0.1),
+    ("last_step", "none"): dict(last_step_size=None),
+}
+ALL_OPTIONS = sorted(
+    {name for table in (OPTIONS, CHOICES) for row in table.values() for name in row}
+)
+SOLVERS = {"ode": names.ODE_SOLVERS, "sde": names.SDE_SOLVERS}
+
+
+def mode_of(settings: SampleSettings) -> str | None:
+    """The one of ode, sde, ddpm, ddim that was asked for. UsageError for two of them."""
+    asked = [mode for mode in OPTIONS if getattr(settings, mode)]
+    if len(asked) > 1:
+        raise UsageError(f"--{asked[0]} and --{asked[1]} are two samplers", "give one of them")
+    return asked[0] if asked else None
+
+
+def resolve(settings: SampleSettings, checkpoint: Checkpoint) -> SampleSettings:
+    """Fill in the sampler and its defaults; UsageError for options that it does not have."""
+    discrete = isinstance(checkpoint.process, Diffusion)
+    mode = mode_of(settings) or ("ddpm" if discrete else "ode")
+    if mode in ("ddpm", "ddim") and not discrete:
         raise UsageError(
-            f"--solver {solver} is not for --sde", f"one of {', '.join(names.SDE_SOLVERS)}"
+            f"--{mode} walks the chain of a DiT model, and {checkpoint.path} is a SiT model",
+            "--ode or --sde",
         )
-    if s.last_step != "none" and s.last_step_size == 0:
+    given = {name: getattr(settings, name) for name in ALL_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    options = OPTIONS[mode] | {k: v for k, v in given.items() if k in OPTIONS[mode]}
+    if options.get("solver", "") not in SOLVERS.get(mode, ("",)):
+        choices = ", ".join(SOLVERS[mode])
+        raise UsageError(f"--solver {options['solver']} is not for --{mode}", f"one of {choices}")
+    choice = ""
+    for (name, value), more in CHOICES.items():
+        if options.get(name) == value:
+            choice += f" --{name.replace('_', '-')} {value}"
+            options = {k: v for k, v in options.items() if k not in more or more[k] is not None}
+            options |= {k: given.get(k, v) for k, v in more.items() if v is not None}
+    for name in given.keys() - options.keys():
+        flag = name.replace("_", "-")
+        raise UsageError(
+            f"--{flag} means nothing to --{mode}{choice}", f"leave it out{_owners(name)}"
+        )
+    if settings.cfg_scale == 1 and settings.cfg_channels is not None:
+        raise UsageError("--cfg-channels means nothing without guidance", "--cfg-scale 1.5, say")
+    channels = None if settings.cfg_scale == 1 else settings.cfg_channels or "all"
+    return dataclasses.replace(settings, **{mode: True}, **options, cfg_channels=channels)
+
+
+def _owners(name: str) -> str:
+    owners = [f"--{mode}" for mode, options in OPTIONS.items() if name in options]
+    owners += [f"--{k.replace('_', '-')} {v}" for (k, v), more in CHOICES.items() if more.get(name)]
+    return f"; it is an option of {' or '.join(owners)}" if owners else ""
+
+
+def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Sampler:
+    if s.ode and s.solver == "dopri5":
+        return Ode(solver=s.solver, rtol=s.rtol, atol=s.atol)
+    if s.ode:
+        return Ode(solver=s.solver, steps=s.steps)
+    if s.ddpm or s.ddim:
+        if s.steps > NUM_STEPS:
+            raise UsageError(
+                f"--steps {s.steps}: the chain has {NUM_STEPS} steps", f"at most {NUM_STEPS}"
+            )
+        return Ddpm(steps=s.steps) if s.ddpm else Ddim(steps=s.steps, eta=s.eta)
+    if s.last_step_size == 0:
         raise UsageError("--last-step-size 0 leaves no last step", "use --last-step none")
     curve = checkpoint.loss_curve if s.wt == "kl-eta" else None
     try:
-        w = wt_of(s.wt, scale=s.wt_scale, eta=s.eta, loss_curve=curve)
+        w = wt_of(s.wt, scale=s.wt_scale, eta=s.eta or 0.0, loss_curve=curve)
     except ValueError as error:
         raise UsageError(f"--wt {s.wt}: {error}", "use another --wt") from None
     return Sde(
         w=w,
         wt=s.wt,
-        solver=solver,
-        steps=s.steps or 250,
+        solver=s.solver,
+        steps=s.steps,
         last_step=s.last_step,
-        last_step_size=s.last_step_size,
+        last_step_size=s.last_step_size or 0.0,
     )
 
 
@@ -314,7 +371,7 @@ def _fill(samples: SampleSet, job: Job, missing: list[np.ndarray]) -> Iterator[A
     network = GuidedNetwork(
         checkpoint.network(s.weights, job.device),
         scale=s.cfg_scale,
-        channels=None if s.cfg_channels == "all" else 3,
+        channels=3 if s.cfg_channels == "3" else None,
         null_class=checkpoint.config.null_class,
     )
     total, done = samples.num, samples.num - sum(map(len, missing))
@@ -426,6 +483,8 @@ def _planned_evaluations(job: Job) -> int | None:
 
     sampler = job.sampler
     guided = 1 if job.settings.cfg_scale == 1 else 2
+    if isinstance(sampler, (Ddpm, Ddim)):
+        return guided * sampler.steps
     if isinstance(sampler, Sde):
         last = 0 if sampler.last_step == "none" else 1
         return guided * ((sampler.steps - last) * SDE_STEPS[sampler.solver].evaluations + last)
@@ -435,12 +494,14 @@ def _planned_evaluations(job: Job) -> int | None:
 
 
 def _describe(facts: dict[str, Any]) -> str:
-    text = f"{facts['mode'].upper()} {facts['solver']}"
+    text = facts["mode"].upper() + (f" {facts['solver']}" if "solver" in facts else "")
     text += (
         f", {count(facts['steps'], 'step')}" if "steps" in facts else f", rtol {facts['rtol']:g}"
     )
     if "wt" in facts:
         text += f", w_t {facts['wt']}"
+    if "eta" in facts:
+        text += f", eta {facts['eta']:g}"
     if facts["cfg_scale"] != 1:
         text += f", guidance {facts['cfg_scale']:g} on {facts['cfg_channels']} channels"
     return text

@@ -35,6 +35,7 @@ from sitcli.io.checkpoint import (
 )
 from sitcli.io.config import (
     check_same,
+    make_process,
     read_config,
     resolve,
     run_name,
@@ -116,8 +117,9 @@ def plan(settings: TrainSettings) -> Result:
     checkpoint_bytes = cost.params * 4 * (6 if s.zero in ("1", "2") else 5)
     summary = {
         "latents": f"{job.store.path}, {job.store.num_items} items {job.store.latent_shape}",
-        "model": f"{s.model}, {cost.params / 1e6:.1f} M parameters, {cost.macs / 1e9:.2f} GMACs",
-        "objective": f"{s.interpolant} {s.prediction}, loss weight {s.loss_weight}",
+        "model": f"{s.model}, {s.block} blocks, {cost.params / 1e6:.1f} M parameters, "
+        f"{cost.macs / 1e9:.2f} GMACs",
+        "objective": job.process.describe(),
         "steps": f"{done} done, {s.steps} in all, batch {s.batch_size}, lr {s.lr:g}",
         "cost": f"{to_go / 1e15:.3g} PFLOP to go",
         "running": f"{job.device}, {precision_name(job.dtype)}, ZeRO {s.zero}, "
@@ -129,6 +131,7 @@ def plan(settings: TrainSettings) -> Result:
         run=str(job.run.path),
         latents=str(job.store.path),
         model=s.model,
+        block=s.block,
         params=cost.params,
         gmacs=cost.macs / 1e9,
         steps=s.steps,
@@ -184,29 +187,21 @@ def prepare(settings: TrainSettings, world: World) -> Job:
             f"{settings.accumulate} micro-batch(es)",
             f"use {math.ceil(settings.batch_size / share) * share}",
         )
-    if settings.model.startswith("DiT"):
-        raise UsageError(
-            f"{settings.model}: the discrete process of DiT cannot be trained by this version",
-            f"the same network with a flow: --model {settings.model.replace('DiT', 'SiT')}",
-        )
     channels, height, width = store.latent_shape
     if height != width:
         raise UsageError(f"{store.path} holds {height} x {width} latents; the model takes squares")
+    process = make_process(settings)
     config = transformer_config(
         settings.model,
         input_size=height,
         channels=channels,
-        out_channels=channels,
+        out_channels=process.out_channels(channels),
         num_classes=store.num_classes,
         patch=settings.patch,
         depth=settings.depth,
         width=settings.width,
         heads=settings.heads,
-    )
-    process = Flow(
-        interpolant=settings.interpolant,
-        prediction=settings.prediction,
-        loss_weight=settings.loss_weight,
+        block=settings.block,
     )
     run = RunDir(settings.out or Path("runs") / run_name(settings, store))
     precision = settings.precision
@@ -601,12 +596,8 @@ class Trainer:
         noise = torch.randn((len(y), *job.store.latent_shape), generator=random)
         sampler = Ode(solver="heun", steps=GRID_STEPS)
         with autocast(job.device, job.dtype):
-            *_, (_, x) = job.process.sample(
-                lambda x, t, y: network(x, t, y)[:, : x.shape[1]],
-                noise.to(job.device),
-                y.to(job.device),
-                sampler,
-            )
+            steps = job.process.sample(network, noise.to(job.device), y.to(job.device), sampler)
+            *_, (_, x) = steps
         images = decode_latents(self.autoencoder, x, job.store.scaling)
         path = job.run.path / "samples" / f"{job.run.step_path(self.step).name}.png"
         labels = job.store.class_names[:classes] or None

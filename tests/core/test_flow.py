@@ -385,8 +385,9 @@ def test_guidance_channels_and_null_class() -> None:
     assert guided(x, t, y)[:, 0, 0, 0].tolist() == [10 + 3 * (1 - 10), 10 + 3 * (2 - 10)]
     assert guided.evaluations == 4
     three = GuidedNetwork(network, scale=3.0, channels=3, null_class=10)(x, t, y)
-    assert three.shape == (2, 4, 2, 2)
-    assert three[0, :, 0, 0].tolist() == [-17, -17, -17, 1]
+    # The fourth channel and the four of a learned variance are the conditional ones.
+    assert three[0, :, 0, 0].tolist() == [-17, -17, -17, 1, 1, 1, 1, 1]
+    assert guided(x, t, y)[0, :, 0, 0].tolist() == [-17] * 4 + [1] * 4
     plain = GuidedNetwork(network, scale=1.0, channels=None, null_class=10)
     assert plain(x, t, y)[:, 0, 0, 0].tolist() == [1, 2]
     assert plain.evaluations == 2

@@ -5,9 +5,11 @@ import torch
 
 from sitcli.errors import SitError
 from sitcli.events import Progress
+from sitcli.model.blocks import BLOCKS
 from sitcli.model.flops import (
     PUBLISHED_256,
     PUBLISHED_512,
+    PUBLISHED_BLOCKS,
     Cost,
     count_costs,
     measure_cost,
@@ -43,10 +45,22 @@ def test_resolution_512_costs_what_the_paper_says():
     assert cost.params / 1e6 == pytest.approx(published.mparams, rel=5e-3)
 
 
+@pytest.mark.parametrize(("block", "published"), PUBLISHED_BLOCKS.items(), ids=BLOCKS)
+def test_block_designs_cost_what_the_paper_says(block, published):
+    """Would catch another reading of a design: gates in adaLN, a bottleneck or a single token in
+    cross-attention, a modulated final layer where the paper's figures have none."""
+    config = preset("XL", 2, block=block)
+    cost = total_cost(config)
+    assert published_cost(config) == published
+    assert cost.params / 1e6 == pytest.approx(published.mparams, rel=1e-3)
+    assert cost.macs / 1e9 == pytest.approx(published.gmacs, rel=1e-3)
+
+
 ODD = dict(input_size=12, patch=3, channels=3, out_channels=3, num_classes=10)
 ODD |= dict(width=36, depth=2, heads=3)
 
 
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -60,21 +74,23 @@ ODD |= dict(width=36, depth=2, heads=3)
     ],
     ids=str,
 )
-def test_formula_equals_the_network(changes):
+def test_formula_equals_the_network(block, changes):
     """Would catch any term that holds only for the presets: patch 2, 4 channels, 1000 classes."""
-    config = TransformerConfig(**(ODD | changes))
+    config = TransformerConfig(**(ODD | changes), block=block)
     assert total_cost(config) == measure_cost(config)
 
 
-def test_a_preset_equals_its_network():
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_preset_equals_its_network(block):
     """Would catch a formula that drifts from the module at the size people use."""
-    config = preset("S", 2)
+    config = preset("S", 2, block=block)
     assert total_cost(config) == measure_cost(config)
 
 
-def test_parts_are_the_modules_parts():
+@pytest.mark.parametrize("block", BLOCKS)
+def test_parts_are_the_modules_parts(block):
     """Would catch parameters booked under the wrong part while the sum stays right."""
-    config = TransformerConfig(**ODD)
+    config = TransformerConfig(**ODD, block=block)
     with torch.device("meta"):
         network = Transformer(config)
     where = {
@@ -82,11 +98,16 @@ def test_parts_are_the_modules_parts():
         "t_embedder": "time embedding",
         "y_embedder": "label embedding",
         "attn": "attention",
+        "cross_attn": "cross-attention",
         "mlp": "mlp",
+        "norm1": "normalisation",
+        "norm2": "normalisation",
+        "norm3": "normalisation",
+        "norm_final": "normalisation",
         "adaLN_modulation": "modulation",
         "linear": "final layer",
     }
-    counted = dict.fromkeys(where.values(), 0)
+    counted = dict.fromkeys(count_costs(config), 0)
     for key, parameter in network.named_parameters():
         words = key.split(".")
         part = next(part for word, part in where.items() if word in words)
@@ -106,13 +127,26 @@ def test_attention_is_quadratic_and_modulation_per_sample():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_classes": 10}, {"channels": 3}, {"out_channels": 4}, {"depth": 11}, {"input_size": 48}],
+    [
+        {"num_classes": 10},
+        {"channels": 3},
+        {"out_channels": 4},
+        {"depth": 11},
+        {"input_size": 48},
+        {"block": "in-context"},
+    ],
     ids=str,
 )
 def test_paper_figures_only_where_they_apply(changes):
     """Would catch a model of another shape set beside the paper's figure."""
     assert published_cost(preset("S", 2)) == PUBLISHED_256["S", 2]
     assert published_cost(preset("S", 2, **changes)) is None
+
+
+def test_block_designs_have_paper_figures_at_one_size():
+    """Would catch a design's figure at 512 pixels or patch 4, where the paper has none."""
+    assert published_cost(preset("XL", 2, block="adaln", input_size=64)) is None
+    assert published_cost(preset("XL", 4, block="adaln")) is None
 
 
 def test_training_and_guided_sampling():
@@ -133,13 +167,43 @@ def test_training_and_guided_sampling():
 
 def _run(settings):
     """The events of a count, then the first model's data."""
-    stage = count(settings)
+    *events, result = _finish(count(settings))
+    yield from (*events, result.data["models"][0])
+
+
+def _finish(stage):
+    """The events of a stage, then its result."""
     while True:
         try:
             yield next(stage)
         except StopIteration as end:
-            yield end.value.data["models"][0]
+            yield end.value
             return
+
+
+def test_the_four_designs_stand_beside_the_paper():
+    """Would catch the comparison missing where all models are listed, taken at another block than
+    each row names, or set beside the wrong figure."""
+    *events, result = _finish(count(FlopsSettings(block="adaln", check=False)))
+    assert [model["block"] for model in result.data["models"]] == ["adaln"] * 12
+    blocks = {model["block"]: model for model in result.data["blocks"]}
+    assert list(blocks) == list(BLOCKS)
+    assert all(abs(model["params_difference"]) < 1e-3 for model in blocks.values())
+    assert (
+        blocks["in-context"]["gmacs"] == total_cost(preset("XL", 2, block="in-context")).macs / 1e9
+    )
+    assert [row[0] for row in result.tables[-1].rows] == list(BLOCKS)
+    assert events[-1].done + 1 == events[-1].total == 16
+    paper = [row[1] for row in result.tables[1].rows]
+    assert paper == ["-"] * 11 + ["600"]
+
+
+def test_one_design_stands_beside_the_paper():
+    """Would catch `--block` left out of the count, its name or the paper's figure."""
+    *_, model = _run(FlopsSettings(model="DiT-XL/2", block="in-context"))
+    assert model["model"] == "DiT-XL/2 (block in-context)"
+    assert (model["paper_params"], model["paper_gmacs"]) == (449e6, 119.37)
+    assert model["check_difference"] == 0
 
 
 def test_check_refuses_a_wrong_formula(monkeypatch):

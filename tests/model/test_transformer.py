@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from sitcli.model.blocks import BLOCKS
 from sitcli.model.transformer import (
     PRESETS,
     Transformer,
@@ -30,9 +31,13 @@ def filled(config: TransformerConfig) -> Transformer:
     return model
 
 
-def test_output_is_exactly_zero_at_initialisation() -> None:
+every_block = pytest.mark.parametrize("block", BLOCKS)
+
+
+@every_block
+def test_output_is_exactly_zero_at_initialisation(block: str) -> None:
     """Fault: an adaLN gate or the final layer that does not begin at zero."""
-    model = Transformer(TINY)
+    model = Transformer(dataclasses.replace(TINY, block=block))
     out = model(torch.randn(3, 4, 8, 8), torch.rand(3), torch.tensor([0, 5, 10]))
     assert out.shape == (3, 8, 8, 8)
     assert torch.equal(out, torch.zeros_like(out))
@@ -110,11 +115,23 @@ def test_state_dict_has_the_official_keys() -> None:
     assert block == {f"{name}.{part}" for name in names for part in ("weight", "bias")}
 
 
-def test_config_is_inferred_from_shapes() -> None:
-    """Fault: learned-sigma outputs or the class count read from a flag instead of the weights."""
+@every_block
+def test_config_is_inferred_from_shapes(block: str) -> None:
+    """Fault: learned-sigma outputs, the class count or the block design read from a flag instead
+    of the weights."""
     for classes in (0, 10):
-        config = dataclasses.replace(TINY, num_classes=classes)
+        config = dataclasses.replace(TINY, num_classes=classes, block=block)
         assert infer_config(Transformer(config).state_dict(), heads=4) == config
+
+
+def test_other_blocks_are_not_taken_for_one_of_ours() -> None:
+    """Fault: weights with more or fewer layers in a block loaded as the next best design."""
+    state = Transformer(TINY).state_dict()
+    with pytest.raises(ValueError, match="no known design"):
+        infer_config(state | {"blocks.0.attn.q_norm.weight": torch.ones(8)}, heads=4)
+    del state["blocks.0.mlp.fc1.bias"]
+    with pytest.raises(ValueError, match="no known design"):
+        infer_config(state, heads=4)
 
 
 def test_attention_equals_its_definition() -> None:
@@ -131,9 +148,10 @@ def test_attention_equals_its_definition() -> None:
     torch.testing.assert_close(attention(x), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_samples_do_not_influence_each_other() -> None:
-    """Fault: a reduction over the batch."""
-    model = filled(TINY)
+@every_block
+def test_samples_do_not_influence_each_other(block: str) -> None:
+    """Fault: a reduction over the batch, or tokens appended along it."""
+    model = filled(dataclasses.replace(TINY, block=block))
     x, t, y = torch.randn(3, 4, 8, 8), torch.rand(3), torch.tensor([1, 2, 3])
     together, alone = model(x, t, y)[1], model(x[1:2], t[1:2], y[1:2])[0]
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
@@ -158,3 +176,9 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         dataclasses.replace(TINY, patch=3)
     with pytest.raises(ValueError, match="heads"):
         dataclasses.replace(TINY, heads=5)
+
+
+def test_unknown_block_designs_are_refused() -> None:
+    """Fault: a misspelt design found only when the network is built."""
+    with pytest.raises(ValueError, match="no block design is called 'adaln0'"):
+        dataclasses.replace(TINY, block="adaln0")

@@ -11,17 +11,27 @@ import pytest
 import torch
 from PIL import Image
 
+from sitcli import names
 from sitcli.core.flow import Flow
+from sitcli.core.interpolant import path_at
+from sitcli.core.wt import LossCurve, wt_of
 from sitcli.errors import SitError, UsageError
-from sitcli.events import Result
+from sitcli.events import Result, Warn
 from sitcli.io.autoencoder import fit_patch_pca, to_signed
-from sitcli.io.checkpoint import RunDir, checkpoint_meta, latent_facts, read_tensors, write_tensors
+from sitcli.io.checkpoint import (
+    RunDir,
+    checkpoint_meta,
+    latent_facts,
+    open_checkpoint,
+    read_tensors,
+    write_tensors,
+)
 from sitcli.io.latents import LatentStore, ReadBack, create_store, row_checksums
 from sitcli.io.rows import BROKEN, DONE, Rows
 from sitcli.io.samples import SampleSet
 from sitcli.model.transformer import Transformer, TransformerConfig
 from sitcli.settings import InspectSettings
-from sitcli.stages.inspect import inspect
+from sitcli.stages.inspect import curves_of, inspect
 
 COLOURS = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)
 NUM = 13  # image 4 is broken
@@ -331,3 +341,115 @@ def test_preview_that_cannot_be_written(tmp_path):
     for preview in (tmp_path / "file" / "grid.png", tmp_path, Path(".")):
         with pytest.raises(SitError, match="cannot write"):
             run(tmp_path / "a.h5", preview=preview)
+
+
+def measured(directory: RunDir, interpolant: str, *, means=(1.0, None, 4.0, 0.5)) -> Path:
+    """The newest step of `make_run`, as if these losses had been measured along that path."""
+    step = directory.newest()
+    meta = json.loads((step / "meta.json").read_text())
+    meta["process"]["interpolant"] = interpolant
+    counts = [0 if mean is None else 8 for mean in means]
+    sums = [8 * (mean or 0) for mean in means]
+    meta["loss_by_t"] = {"sums": sums, "counts": counts}
+    (step / "meta.json").write_text(json.dumps(meta))
+    return step
+
+
+@pytest.mark.parametrize("interpolant", names.INTERPOLANTS)
+def test_curves_are_what_the_sampler_uses(tmp_path, interpolant):
+    """Catches another interpolant's path, a w_t left out, and a loss read at the wrong times."""
+    step = measured(make_run(tmp_path / "run"), interpolant)
+    times = [0.02, 0.3, 0.5, 0.99]
+    curves = curves_of(open_checkpoint(step), times, eta=0.02)
+    t = torch.tensor(times)
+    path, loss = path_at(interpolant, t, t), LossCurve(values=(1.0, 1.0, 4.0, 0.5))
+    assert list(curves.wt) == list(names.WTS)
+    for name, values in curves.wt.items():
+        expected = wt_of(name, eta=0.02, loss_curve=loss)(t, path)
+        assert values == pytest.approx(expected.tolist(), rel=1e-4)
+    assert curves.loss == pytest.approx([1.0, 1.0, 2.5, 0.5])
+    assert curves.means == [1.0, None, 4.0, 0.5]  # an empty bin is not called measured
+    assert curves.counts == [8, 0, 8, 8]
+    # sqrt(L_1 / 2 eta), lowered by the finite w_KL of vp alone, which is beta_1 = 20 at t = 1.
+    inverse = 1 / 20 if interpolant == "vp" else 0
+    assert curves.kl_eta_end == pytest.approx((0.5 / (0.5 * inverse**2 + 0.04)) ** 0.5, rel=1e-3)
+
+
+def test_plot_and_table(tmp_path):
+    """Catches an eta that does not reach the picture, JSON's infinities, and an older step."""
+    directory = make_run(tmp_path / "run")
+    step = measured(directory, "linear")
+    picture = tmp_path / "new" / "loss.png"
+    result = run(directory.path, plot=picture)
+    assert result.path == picture
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    curves = result.data["curves"]
+    facts = [curves[name] for name in ("step", "interpolant", "prediction", "eta")]
+    assert facts == [20, "linear", "velocity", 0.1]
+    assert len(curves["t"]) == len(curves["loss"]) == len(curves["wt"]["kl"]) > 100
+    json.dumps(result.data, allow_nan=False)
+    table = result.tables[-1]
+    assert table.header == ["t", "L_t", *names.WTS]
+    assert [float(line[0]) for line in table.rows] == [0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95]
+    assert table.rows[3][:3] == ["0.5", "2.5", "2"]
+
+    again, other = tmp_path / "again.png", tmp_path / "other.png"
+    run(step, plot=again, eta=0.1)
+    run(step, plot=other, eta=0.01)
+    assert again.read_bytes() == picture.read_bytes() != other.read_bytes()
+
+
+def test_plot_without_a_measured_loss(tmp_path):
+    """An imported checkpoint has none: no failure, no invented curve, no silence."""
+    directory = make_run(tmp_path / "run")
+    stage = inspect(InspectSettings(path=directory.path, plot=tmp_path / "loss.png", device="cpu"))
+    warning = next(stage)
+    assert isinstance(warning, Warn)
+    assert "no measured loss" in warning.text
+    with pytest.raises(StopIteration) as end:
+        next(stage)
+    result = end.value.value
+    assert result.tables[-1].header == ["t", *(name for name in names.WTS if name != "kl-eta")]
+    curves = result.data["curves"]
+    assert (curves["loss"], curves["kl_eta_end"], curves["eta"]) == ([], None, None)
+    assert "kl-eta" not in curves["wt"]
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("means", [(0.0, 0.0), (0.0, 3.0), (1e-9, 1e9), (2.0,)])
+@pytest.mark.parametrize("eta", [1e-9, 1e9])
+def test_plot_of_odd_losses(tmp_path, means, eta):
+    """A zero on a logarithmic axis, or limits the wrong way round, warns or fails."""
+    step = measured(make_run(tmp_path / "run"), "gvp", means=means)
+    run(step, plot=tmp_path / "loss.png", eta=eta)
+    assert (tmp_path / "loss.png").exists()
+
+
+def test_plot_refusals(tmp_path):
+    """Each would be an option that does nothing, or a traceback."""
+    directory = make_run(tmp_path / "run")
+    make_samples(tmp_path / "set")
+    picture = tmp_path / "loss.png"
+    cases = [
+        (tmp_path / "a.h5", dict(plot=picture), "is no run or step"),
+        (tmp_path / "set", dict(plot=picture), "is no run or step"),
+        (directory.path, dict(eta=0.1), "--eta is of the plot's kl-eta"),
+        (directory.path, dict(plot=picture, eta=0.1), "no measured loss"),
+    ]
+    for eta in (0.0, float("inf"), float("nan")):
+        cases.append((directory.path, dict(plot=picture, eta=eta), "must be positive"))
+    for path, options, message in cases:
+        with pytest.raises(UsageError, match=message) as failure:
+            run(path, **options)
+        assert "\n" not in failure.value.message
+    assert not picture.exists()
+    with pytest.raises(SitError, match="it is a folder"):
+        run(directory.path, plot=tmp_path)
+    meta = measured(directory, "gvp") / "meta.json"
+    meta.write_text(meta.read_text().replace('"sums"', '"sum"'))
+    with pytest.raises(SitError, match="is damaged: no 'sums'"):
+        run(meta.parent, plot=picture)
+    for step in directory.steps():
+        shutil.rmtree(directory.step_path(step))
+    with pytest.raises(SitError, match="no complete checkpoint"):
+        run(directory.path, plot=picture)

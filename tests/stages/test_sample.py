@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from sitcli import names
+from sitcli.core.ddpm import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
 from sitcli.io.autoencoder import fit_patch_pca
@@ -50,7 +51,12 @@ def random_network(config: TransformerConfig) -> Transformer:
 def make_run(folder: Path, *, process: Flow | None = None, classes: bool = True) -> Path:
     """A run with one checkpoint of random weights: sampling does not ask how they were found."""
     store = make_store(folder / "tiny.h5", classes=classes)
-    config = CONFIG if classes else TransformerConfig(**{**vars(CONFIG), "num_classes": 0})
+    process = process or Flow()
+    config = dataclasses.replace(
+        CONFIG,
+        out_channels=process.out_channels(CONFIG.channels),
+        num_classes=CONFIG.num_classes if classes else 0,
+    )
     network = random_network(config)
     run = RunDir(folder / "runs" / "tiny")
     step = run.begin_save(7)
@@ -58,7 +64,7 @@ def make_run(folder: Path, *, process: Flow | None = None, classes: bool = True)
         write_tensors(step / f"{name}.safetensors", network.state_dict())
     counts = [1.0] * 4
     meta = checkpoint_meta(
-        config, process or Flow(), model="SiT-Mi/2", ema=0.9999, label_dropout=0.1,
+        config, process, model="SiT-Mi/2", ema=0.9999, label_dropout=0.1,
         latents=latent_facts(store), loss_by_t=dict(sums=counts, counts=counts),
     )  # fmt: skip
     run.commit_save(7, meta)
@@ -115,6 +121,42 @@ def test_every_model_samples(tmp_path: Path, interpolant: str, prediction: str) 
         assert draw(run, f"out{i}", num=2, **options).complete
 
 
+@pytest.fixture
+def chain_run(tmp_path: Path) -> Path:
+    """A run of a DiT model: twice the latent's channels, for the variance."""
+    return make_run(tmp_path, process=Diffusion())
+
+
+def test_chain_samplers(chain_run: Path) -> None:
+    """Fault: a sampler of the chain that cannot be typed, or costs or notes something else."""
+    default = draw(chain_run, "a").meta
+    assert (default["mode"], default["steps"], default["evaluations_per_image"]) == ("ddpm", 4, 4)
+    assert "solver" not in default
+    ddim = draw(chain_run, "b", ddim=True, cfg_scale=2.0)
+    assert (ddim.meta["eta"], ddim.meta["evaluations_per_image"]) == (0.0, 8)
+    noisy = draw(chain_run, "c", ddim=True, cfg_scale=2.0, eta=0.5)
+    assert not np.array_equal(noisy.images, ddim.images)
+    assert draw(chain_run, "d", ode=True).meta["evaluations_per_image"] == 8
+    assert draw(chain_run, "e", sde=True, wt="kl").meta["evaluations_per_image"] == 4
+    for options, evaluations in [({}, 4), ({"ddim": True}, 4), ({"ode": True}, 8)]:
+        planned = plan(SampleSettings(checkpoint=chain_run, steps=4, device="cpu", **options))
+        assert planned.data["evaluations"] == evaluations
+    with pytest.raises(UsageError, match="the chain has 1000 steps"):
+        draw(chain_run, "f", steps=1001)
+    for options in ({"wt": "kl"}, {"solver": "heun"}, {"eta": 1.0}):
+        with pytest.raises(UsageError, match="means nothing to --ddpm"):
+            draw(chain_run, "f", **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"ddim": True, "eta": 1.0}])
+def test_chain_images_do_not_depend_on_the_batch(chain_run: Path, options: dict) -> None:
+    """Fault: the chain's noise drawn per batch instead of per image."""
+    whole = draw(chain_run, "whole", latents=True, **options)
+    parts = draw(chain_run, "parts", latents=True, batch_size=3, **options)
+    difference = whole.rows.array("latents") - parts.rows.array("latents")
+    assert np.abs(difference).max() < 1e-4 * np.abs(whole.rows.array("latents")).max()
+
+
 def test_evaluations_are_counted(run: Path) -> None:
     """Fault: evaluations reported from a formula that the solver does not follow."""
     assert draw(run, "a", solver="euler").meta["evaluations_per_image"] == 4
@@ -162,7 +204,7 @@ def test_guided_channels(run: Path) -> None:
         draw(
             run, name, steps=1, solver="euler", latents=True, cfg_scale=scale, cfg_channels=channels
         ).rows.array("latents")
-        for name, scale, channels in [("a", 1.0, "all"), ("b", 4.0, "all"), ("c", 4.0, "3")]
+        for name, scale, channels in [("a", 1.0, None), ("b", 4.0, "all"), ("c", 4.0, "3")]
     )
     assert np.array_equal(three[:, :3], everything[:, :3])
     assert np.allclose(three[:, 3], plain[:, 3], atol=1e-5)
@@ -269,10 +311,23 @@ def test_another_setting_is_refused(run: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"solver": "euler-maruyama"}, "is for --sde"),
+        ({"solver": "euler-maruyama"}, "--solver euler-maruyama is not for --ode"),
         ({"solver": "rk4", "sde": True}, "not for --sde"),
-        ({"solver": "dopri5", "steps": 3}, "chooses its own steps"),
+        ({"solver": "dopri5", "steps": 3}, "--steps means nothing to --ode --solver dopri5"),
         ({"sde": True, "last_step_size": 0.0}, "leaves no last step"),
+        ({"sde": True, "ode": True}, "--ode and --sde are two samplers"),
+        ({"ddpm": True}, "--ddpm walks the chain of a DiT model"),
+        ({"ddim": True}, "--ddim walks the chain of a DiT model"),
+        # An option that the sampler would not look at is refused, not swallowed.
+        ({"wt": "kl"}, "--wt means nothing to --ode"),
+        ({"wt_scale": 2.0}, "--wt-scale means nothing to --ode"),
+        ({"last_step": "euler"}, "--last-step means nothing"),
+        ({"eta": 0.5}, "--eta means nothing to --ode"),
+        ({"eta": 0.5, "sde": True}, "--eta means nothing to --sde"),
+        ({"rtol": 0.5}, "--rtol means nothing to --ode"),
+        ({"atol": 0.5, "sde": True}, "--atol means nothing to --sde"),
+        ({"sde": True, "last_step": "none", "last_step_size": 0.1}, "--last-step-size means"),
+        ({"cfg_channels": "3"}, "nothing without guidance"),
     ],
 )
 def test_bad_options(run: Path, options: dict, message: str) -> None:

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from sitcli import names
+from sitcli.core.ddpm import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
 from sitcli.io.checkpoint import RunDir, open_checkpoint
-from sitcli.io.config import run_name
+from sitcli.io.config import resolve, run_name
 from sitcli.io.engine import World
 from sitcli.io.rows import Rows
 from sitcli.settings import TrainSettings
@@ -150,12 +152,20 @@ def test_default_name_depends_on_what_is_learned(store: Path) -> None:
     from sitcli.io.latents import LatentStore
 
     opened = LatentStore.open(store)
-    name = run_name(settings(store, None, steps=5), opened)
-    assert name == run_name(settings(store, None, steps=9, keep=1), opened)
-    assert name != run_name(settings(store, None, steps=5, lr=2e-3), opened)
-    cosine = [run_name(settings(store, None, steps=n, schedule="cosine"), opened) for n in (5, 9)]
-    assert cosine[0] != cosine[1]  # the learning rate is a function of the steps
+
+    def name_of(**more) -> str:
+        s = settings(store, None, **{"steps": 5, **more})
+        return run_name(resolve(s, opened, torch.device("cpu")), opened)
+
+    name = name_of()
+    assert name == name_of(steps=9, keep=1) == name_of(interpolant="linear")
+    assert len({name, name_of(lr=2e-3), name_of(block="adaln"), name_of(interpolant="gvp")}) == 4
+    # The learning rate is a function of the steps.
+    assert name_of(schedule="cosine") != name_of(schedule="cosine", steps=9)
     assert name.startswith("SiT-Mi-4-linear-velocity-")
+    chain = name_of(model="DiT-Mi/4", betas="cosine")
+    assert chain.startswith("DiT-Mi-4-cosine-noise-")
+    assert chain != name_of(model="DiT-Mi/4", betas="cosine", variance="fixed-small")
 
 
 def test_keep_prunes_the_oldest(store: Path, tmp_path: Path) -> None:
@@ -203,7 +213,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(store: Path, tmp_path: Path, limi
     [
         (dict(model="SiT-S/3"), "patch 3 does not divide"),
         (dict(model="SiT-Q/2"), "no model is called"),
-        (dict(model="DiT-S/2"), "discrete process"),
+        (dict(model="DiT-S/2", interpolant="gvp"), "--interpolant is an option of SiT"),
+        (dict(betas="cosine"), "--betas is an option of DiT"),
+        (dict(variance="fixed-small"), "--variance is an option of DiT"),
         (dict(batch_size=9, accumulate=2), "not divisible"),
         (dict(heads=3), "heads do not divide"),
     ],
@@ -285,6 +297,31 @@ def test_every_prediction_trains(store: Path, tmp_path: Path, prediction: str) -
     assert open_checkpoint(tmp_path / "run").process == Flow(
         interpolant="vp", prediction=prediction, loss_weight="velocity"
     )
+
+
+@pytest.mark.parametrize("variance", names.VARIANCES)
+@pytest.mark.parametrize("betas", names.BETAS)
+def test_the_chain_trains(store: Path, tmp_path: Path, betas: str, variance: str) -> None:
+    """Fault: a discrete model that does not learn, or comes back as another process."""
+    s = settings(
+        store, tmp_path / "run", model="DiT-Mi/4", steps=60, save_every=60, lr=3e-3, betas=betas,
+        variance=variance,
+    )  # fmt: skip
+    finish(train(s))
+    curve = [loss for _, loss, _ in losses(tmp_path / "run")]
+    assert np.mean(curve[-10:]) < 0.75 * np.mean(curve[:5])
+    checkpoint = open_checkpoint(tmp_path / "run")
+    assert checkpoint.process == Diffusion(betas=betas, variance=variance)
+    assert checkpoint.config.out_channels == (6 if variance == "learned-range" else 3)
+    assert checkpoint.loss_curve is not None
+
+
+def test_the_chain_resumes_exactly(store: Path, tmp_path: Path) -> None:
+    """Fault: steps of the chain drawn from anything but (seed, step)."""
+    finish(train(settings(store, tmp_path / "whole", model="DiT-Mi/4", steps=4)))
+    for steps in (2, 4):
+        finish(train(settings(store, tmp_path / "parts", model="DiT-Mi/4", steps=steps)))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
 def test_half_a_checkpoint_does_not_count(store: Path, tmp_path: Path) -> None:

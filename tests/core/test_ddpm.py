@@ -1,0 +1,355 @@
+"""The discrete process against a chain of four steps computed by hand, and exact Gaussians."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sitcli import names
+from sitcli.core.ddpm import (
+    Chain,
+    Ddim,
+    Ddpm,
+    Diffusion,
+    Moments,
+    cosine_betas,
+    discretised_gaussian_nll,
+    gaussian_kl,
+    linear_betas,
+)
+from sitcli.core.flow import Flow, Ode, Sde
+from sitcli.core.interpolant import path_at
+from sitcli.core.prediction import PREDICTIONS
+from sitcli.core.wt import wt_of
+from tests.core.gaussian import Gaussian
+
+BETAS = (0.1, 0.2, 0.3, 0.4)
+ABAR = (0.9, 0.72, 0.504, 0.3024)
+DATA = Gaussian(mean=0.7, std=0.6)
+Y = torch.zeros(3, dtype=torch.long)
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("betas", "step", "expected"),
+    [
+        # The definitions in 50-digit arithmetic (mpmath).
+        (linear_betas, 0, (1e-4, 0.9999)),
+        (linear_betas, 1, (0.0001199199199199199, 0.9997800920720721)),
+        (linear_betas, 249, (0.00506006006006006, 0.5240853738253605)),
+        (linear_betas, 500, (0.01005995995995996, 0.0777966583650239)),
+        (linear_betas, 999, (0.02, 4.035829765375683e-05)),
+        (cosine_betas, 0, (4.12842248217778e-05, 0.9999587157751782)),
+        (cosine_betas, 1, (4.614175273669451e-05, 0.999912575927368)),
+        (cosine_betas, 249, (0.001321496636629151, 0.8470121613269047)),
+        (cosine_betas, 500, (0.003155691441585003, 0.4922851724488026)),
+        (cosine_betas, 999, (0.999, 2.428766907034468e-09)),  # cut at 0.999
+    ],
+)
+def test_schedules_at_five_steps(betas, step: int, expected: tuple[float, float]) -> None:
+    """Fault: another end of the schedule, an index off by one, or abar kept in float32."""
+    chain = Chain(betas())
+    assert float(chain.table("betas")[step]) == pytest.approx(expected[0], rel=1e-11)
+    assert float(chain.table("alpha_bar")[step]) == pytest.approx(expected[1], rel=1e-11)
+
+
+def test_posterior_of_four_steps_by_hand() -> None:
+    """Fault: the posterior's weights, or the variance of step 0 and of its logarithm.
+
+    By Bayes' rule: q(x_{i-1} | x_i, x_*) is the product of N(sqrt(abar') x_*, 1 - abar') and of
+    N(x_i / sqrt(1 - beta), beta / (1 - beta)) in x_{i-1}.
+    """
+    chain = Chain(torch.tensor(BETAS))
+    torch.testing.assert_close(chain.table("alpha_bar"), torch.tensor(ABAR).double())
+    x_star, x = column(0.5), column(-0.25)
+    for i, (beta, before) in enumerate(zip(BETAS, (1.0, *ABAR), strict=False)):
+        found = chain.posterior(x_star, x, torch.tensor([i]))
+        if i == 0:
+            assert float(found.mean) == pytest.approx(0.5)
+            assert float(found.log_variance.exp()) == pytest.approx(0.2 * 0.1 / 0.28)  # step 1's
+            continue
+        precision = 1 / (1 - before) + (1 - beta) / beta
+        mean = (before**0.5 * 0.5 / (1 - before) + (1 - beta) ** 0.5 * -0.25 / beta) / precision
+        assert float(found.mean) == pytest.approx(mean)
+        assert float(found.log_variance.exp()) == pytest.approx(1 / precision)
+
+
+def test_loss_of_four_steps_by_hand() -> None:
+    """Fault: mse and bound mixed up, natural units, a 1/T, or the mean not detached.
+
+    Step 2, x_* = 0.5, eps = 1, a network that answers eps = 0.25 and v = 0.5.
+    """
+    process = Diffusion(betas=BETAS)
+    x_star, eps = column(0.5), column(1.0)
+    answer = torch.tensor([0.25, 0.5], dtype=torch.float64, requires_grad=True)
+    seen = []
+
+    def network(x, t, y):
+        seen.append((float(x), float(t)))
+        return answer.view(1, 2, 1, 1)
+
+    t = torch.tensor([3 / 4])
+    loss = process.loss(network, x_star, Y[:1], t=t, eps=eps).loss
+    x = 0.504**0.5 * 0.5 + 0.496**0.5
+    assert seen == [(pytest.approx(x), 2.0)]
+    # The reverse mean from the predicted x_*, the true one from 0.5; variances by frac = 0.75.
+    predicted = (x - 0.496**0.5 * 0.25) / 0.504**0.5
+    weight = 0.3 * 0.72**0.5 / 0.496
+    posterior = 0.3 * 0.28 / 0.496
+    log_variance = 0.75 * math.log(0.3) + 0.25 * math.log(posterior)
+    ratio = posterior / math.exp(log_variance)
+    shift = (weight * (predicted - 0.5)) ** 2 / math.exp(log_variance)
+    kl = 0.5 * (ratio - 1 - math.log(ratio) + shift)
+    assert loss.item() == pytest.approx(0.75**2 + kl / math.log(2), rel=1e-5)
+    loss.sum().backward()
+    assert float(answer.grad[0]) == pytest.approx(2 * (0.25 - 1))  # of the mse alone
+    assert float(answer.grad[1]) != 0
+
+
+def test_first_step_is_a_likelihood() -> None:
+    """Fault: the KL used at k = 0, where the data's bin counts (DDPM eq. 13)."""
+    process = Diffusion(betas=BETAS, variance="fixed-small")
+    x_star, k = column(0.5), torch.tensor([0])
+    path = process.path(torch.tensor([0.25]).double(), x_star)
+    x = path.mix(x_star, column(0.3))
+    term = process.bound_term(process.chain, column(0.1), x_star, x, k, path)
+    mean = (float(x) - 0.1**0.5 * 0.1) / 0.9**0.5
+    std = (0.2 * 0.1 / 0.28) ** 0.5
+
+    def cdf(value: float) -> float:
+        return 0.5 * (1 + math.erf((value - mean) / std / 2**0.5))
+
+    mass = cdf(0.5 + 1 / 255) - cdf(0.5 - 1 / 255)
+    assert float(term) == pytest.approx(-math.log2(mass), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bins_sum_to_one(dtype: torch.dtype) -> None:
+    """Fault: bins that overlap or leave gaps, a tail lost, a NaN far out."""
+    bytes_ = (torch.arange(256, dtype=dtype) / 127.5 - 1).view(-1, 1, 1, 1)
+    for mean, std in [(0.1, 0.3), (0.95, 0.02), (-1.2, 0.5)]:
+        p = Moments(torch.full_like(bytes_, mean), torch.full_like(bytes_, 2 * math.log(std)))
+        nll = discretised_gaussian_nll(bytes_, p)
+        assert bool(torch.isfinite(nll).all())
+        assert float((-nll).exp().sum()) == pytest.approx(1, abs=1e-4)
+    far = discretised_gaussian_nll(
+        torch.tensor([3.0, -3.0, 0.9, -0.9]).to(dtype),
+        Moments(torch.zeros(4, dtype=dtype), torch.full((4,), -9.2, dtype=dtype)),
+    )
+    assert bool(torch.isfinite(far).all())
+    assert float(far[0]) == pytest.approx(float(far[1]), rel=1e-3)
+    assert float(far[2]) == pytest.approx(float(far[3]), rel=1e-3)
+
+
+def test_kl_of_gaussians() -> None:
+    """Fault: the KL the other way round, or variances read as deviations."""
+    p = Moments(torch.tensor(1.0), torch.tensor(math.log(4.0)))
+    q = Moments(torch.tensor(0.0), torch.tensor(math.log(9.0)))
+    assert float(gaussian_kl(p, q)) == pytest.approx(math.log(3 / 2) + 5 / 18 - 0.5)
+
+
+def test_respacing_keeps_both_ends() -> None:
+    """Fault: an integer stride that never reaches step 999, or betas of the full chain."""
+    chain = Chain(linear_betas())
+    short = chain.respaced(250)
+    assert short.timesteps[[0, 1, 2, 248, 249]].tolist() == [0, 4, 8, 995, 999]
+    torch.testing.assert_close(short.table("alpha_bar"), chain.table("alpha_bar")[short.timesteps])
+    assert torch.equal(chain.respaced(1000).timesteps, chain.timesteps)
+    assert chain.respaced(1).timesteps.tolist() == [999]
+    with pytest.raises(ValueError, match="1000 steps, not 1001"):
+        chain.respaced(1001)
+
+
+def test_ddim_trajectory_of_four_steps_by_hand() -> None:
+    """Fault: a DDIM step from the wrong abar, or a step skipped; every state by hand.
+
+    The network answers eps = x / 2.
+    """
+    process = Diffusion(betas=BETAS, variance="fixed-small")
+    x = 1.5
+    expected = []
+    for now, before in zip(ABAR[::-1], (*ABAR[-2::-1], 1.0), strict=True):
+        eps = x / 2
+        x = before**0.5 * (x - (1 - now) ** 0.5 * eps) / now**0.5 + (1 - before) ** 0.5 * eps
+        expected.append(x)
+    told = []
+
+    def network(x, t, y):
+        told.append(float(t))
+        return x / 2
+
+    taken = list(process.sample(network, column(1.5), Y[:1], Ddim(steps=4)))
+    assert [float(state) for _, state in taken] == pytest.approx(expected)
+    assert [t for t, _ in taken] == [0.75, 0.5, 0.25, 0.0]
+    assert told == [3, 2, 1, 0]
+
+
+def exact(process: Diffusion, *, data: Gaussian = DATA):
+    """The exact output for `data`, and beside it v = -1: the posterior's variance."""
+
+    def network(x, k, y):
+        path = process.path((k.double() + 1) / len(process.chain), x)
+        output = PREDICTIONS[process.prediction].encode(*data.posterior(x, path), path)
+        return torch.cat([output, torch.full_like(output, -1.0)], dim=1)
+
+    return network
+
+
+def propagate(process: Diffusion, sampler: Ddpm | Ddim) -> tuple[float, float]:
+    """Mean and standard deviation at the end, exactly: every step is affine in (x, z).
+
+    A probe for x, one for the constant, and one for each step's noise, all in one batch.
+    """
+    steps = sampler.steps
+    probes = torch.zeros(steps + 2, 1, 1, 1, dtype=torch.float64)
+    probes[1] = 1.0
+    taken = iter(range(2, steps + 2))
+
+    def randn() -> torch.Tensor:
+        z = torch.zeros_like(probes)
+        z[next(taken)] = 1.0
+        return z
+
+    y = torch.zeros(steps + 2, dtype=torch.long)
+    *_, (_, x) = process.sample(exact(process), probes, y, sampler, randn=randn)
+    constant, *gains = x.flatten().tolist()
+    return constant, math.hypot(*(gain - constant for gain in gains))
+
+
+@pytest.mark.parametrize("prediction", names.PREDICTIONS)
+@pytest.mark.parametrize("betas", names.BETAS)
+@pytest.mark.parametrize("variance", names.VARIANCES)
+def test_ancestral_sampling_reaches_the_data(betas: str, prediction: str, variance: str) -> None:
+    """Fault: noise at the last step, a variance with a wrong factor, a conversion with a sign."""
+    process = Diffusion(betas=betas, prediction=prediction, variance=variance)
+    mean, std = propagate(process, Ddpm(steps=1000))
+    assert mean == pytest.approx(DATA.mean, abs=0.01)
+    assert std == pytest.approx(DATA.std, abs=0.02)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("betas", names.BETAS)
+def test_ddim_reaches_the_data(betas: str, eta: float) -> None:
+    """Fault: eta with a wrong share of noise: the marginals must not depend on it."""
+    process = Diffusion(betas=betas)
+    mean, std = propagate(process, Ddim(steps=500, eta=eta))
+    assert mean == pytest.approx(DATA.mean, abs=0.01)
+    assert std == pytest.approx(DATA.std, abs=0.02)
+
+
+def test_ddim_with_eta_1_is_ddpm() -> None:
+    """Fault: two variances for the same thing: eta = 1 is the posterior's (fixed-small)."""
+    process = Diffusion(variance="fixed-small")
+    a, b = propagate(process, Ddpm(steps=50)), propagate(process, Ddim(steps=50, eta=1.0))
+    assert a == pytest.approx(b)
+
+
+def test_learned_range_ends() -> None:
+    """Fault: v read as [0, 1], or its two ends swapped."""
+    process, x = Diffusion(betas=BETAS), column(0.2)
+    path = process.path(torch.tensor([0.75]).double(), x)
+    for v, expected in [(-1.0, 0.3 * 0.28 / 0.496), (1.0, 0.3)]:
+        output = torch.cat([x, torch.full_like(x, v)], dim=1)
+        moments, _, _ = process.reverse(process.chain, output, x, torch.tensor([2]), path)
+        assert float(moments.log_variance.exp()) == pytest.approx(expected)
+
+
+def test_the_path_passes_through_the_chain() -> None:
+    """Fault: the continuous view off by a step, or with another derivative than the chain's."""
+    process = Diffusion()
+    t = torch.tensor([1, 2, 400, 1000], dtype=torch.float64) / 1000
+    path = process.path(t, t)
+    torch.testing.assert_close(path.alpha**2, process.chain.table("alpha_bar")[[0, 1, 399, 999]])
+    inside = torch.tensor([0.3004, 0.7007], dtype=torch.float64)
+    h = 1e-5
+    ahead, behind = process.path(inside + h, t[:2]), process.path(inside - h, t[:2])
+    here = process.path(inside, t[:2])
+    torch.testing.assert_close(
+        here.d_alpha, (ahead.alpha - behind.alpha) / (2 * h), rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(
+        here.d_sigma, (ahead.sigma - behind.sigma) / (2 * h), rtol=1e-6, atol=0
+    )
+    vp = path_at("vp", inside, inside)
+    torch.testing.assert_close(here.alpha, vp.alpha, rtol=0.03, atol=0)
+    assert process.network_time(t).tolist() == pytest.approx([0, 1, 399, 999], abs=1e-9)
+
+
+@pytest.mark.parametrize("prediction", names.PREDICTIONS)
+@pytest.mark.parametrize("betas", names.BETAS)
+@pytest.mark.parametrize("sampler", ["ode", "sde"])
+def test_flow_samplers_apply(betas: str, prediction: str, sampler: str) -> None:
+    """Fault: a chain's network fed t instead of k, or integrated along the vp path."""
+    process = Diffusion(betas=betas, prediction=prediction)
+    steps = 400
+    solver = Ode(solver="heun", steps=steps) if sampler == "ode" else None
+    if solver is None:
+        solver = Sde(w=wt_of("sigma", scale=0.0), wt="sigma", steps=steps, last_step="mean")
+    x = torch.linspace(-1.5, 2, 3, dtype=torch.float64).view(3, 1, 1, 1)
+    *_, (_, end) = process.sample(exact(process), x, Y, solver, randn=lambda: torch.zeros_like(x))
+    alpha, sigma = (float(v) for v in process.path(torch.ones(1).double(), torch.zeros(1))[:2])
+    spread = math.hypot(alpha * DATA.std, sigma)
+    expected = DATA.mean + DATA.std * (x - alpha * DATA.mean) / spread
+    torch.testing.assert_close(end, expected, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("prediction", names.PREDICTIONS)
+@pytest.mark.parametrize("loss_weight", names.LOSS_WEIGHTS)
+def test_weighted_losses(prediction: str, loss_weight: str) -> None:
+    """Fault: a weight that the flow has and the chain forgets: one path, one loss."""
+    torch.manual_seed(0)
+    process = Diffusion(prediction=prediction, loss_weight=loss_weight, variance="fixed-small")
+    x_star, eps = torch.randn(2, 3, 2, 2, 2, dtype=torch.float64)
+    t = torch.tensor([100, 500, 900]) / 1000
+    bias = torch.randn_like(x_star)
+    loss = process.loss(
+        lambda x, k, y: exact(process)(x, k, y)[:, :2] + 0.1 * bias, x_star, Y, t=t, eps=eps
+    )
+    path = process.path(t.double(), x_star)
+    x = path.mix(x_star, eps)
+    output = PREDICTIONS[prediction].encode(*DATA.posterior(x, path), path) + 0.1 * bias
+    flow = Flow(prediction=prediction, loss_weight=loss_weight)
+    expected = flow.regression(output, x_star, eps, path)
+    torch.testing.assert_close(loss.loss.double(), expected.loss, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [20, 1000])
+def test_bound_of_the_exact_reverse_is_the_entropy(steps: int) -> None:
+    """Fault: a term left out, weighted twice, or in nats; the learned variance misread.
+
+    For Gaussian data p(x_{i-1} | x_i) is Gaussian, of a variance within the learned range: its
+    chain is exact for any number of steps, and the bound is -log2 of a bin's probability.
+    """
+    process, data = Diffusion(), Gaussian(mean=0.1, std=0.2)
+    chain = process.chain.respaced(steps)
+
+    def network(x, k, y):
+        i = torch.searchsorted(chain.timesteps, k.long())
+        path = process.path((k.double() + 1) / 1000, x)
+        left = 1 / (1 / data.std**2 + (path.alpha / path.sigma) ** 2)  # Var[x_* | x_i]
+        # At i = 0 the step is to x_* itself, of which nothing else is known.
+        own = torch.where(i > 0, chain.table("posterior_variance")[i], 0.0).view(-1, 1, 1, 1)
+        low, high = (chain.at(name, i, x).log() for name in ("posterior_variance", "betas"))
+        log_variance = (own + chain.at("data_weight", i, x) ** 2 * left).log()
+        v = 2 * (log_variance - low) / (high - low) - 1
+        return torch.cat([data.posterior(x, path)[1], v], dim=1)
+
+    torch.manual_seed(0)
+    x_star = data.mean + data.std * torch.randn(4000, 1, 1, 1, dtype=torch.float64)
+    y = torch.zeros(len(x_star), dtype=torch.long)
+    random = torch.Generator().manual_seed(1)
+
+    def randn() -> torch.Tensor:
+        return torch.randn(x_star.shape, generator=random, dtype=torch.float64)
+
+    *_, (done, total, bits) = process.bound(network, x_star, y, steps=steps, randn=randn)
+    assert done == total == steps
+    z = (x_star - data.mean) / data.std
+    nats = float((0.5 * z**2).mean()) + math.log(data.std * (2 * math.pi) ** 0.5)
+    exact_bits = nats / math.log(2) + math.log2(255 / 2)  # bins of 2/255
+    assert float(bits.mean()) == pytest.approx(exact_bits, abs=0.02)

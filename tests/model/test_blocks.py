@@ -1,0 +1,180 @@
+"""The four block designs against the DiT paper's section 3.2, written out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sitcli.model.blocks import BLOCKS
+from sitcli.model.transformer import Transformer
+from tests.model.test_transformer import TINY, every_block
+
+WIDTH, HEADS = TINY.width, TINY.heads
+CLOSE = dict(atol=1e-4, rtol=1e-4)
+
+
+def network(block: str) -> Transformer:
+    """Random weights everywhere, LayerNorms included, and large: every path has a say."""
+    torch.manual_seed(0)
+    model = Transformer(dataclasses.replace(TINY, block=block))
+    for name, parameter in model.named_parameters():
+        gain = "norm" in name and name.endswith("weight")
+        torch.nn.init.normal_(parameter, mean=float(gain), std=0.2)
+    return model
+
+
+def inputs(batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(batch, 4, 8, 8), torch.rand(batch), torch.arange(batch)
+
+
+def norm(x: Tensor, affine: torch.nn.LayerNorm | None = None) -> Tensor:
+    """LayerNorm from its definition, eps 1e-6."""
+    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
+    return x if affine is None else x * affine.weight + affine.bias
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d/heads)) v, head by head; q (B, T, d), k and v (B, S, d)."""
+    out = []
+    for part in torch.arange(WIDTH).split(WIDTH // HEADS):
+        scores = q[..., part] @ k[..., part].transpose(1, 2) / len(part) ** 0.5
+        out.append(scores.softmax(-1) @ v[..., part])
+    return torch.cat(out, dim=2)
+
+
+def self_attention(layer: torch.nn.Module, x: Tensor) -> Tensor:
+    return layer.proj(attend(*layer.qkv(x).split(WIDTH, dim=2)))
+
+
+def mlp(layer: torch.nn.Module, x: Tensor) -> Tensor:
+    return layer.fc2(F.gelu(layer.fc1(x), approximate="tanh"))
+
+
+def begin(model: Transformer, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Image tokens (B, T, d), and the embeddings of t and y as one token each, (B, 1, d)."""
+    tokens = model.x_embedder(x) + model.pos_embed
+    return tokens, model.t_embedder(t)[:, None], model.y_embedder(y)[:, None]
+
+
+def end(model: Transformer, x: Tensor) -> Tensor:
+    """The final layer of the designs without modulation."""
+    last = model.final_layer
+    return model.unpatchify(last.linear(norm(x, last.norm_final)))
+
+
+def adaln(model: Transformer, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    x, t, y = begin(model, x, t, y)
+    c = F.silu(t + y)
+    for block in model.blocks:
+        shift1, scale1, shift2, scale2 = block.adaLN_modulation[1](c).split(WIDTH, dim=2)
+        x = x + self_attention(block.attn, norm(x) * (1 + scale1) + shift1)
+        x = x + mlp(block.mlp, norm(x) * (1 + scale2) + shift2)
+    shift, scale = model.final_layer.adaLN_modulation[1](c).split(WIDTH, dim=2)
+    return model.unpatchify(model.final_layer.linear(norm(x) * (1 + scale) + shift))
+
+
+def cross_attention(model: Transformer, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    x, t, y = begin(model, x, t, y)
+    context = torch.cat([t, y], dim=1)
+    for block in model.blocks:
+        x = x + self_attention(block.attn, norm(x, block.norm1))
+        layer = block.cross_attn
+        k, v = layer.kv(context).split(WIDTH, dim=2)
+        x = x + layer.proj(attend(layer.q(norm(x, block.norm2)), k, v))
+        x = x + mlp(block.mlp, norm(x, block.norm3))
+    return end(model, x)
+
+
+def in_context(model: Transformer, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    x = torch.cat(begin(model, x, t, y), dim=1)
+    for block in model.blocks:
+        x = x + self_attention(block.attn, norm(x, block.norm1))
+        x = x + mlp(block.mlp, norm(x, block.norm2))
+    return end(model, x[:, :-2])
+
+
+@pytest.mark.parametrize("definition", [adaln, cross_attention, in_context])
+def test_networks_equal_their_definition(definition) -> None:
+    """Fault: shift taken for scale, layers in another order or with another LayerNorm, k and v
+    from the image, the appended tokens kept or image tokens dropped for them."""
+    model = network(definition.__name__.replace("_", "-"))
+    torch.testing.assert_close(model(*inputs()), definition(model, *inputs()), **CLOSE)
+
+
+@every_block
+def test_every_design_depends_on_time_and_label(block: str) -> None:
+    """Fault: a condition that never reaches the image, or reaches another sample's."""
+    model = network(block)
+    x, t, y = inputs()
+    before = model(x, t, y)
+    changed = torch.tensor([0, 1, 0])
+    for after in (model(x, t + 0.3 * changed, y), model(x, t, y + changed)):
+        difference = (after - before).abs().flatten(1).amax(1)
+        assert difference[1] > 0.01
+        torch.testing.assert_close(after[[0, 2]], before[[0, 2]], **CLOSE)
+
+
+@pytest.mark.parametrize("block", ["cross-attention", "in-context"])
+def test_time_and_label_are_tokens_of_their_own(block: str) -> None:
+    """Fault: the sum of the two embeddings where the paper has a sequence of them: then, and only
+    then, moving a vector from one to the other changes nothing."""
+    model = network(block)
+    before = model(*inputs())
+    shift = torch.randn(WIDTH)
+    model.t_embedder.mlp[2].bias.data += shift
+    model.y_embedder.embedding_table.weight.data -= shift
+    assert (model(*inputs()) - before).abs().max() > 0.01
+
+
+@every_block
+def test_every_parameter_has_a_gradient(block: str) -> None:
+    """Fault: a layer that is made, saved and counted but never used."""
+    model = network(block)
+    model(*inputs()).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@every_block
+def test_initialisation(block: str) -> None:
+    """Fault: a design whose own layers keep torch's defaults, or a modulation that is not zero."""
+    model = Transformer(dataclasses.replace(TINY, block=block))
+    for name, parameter in model.blocks.named_parameters():
+        if "adaLN_modulation" in name or name.endswith("bias"):
+            assert torch.equal(parameter, torch.zeros_like(parameter)), name
+        elif "norm" in name:
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+        else:
+            limit = (6 / sum(parameter.shape)) ** 0.5  # Xavier's uniform
+            assert 0.9 * limit < parameter.abs().max() <= limit, name
+
+
+@every_block
+def test_designs_compute_in_bf16(block: str) -> None:
+    """Fault: embeddings of different types that cannot be joined under autocast."""
+    model = network(block)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(*inputs()).float()
+    exact = model(*inputs())
+    assert (half - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("block", ["cross-attention", "in-context"])
+def test_affine_norms_have_the_papers_eps(block: str) -> None:
+    """Fault: torch's default eps of 1e-5 in the designs that have LayerNorm modules."""
+    modules = Transformer(dataclasses.replace(TINY, block=block)).modules()
+    assert {m.eps for m in modules if isinstance(m, torch.nn.LayerNorm)} == {1e-6}
+
+
+def test_final_layers_fit_their_blocks() -> None:
+    """Fault: a modulated final layer after blocks that modulate nothing, or the reverse."""
+    for design in BLOCKS.values():
+        keys = design.final(WIDTH, 2, 4).state_dict()
+        assert any("adaLN" in key for key in keys) == bool(design.vectors)
+        assert any("norm" in key for key in keys) == bool(design.norms)
