@@ -1,0 +1,50 @@
+"""A mixture of Gaussians in the plane: data whose exact network is not affine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Isotropic components: weights (K,), means (K, 2), stds (K,); states are (B, 2, 1, 1)."""
+
+    weights: tuple[float, ...] = (0.3, 0.7)
+    means: tuple[tuple[float, float], ...] = ((-1.0, 0.5), (0.8, -0.2))
+    stds: tuple[float, ...] = (0.3, 0.5)
+
+    def posterior(self, x: Tensor, path) -> tuple[Tensor, Tensor]:
+        """E[x_* | x_t] and E[eps | x_t]: the components' own, weighted by responsibility."""
+        means = torch.tensor(self.means).to(x).view(1, -1, 2)
+        variances = torch.tensor(self.stds).to(x).view(1, -1, 1) ** 2
+        alpha, sigma = path.alpha.view(-1, 1, 1), path.sigma.view(-1, 1, 1)
+        total = alpha**2 * variances + sigma**2
+        centred = x.view(-1, 1, 2) - alpha * means
+        log_weight = torch.tensor(self.weights).to(x).log().view(1, -1, 1)
+        log_density = log_weight - total.log() - (centred**2).sum(2, keepdim=True) / (2 * total)
+        share = log_density.softmax(dim=1)
+        data = share * (means + alpha * variances / total * centred)
+        noise = share * sigma / total * centred
+        return data.sum(1).view_as(x), noise.sum(1).view_as(x)
+
+    def score(self, x: Tensor, path) -> Tensor:
+        """Gradient of the log density of x_t, finite at sigma = 0 too."""
+        means = torch.tensor(self.means).to(x).view(1, -1, 2)
+        variances = torch.tensor(self.stds).to(x).view(1, -1, 1) ** 2
+        alpha, sigma = path.alpha.view(-1, 1, 1), path.sigma.view(-1, 1, 1)
+        total = alpha**2 * variances + sigma**2
+        centred = x.view(-1, 1, 2) - alpha * means
+        log_weight = torch.tensor(self.weights).to(x).log().view(1, -1, 1)
+        log_density = log_weight - total.log() - (centred**2).sum(2, keepdim=True) / (2 * total)
+        return -(log_density.softmax(dim=1) * centred / total).sum(1).view_as(x)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean (2,) and variance of each coordinate (2,) of the data."""
+        weights = torch.tensor(self.weights).view(-1, 1).double()
+        means = torch.tensor(self.means).double()
+        second = means**2 + torch.tensor(self.stds).double().view(-1, 1) ** 2
+        mean = (weights * means).sum(0)
+        return mean, (weights * second).sum(0) - mean**2
