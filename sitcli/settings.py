@@ -213,6 +213,12 @@ class SampleSettings:
     labels: names.LabelPolicy = option(
         "balanced", "balanced: every class in turn; random: drawn from the seed.", group="Images"
     )
+    invert: Path | None = option(
+        None,
+        "Draw nothing: find the noise of these images along the ODE, draw them again from it, and "
+        "compare. A folder, archive, sample set, .npz or latent store, at most --num of it.",
+        group="Images",
+    )
     ode: bool = option(
         False, "The probability-flow ODE. [default for a SiT model]", group="Sampler"
     )

@@ -33,14 +33,24 @@ def register(app: typer.Typer) -> None:
 
         sit evaluate drawn/ --reference photos/ --features pixels
 
+        How likely the newest model holds 1,000 images it was not trained on to be, in bits per
+        dimension (writes nll-STEP-STORE.json into the run):
+
+        sit evaluate --nll --reference test.h5 --num 1000
+
         InceptionV3's weights are looked for where torch-fidelity keeps them, and never fetched
         unasked: the error says how. Pictures of a reference folder are centre-cropped to the
         samples' size, as sit encode-latents does; sample sets and .npz files keep their size,
         which must be the samples' own but for InceptionV3, which resizes all it sees.
         """
-        from sitcli.stages import evaluate as stage
+        if settings.nll:
+            from sitcli.stages.likelihood import likelihood as stage
+            from sitcli.stages.likelihood import plan
+        else:
+            from sitcli.stages.evaluate import evaluate as stage
+            from sitcli.stages.evaluate import plan
 
         if invocation.dry_run:
-            finish(stage.plan(settings), invocation)
+            finish(plan(settings), invocation)
         else:
-            finish(follow(stage.evaluate(settings), title="evaluate"), invocation)
+            finish(follow(stage(settings), title="evaluate"), invocation)

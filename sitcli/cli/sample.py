@@ -24,10 +24,20 @@ def register(app: typer.Typer) -> None:
         sit sample runs/NAME --num 50000 --cfg-scale 1.5 --npz
 
         sit sample runs/NAME/step-0010000 --classes 207,360 --solver dopri5 --show-path
+
+        Real images to the noise that the model draws them from, and back, with the error of the
+        round trip:
+
+        sit sample --invert photos/ --solver heun --steps 100
         """
-        from sitcli.stages import sample as stage
+        if settings.invert is not None:
+            from sitcli.stages.invert import invert as stage
+            from sitcli.stages.invert import plan
+        else:
+            from sitcli.stages.sample import plan
+            from sitcli.stages.sample import sample as stage
 
         if invocation.dry_run:
-            finish(stage.plan(settings), invocation)
+            finish(plan(settings), invocation)
         else:
-            finish(follow(stage.sample(settings), title="sample"), invocation)
+            finish(follow(stage(settings), title="sample"), invocation)

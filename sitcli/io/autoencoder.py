@@ -65,6 +65,22 @@ def decode_latents(
     return to_uint8(autoencoder.decode(unscaled))
 
 
+def encode_latents(
+    autoencoder: Autoencoder, images: np.ndarray, scaling: float | list[float]
+) -> torch.Tensor:
+    """uint8 (B, H, W, 3) -> latents as a network is trained on, (B, C, h, w), on the device.
+
+    The posterior's mode where there is one. The inverse of `decode_latents` but for what the
+    autoencoder loses. Works in slices, so memory stays bounded.
+    """
+    channels = autoencoder.latent_channels
+    pixels = images.shape[1] * images.shape[2]
+    slices = to_signed(images).split(autoencoder.images_per_call(pixels))
+    latents = torch.cat([autoencoder.encode(part)[:, :channels] for part in slices])
+    factor = torch.as_tensor(scaling, dtype=torch.float32, device=latents.device)
+    return (latents - autoencoder.shift) * factor.reshape(-1, 1, 1)
+
+
 def load_autoencoder(name: str, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
     """The autoencoder called `name`: an embedded one, a local file or folder, or a hub name.
 
@@ -345,9 +361,12 @@ class Autoencoder:
 
         Images lie in [-1, 1] but may overshoot. Works in slices, so memory stays bounded.
         """
-        pixels = latents.shape[-2] * latents.shape[-1] * self.downsample**2
-        step = max(1, PIXELS_PER_CALL[self._device.type] // pixels)
+        step = self.images_per_call(latents.shape[-2] * latents.shape[-1] * self.downsample**2)
         return torch.cat([self._run(self._decode, part) for part in latents.split(step)])
+
+    def images_per_call(self, pixels: int) -> int:
+        """How many images of `pixels` pixels the network is given at once."""
+        return max(1, PIXELS_PER_CALL[self._device.type] // pixels)
 
     def _run(self, function: Callable, batch: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), autocast(self._device, self._dtype):

@@ -30,17 +30,18 @@ from sitcli.io.images import BrokenImage, Source, open_source, prepare
 from sitcli.io.latents import LatentStore
 from sitcli.io.rows import Rows
 from sitcli.io.samples import SampleSet
+from sitcli.names import Crop
 
 ARCHIVES = (".tar", ".zip", ".tgz", ".gz")
 READ_AHEAD = 4  # pictures per reading thread
 
 
-def open_images(path: Path, *, size: tuple[int, int] | None = None) -> ImageSet:
+def open_images(path: Path, *, size: tuple[int, int] | None = None, crop: Crop = "adm") -> ImageSet:
     """The images at `path`: sample set, latent store, npz, folder or archive of pictures.
 
     size: (height, width) of what they will be compared with. Pictures in a folder that a reference
-        is taken from are brought to it by ADM's centre crop, as `sit encode-latents` does; images
-        of the other kinds keep the size they have.
+        is taken from are brought to it by `crop`, as `sit encode-latents` does; images of the
+        other kinds keep the size they have.
 
     Raises SitError for what is absent, damaged, empty, unfinished or not images.
     """
@@ -51,7 +52,7 @@ def open_images(path: Path, *, size: tuple[int, int] | None = None) -> ImageSet:
         return _store_source(path)
     if kind == "npz":
         return _npz(path)
-    return _folder(path, size)
+    return _folder(path, size, crop)
 
 
 def kind_of(path: Path) -> str:
@@ -107,6 +108,8 @@ def _sample_set(path: Path) -> ImageSet:
         identify=identify,
         preparation="as they are",
         meta=dict(samples.meta),
+        labels=samples.labels,
+        class_names=list(samples.meta.get("class_names") or []),
     )
 
 
@@ -146,7 +149,7 @@ def _store_source(path: Path) -> ImageSet:
     )
 
 
-def _folder(path: Path, size: tuple[int, int] | None) -> ImageSet:
+def _folder(path: Path, size: tuple[int, int] | None, crop: Crop) -> ImageSet:
     source = open_source(path)
     cropped = size is not None and size[0] == size[1]
     if size is None:
@@ -154,7 +157,7 @@ def _folder(path: Path, size: tuple[int, int] | None) -> ImageSet:
             size = next(first).shape[:2]
 
     def picture(image: Image.Image) -> np.ndarray:
-        return prepare(image, size[0], "adm") if cropped else np.asarray(image)
+        return prepare(image, size[0], crop) if cropped else np.asarray(image)
 
     def read(indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
         with contextlib.closing(_read_pictures(source, indices, picture)) as pictures:
@@ -167,7 +170,7 @@ def _folder(path: Path, size: tuple[int, int] | None) -> ImageSet:
                     )
                 yield image
 
-    recipe = f"crop adm to {size[0]}" if cropped else "as they are"
+    recipe = f"crop {crop} to {size[0]}" if cropped else "as they are"
     return ImageSet(
         path=path,
         kind="folder",
@@ -178,6 +181,8 @@ def _folder(path: Path, size: tuple[int, int] | None) -> ImageSet:
         identify=lambda: _digest(source.fingerprint, recipe),
         stamp=lambda: _stamp(source),
         preparation=recipe,
+        labels=np.array([item.label for item in source.items]),
+        class_names=source.class_names,
     )
 
 
@@ -297,6 +302,7 @@ class ImageSet:
     identify, stamp: see fingerprint and version.
     preparation: what was done to them before they are compared.
     meta: what is known about their making (a sample set's settings).
+    labels, class_names: numbers (N,) of their classes, and names; [] where there are none.
     """
 
     path: Path
@@ -309,6 +315,8 @@ class ImageSet:
     preparation: str
     stamp: Callable[[], str] = str
     meta: dict[str, Any] = field(default_factory=dict)
+    labels: np.ndarray | None = None
+    class_names: list[str] = field(default_factory=list)
 
     @cached_property
     def fingerprint(self) -> str:

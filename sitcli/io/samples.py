@@ -1,7 +1,8 @@
 """Sample sets: what `sit sample` writes and `sit evaluate` reads.
 
 A folder with samples.h5 (a row file: images (N, H, W, 3) uint8, labels and seeds (N,) int64,
-latents (N, C, h, w) float32 on request), grid.png and meta.json.
+latents (N, C, h, w) float32 on request), grid.png and meta.json. A set of inverted images holds
+the noise they were found to be drawn from, noise (N, C, h, w) float32.
 """
 
 from __future__ import annotations
@@ -72,13 +73,19 @@ class SampleSet:
         seeds: np.ndarray,
         image_size: tuple[int, int],
         latent_shape: tuple[int, int, int] | None,
+        noise_shape: tuple[int, int, int] | None = None,
         meta: dict[str, Any],
     ) -> SampleSet:
-        """Lay out an empty set in the row file `path`; latent_shape only if latents are kept."""
+        """Lay out an empty set in the row file `path`.
+
+        latent_shape, noise_shape: only if latents, or the noise of inverted images, are kept.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         datasets = {"images": ((len(labels), *image_size, 3), "uint8")}
         if latent_shape is not None:
             datasets["latents"] = ((len(labels), *latent_shape), "float32")
+        if noise_shape is not None:
+            datasets["noise"] = ((len(labels), *noise_shape), "float32")
         attrs = dict(
             format=FORMAT,
             format_version=FORMAT_VERSION,

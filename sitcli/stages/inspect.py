@@ -36,6 +36,7 @@ EXPECTED = (
     "or a sample set (samples/NAME)"
 )
 READ_BYTES = 32_000_000
+KEPT = ("latents", "noise")  # what a sample set may hold beside the images
 PREVIEW_ROWS, PREVIEW_COLUMNS = 8, 8
 PLOT_TIMES = [k / 200 for k in range(1, 200)]  # open at both ends, where some w_t are infinite
 TABLE_TIMES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
@@ -217,7 +218,7 @@ def _describe_samples(samples: SampleSet) -> Result:
     names = list(meta.get("class_names") or [])
     counts = np.bincount(samples.labels[samples.done], minlength=len(names))
     size = _bytes_below(samples.directory if _owns_folder(samples) else samples.path)
-    kept = ", latents kept" if "latents" in samples.rows.names else ""
+    kept = "".join(f", {name} kept" for name in KEPT if name in samples.rows.names)
     summary = {
         "kind": f"sample set, format {attrs['format_version']}, by sit {attrs['sit_version']}",
         "complete": "yes" if samples.complete else "no",
@@ -237,7 +238,7 @@ def _describe_samples(samples: SampleSet) -> Result:
         "num": samples.num,
         "num_done": done,
         "image_shape": list(samples.images.shape[1:]),
-        "latents": bool(kept),
+        **{name: name in samples.rows.names for name in KEPT},
         "class_counts": counts.tolist(),
         "meta": meta,
         "bytes": size,
@@ -259,10 +260,9 @@ def _verify_samples(samples: SampleSet) -> Problems:
         yield Progress(done=stop, total=samples.num, unit="images")
     if blank:
         yield Warn(f"{blank} images are of one colour")
-    if "latents" in samples.rows.names:
-        latents = samples.rows.array("latents")
-        if not np.isfinite(latents[samples.done]).all():
-            problems.append("some latents are not finite")
+    for name in sorted(set(KEPT) & set(samples.rows.names)):
+        if not np.isfinite(samples.rows.array(name)[samples.done]).all():
+            problems.append(f"some {name} {'is' if name == 'noise' else 'are'} not finite")
     num_classes = len(samples.meta.get("class_names") or []) or 1
     problems += _check_labels(samples.labels, num_classes)
     if samples.complete:

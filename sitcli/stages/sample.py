@@ -446,11 +446,16 @@ def _export(samples: SampleSet, job: Job) -> None:
     class_names = samples.meta["class_names"]
     images, columns, labels = _grid(samples, class_names)
     save_grid(samples.beside("grid.png"), images, columns=columns, row_labels=labels)
-    if job.settings.npz:
+    save_files(samples, job.settings)
+
+
+def save_files(samples: SampleSet, settings: SampleSettings) -> None:
+    """samples.npz and png/, if they were asked for."""
+    if settings.npz:
         path = samples.beside("samples.npz")
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, arr_0=samples.images)
-    if job.settings.png:
+    if settings.png:
         from PIL import Image
 
         folder = samples.beside("png")

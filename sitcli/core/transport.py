@@ -1,0 +1,121 @@
+"""The probability-flow ODE as a map between data and noise, either way (SiT eq. 5).
+
+The same fixed steps serve both directions: towards noise their h is negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sitcli.core.flow import Flow, Network, Ode
+from sitcli.core.interpolant import Interval, Path
+from sitcli.core.solvers import ODE_STEPS, solve_dopri5
+
+# Where the velocity divides by sigma, the data's end is the time at which sigma is this.
+LEAST_SIGMA = 1e-3
+
+# velocity(x, t, rows) for the samples `rows` (b,) of the batch, at times t (b,).
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Ends(NamedTuple):
+    """Times of the data's and the noise's end, and alpha at the data's, 1 where that is t = 0.
+
+    Data x_* stand for alpha x_* there: the little noise that belongs to it, sigma, is left out.
+    """
+
+    data: float
+    noise: float
+    alpha: float
+
+
+def ends_of(process: Flow) -> Ends:
+    """The process's ODE interval, from the last time before its jump if it has one."""
+    noise, data, jump = process.ode_interval()
+    if jump:
+        data = _time_of_sigma(process, LEAST_SIGMA)
+    return Ends(data, noise, float(_path(process, data).alpha))
+
+
+def _time_of_sigma(process: Flow, sigma: float) -> float:
+    """The time at which sigma_t is `sigma`, by bisection: sigma grows."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        if float(_path(process, middle).sigma) < sigma:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _path(process: Flow, t: float) -> Path:
+    return process.path(torch.tensor([t], dtype=torch.float64), torch.zeros(1).double())
+
+
+def times_between(ends: Ends, steps: int) -> list[float]:
+    """steps + 1 times from the data's end to the noise's, spread as u^3 (4 - 3u), u = i / steps.
+
+    Images vary by a grey level in some directions, and there all happens within t < 0.01: over
+    equal steps rk4 with 50 is wrong by 0.3 nats a dimension where it is by 0.0006 over these
+    (Gaussian data of std 0.003, linear). Smooth, so that a solver keeps its order.
+    """
+    length = ends.noise - ends.data
+    shares = [(i / steps) ** 3 * (4 - 3 * i / steps) for i in range(steps)]
+    return [ends.data + length * share for share in shares] + [ends.noise]
+
+
+def transport(
+    velocity: Velocity, x: Tensor, times: Sequence[float], ode: Ode
+) -> Iterator[tuple[float, Tensor]]:
+    """From x (B, ...) at times[0] to times[-1], up or down; yields (t, state) after every step.
+
+    times: the fixed solvers' steps; dopri5 takes its ends alone.
+    """
+    if ode.solver == "dopri5":
+        # It runs down. Towards noise, minus the time does.
+        sign = 1.0 if times[0] > times[-1] else -1.0
+        for t, state in solve_dopri5(
+            lambda x, t, rows: sign * velocity(x, sign * t.to(x), rows),
+            lambda x, t: x,
+            x,
+            Interval(sign * times[0], sign * times[-1]),
+            rtol=ode.rtol,
+            atol=ode.atol,
+        ):
+            yield sign * t, state
+        return
+    everyone = torch.arange(len(x))
+    for t, s in pairwise(times):
+        x = ODE_STEPS[ode.solver].step(
+            lambda x, t: velocity(x, x.new_full((len(x),), t), everyone), x, t, s
+        )
+        yield s, x
+
+
+def to_noise(
+    process: Flow, network: Network, x_star: Tensor, y: Tensor, ode: Ode
+) -> Iterator[tuple[float, Tensor]]:
+    """Data (B, C, h, w) to the noise they belong to; yields (t, x_t) after every step."""
+    ends = ends_of(process)
+    times = times_between(ends, ode.steps)
+    yield from transport(_velocity(process, network, y), ends.alpha * x_star, times, ode)
+
+
+def to_data(
+    process: Flow, network: Network, noise: Tensor, y: Tensor, ode: Ode
+) -> Iterator[tuple[float, Tensor]]:
+    """The way back over the same times: the inverse of `to_noise` but for the solver's error."""
+    ends = ends_of(process)
+    times = times_between(ends, ode.steps)[::-1]
+    for t, x in transport(_velocity(process, network, y), noise, times, ode):
+        yield t, x / ends.alpha
+
+
+def _velocity(process: Flow, network: Network, y: Tensor) -> Velocity:
+    return lambda x, t, rows: process.velocity(network, x, y[rows], t)

@@ -1,0 +1,447 @@
+"""``sit sample --invert``: real images to the noise they belong to, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sitcli import __version__
+from sitcli.core.guidance import GuidedNetwork
+from sitcli.core.solvers import ODE_STEPS
+from sitcli.core.transport import ends_of, to_data, to_noise
+from sitcli.errors import SitError, UsageError
+from sitcli.events import Event, Note, Progress, Result, Stage, Table
+from sitcli.io import find, rows
+from sitcli.io.autoencoder import Autoencoder, decode_latents, encode_latents, from_spec
+from sitcli.io.checkpoint import Checkpoint
+from sitcli.io.files import check_version, hash_json, write_json
+from sitcli.io.imagesets import kind_of, open_images
+from sitcli.io.latents import LatentStore
+from sitcli.io.launch import autocast, precision_name, quiet_libraries
+from sitcli.io.pictures import save_grid
+from sitcli.io.samples import FILE, SampleSet
+from sitcli.settings import SampleSettings
+from sitcli.stages import sample as drawing
+from sitcli.stages.likelihood import OWN, check_null_class, check_same_latents, known_labels
+from sitcli.text import count, format_bytes
+
+FORMAT_VERSION = 1
+FIGURES = "invert.json"
+GRID_BANDS, GRID_COLUMNS = 3, 10
+# Options of drawing that say nothing here.
+FOREIGN = ("labels", "seed", "show_path", "cfg_scale", "sde", "ddpm", "ddim")
+
+
+def invert(settings: SampleSettings) -> Stage:
+    """Find the noise of the images settings.invert, draw them again from it, and compare.
+
+    A set that was interrupted begins again: it counts only when it is complete.
+
+    Raises UsageError for options or images that do not fit the model.
+    """
+    quiet_libraries()
+    job = _prepare(settings)
+    if settings.checkpoint is None:
+        yield Note(f"checkpoint: {job.checkpoint.path} (the newest)")
+    yield Note(f"images: {job.text}")
+    job.file.parent.mkdir(parents=True, exist_ok=True)
+    with rows.lock(job.file):
+        samples = _finished(job)
+        if samples is not None:
+            yield Note(f"all {samples.num} images are there already")
+        else:
+            samples = _create(job)
+            yield from _fill(samples, job)
+        drawing.save_files(samples, settings)
+        return _result(samples)
+
+
+def plan(settings: SampleSettings) -> Result:
+    """What `invert` would do; touches nothing."""
+    from sitcli.model.flops import total_cost
+
+    job = _prepare(settings)
+    ode, cost = job.drawn.sampler, total_cost(job.checkpoint.config)
+    evaluations = None
+    if ode.solver != "dopri5":
+        evaluations = 2 * ode.steps * ODE_STEPS[ode.solver].evaluations
+    size = job.checkpoint.latents["image_size"]
+    summary = {
+        "checkpoint": str(job.checkpoint.path),
+        "images": job.text,
+        "sampler": _describe(job.facts()),
+        "evaluations": f"{evaluations} an image" if evaluations else "as dopri5 needs",
+        "cost": f"{cost.macs / 1e9:.3g} GMACs an evaluation",
+        "size": format_bytes(len(job.items) * size * size * 3),
+        "out": str(job.file.parent),
+    }
+    data = dict(job.facts(), out=str(job.file.parent), evaluations=evaluations)
+    return Result(summary=summary, data=data, next="the same command without --dry-run")
+
+
+class _Real(NamedTuple):
+    """Images to invert.
+
+    preparation: what was done to them; identity: a hash of them; labels (N,), class_names: theirs.
+    read(indices) yields the pictures, uint8 (H, W, 3); without it they are latents of `store`.
+    """
+
+    path: Path
+    preparation: str
+    num: int
+    identity: str
+    labels: np.ndarray
+    class_names: list[str]
+    read: Callable[[np.ndarray], Generator[np.ndarray, None, None]] | None = None
+    store: LatentStore | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Settings resolved against the checkpoint and the images."""
+
+    drawn: drawing.Job  # as if the images were to be drawn
+    real: _Real
+    items: np.ndarray  # (n,) numbers of the images used
+    labels: np.ndarray  # (n,)
+    label_policy: str
+    file: Path
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.drawn.checkpoint
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        config = self.checkpoint.config
+        return config.channels, config.input_size, config.input_size
+
+    @property
+    def text(self) -> str:
+        """The images, for people."""
+        num = f"{len(self.items)} of {self.real.num:,}"
+        return f"{self.real.path} ({num}, {self.real.preparation}), labels: {self.label_policy}"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are classes, not the null class."""
+        return bool((self.labels < self.checkpoint.config.num_classes).all())
+
+    def facts(self) -> dict[str, Any]:
+        """What the figures depend on, beside the batch size and precision."""
+        facts = self.drawn.facts() | dict(
+            invert=str(self.real.path.resolve()),
+            preparation=self.real.preparation,
+            images=self.real.identity,
+            num=len(self.items),
+            label_policy=self.label_policy,
+            interval=list(ends_of(self.checkpoint.process)[:2]),
+        )
+        return {name: value for name, value in facts.items() if name not in ("labels", "seed")}
+
+
+def _prepare(settings: SampleSettings) -> _Job:
+    _refuse_options(settings)
+    # The error of bf16's rounding would hide the solver's.
+    precision = "fp32" if settings.precision == "auto" else settings.precision
+    like = dataclasses.replace(settings, invert=None, ode=True, precision=precision)
+    drawn = drawing.prepare(like)
+    checkpoint = drawn.checkpoint
+    real = _open(settings.invert, checkpoint)
+    num = min(settings.num, real.num)
+    items = np.arange(num) * real.num // num
+    labels, policy = _labels(drawn, real, items)
+    job = _Job(drawn, real, items, labels, policy, drawn.file)
+    if settings.out is not None:
+        return job
+    step, mark = checkpoint.path, hash_json(job.facts())[:6]
+    name = f"{step.parent.name}-{step.name}-invert-{mark}"
+    return dataclasses.replace(job, file=find.SAMPLES / name / FILE)
+
+
+def _refuse_options(settings: SampleSettings) -> None:
+    for option in dataclasses.fields(SampleSettings):
+        if option.name in FOREIGN and getattr(settings, option.name) != option.default:
+            raise UsageError(
+                f"--{option.name.replace('_', '-')} means nothing to --invert, which follows the "
+                "model's ODE from given images, without guidance or chance",
+                "leave it out",
+            )
+
+
+def _open(path: Path, checkpoint: Checkpoint) -> _Real:
+    if kind_of(path) == "latent store":
+        store = LatentStore.open(path)
+        check_same_latents(store, checkpoint)
+        facts = path, "its latents", store.num_items, store.fingerprint
+        return _Real(*facts, store.labels, store.class_names, store=store)
+    size, crop = checkpoint.latents["image_size"], checkpoint.latents["crop"]
+    images = open_images(path, size=(size, size), crop=crop)
+    if images.size != (size, size):
+        height, width = images.size
+        raise UsageError(
+            f"{path} holds images of {width} x {height} pixels, and the run's are {size} x {size}",
+            "give a folder of pictures, which are cropped",
+        )
+    labels = np.zeros(images.num, np.int64) if images.labels is None else images.labels
+    facts = path, images.preparation, images.num, images.fingerprint
+    return _Real(*facts, labels, images.class_names, read=images.read)
+
+
+def _labels(drawn: drawing.Job, real: _Real, items: np.ndarray) -> tuple[np.ndarray, str]:
+    """(n,) labels, and where they are from: --classes, the images' classes, or none."""
+    given = drawn.settings.classes
+    if given:
+        if "," in given:
+            raise UsageError("--classes: --invert takes one class for all images")
+        return np.full(len(items), drawn.labels[0]), f"class {given.strip()}"
+    labels, policy = known_labels(real.labels[items], real.class_names, drawn.checkpoint)
+    if policy != OWN:
+        check_null_class(drawn.checkpoint, policy, "say which class they are of with --classes")
+    return labels, policy
+
+
+def _finished(job: _Job) -> SampleSet | None:
+    """The set that is there already, if it is complete. UsageError if it is another one."""
+    if not job.file.exists():
+        return None
+    samples = SampleSet.open(job.file, writable=True)
+    facts = job.facts() | dict(precision=precision_name(job.drawn.dtype))
+    for key, value in facts.items():
+        if samples.meta.get(key) != value:
+            raise UsageError(
+                f"{job.file} was made with {key} {samples.meta.get(key)}, not {value}",
+                "name another --out, or remove it",
+            )
+    return samples if samples.complete else None
+
+
+def _create(job: _Job) -> SampleSet:
+    latents, settings = job.checkpoint.latents, job.drawn.settings
+    size = latents["image_size"]
+    meta = job.facts() | dict(
+        store=latents["store"],
+        source=latents["source"],
+        image_size=size,
+        crop=latents["crop"],
+        class_names=latents["class_names"] if job.labelled else [],
+        precision=precision_name(job.drawn.dtype),
+        batch_size=settings.batch_size,
+    )
+    return SampleSet.create(
+        job.file,
+        # Without a class they have no label, as an unconditional model's have not.
+        labels=job.labels if job.labelled else np.zeros_like(job.labels),
+        seeds=np.zeros(len(job.items), np.int64),
+        image_size=(size, size),
+        latent_shape=job.latent_shape if settings.latents else None,
+        noise_shape=job.latent_shape,
+        meta=meta,
+    )
+
+
+def _fill(samples: SampleSet, job: _Job) -> Iterator[Event]:
+    checkpoint, drawn = job.checkpoint, job.drawn
+    scaling, s = checkpoint.latents["scaling"], drawn.settings
+    autoencoder = from_spec(
+        checkpoint.latents["autoencoder"],
+        checkpoint.autoencoder_arrays(),
+        override=s.vae,
+        device=drawn.device,
+        dtype=drawn.dtype,
+    )
+    network = GuidedNetwork(
+        checkpoint.network(s.weights, drawn.device),
+        scale=1.0,
+        channels=None,
+        null_class=checkpoint.config.null_class,
+    )
+    sums, shown, total = _Sums(), [], samples.num
+    yield Progress(done=0, total=total)
+    for start, originals, x in _batches(job, autoencoder):
+        batch = np.arange(start, start + len(x))
+        y = torch.from_numpy(job.labels[batch]).to(drawn.device)
+        began = network.evaluations
+        process, ode = checkpoint.process, drawn.sampler
+        for t, state in _under(drawn, to_noise(process, network, x, y, ode)):
+            noise = state
+            yield Progress(done=start + int(len(x) * t / 2), total=total, text=f"up, t {t:.2f}")
+        for t, state in _under(drawn, to_data(process, network, noise, y, ode)):
+            back, done = state, start + int(len(x) * (1 - t / 2))
+            yield Progress(done=done, total=total, text=f"down, t {t:.2f}")
+        if not bool(torch.isfinite(back).all() and torch.isfinite(noise).all()):
+            raise SitError("the round trip is not finite", "use more --steps or --precision fp32")
+        alone, again = (decode_latents(autoencoder, z, scaling).numpy() for z in (x, back))
+        sums.add(x, noise, back, originals, alone, again)
+        kept = {"latents": back.float().cpu().numpy()} if "latents" in samples.rows.names else {}
+        samples.count(network.evaluations - began, len(batch))
+        samples.rows.write(batch, images=again, noise=noise.float().cpu().numpy(), **kept)
+        if start < GRID_BANDS * GRID_COLUMNS:
+            shown.append((originals, alone, again))
+    _save_grid(samples.beside("grid.png"), shown)
+    document = {"format_version": FORMAT_VERSION, "sit_version": __version__, **samples.meta}
+    write_json(samples.beside(FIGURES), document | dict(figures=sums.figures()))
+    samples.finish()
+
+
+def _batches(
+    job: _Job, autoencoder: Autoencoder
+) -> Iterator[tuple[int, np.ndarray | None, Tensor]]:
+    """(first row, pictures uint8 (B, H, W, 3) if there are any, latents (B, C, h, w))."""
+    size, device = job.drawn.settings.batch_size, job.drawn.device
+    reader = job.real.read(job.items) if job.real.read else None
+    for start in range(0, len(job.items), size):
+        items = job.items[start : start + size]
+        if reader is None:
+            yield start, None, job.real.store.batch(items).to(device)
+        else:
+            originals = np.stack([next(reader) for _ in items])
+            scaling = job.checkpoint.latents["scaling"]
+            yield start, originals, encode_latents(autoencoder, originals, scaling)
+
+
+def _under(
+    drawn: drawing.Job, steps: Iterator[tuple[float, Tensor]]
+) -> Iterator[tuple[float, Tensor]]:
+    """The solver's steps, each taken under autocast and without gradients."""
+    while True:
+        with torch.no_grad(), autocast(drawn.device, drawn.dtype):
+            try:
+                step = next(steps, None)
+            except ArithmeticError as error:
+                raise SitError(str(error), "use a larger --rtol, or --solver heun") from None
+        if step is None:
+            return
+        yield step
+
+
+class _Sums:
+    """Sums over all images, from which the figures follow; in float64 on the CPU."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+
+    def add(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        back: Tensor,
+        originals: np.ndarray | None,
+        alone: np.ndarray,
+        again: np.ndarray,
+    ) -> None:
+        """Latents, the noise and the latents again, (B, C, h, w); pictures uint8 (B, H, W, 3)."""
+        x, noise, back = (z.cpu().double() for z in (x, noise, back))
+        new = dict(
+            latents=x.numel(), x=x.sum(), xx=x.square().sum(), error=(back - x).square().sum(),
+            noise=noise.sum(), noise2=noise.square().sum(),
+            pixels=alone.size, alone=_squares(again, alone),
+        )  # fmt: skip
+        if originals is not None:
+            new |= dict(original=_squares(again, originals), lost=_squares(alone, originals))
+        for name, value in new.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def figures(self) -> dict[str, float | None]:
+        """By name; PSNR is of the mean square over all images, None where it is infinite."""
+        s = self.sums
+        num = s["latents"]
+        std = math.sqrt(max(s["xx"] / num - (s["x"] / num) ** 2, 0.0))
+        rms, mean = math.sqrt(s["error"] / num), s["noise"] / num
+        figures = dict(
+            latent_std=std,
+            latent_rms_error=rms,
+            latent_relative_error=rms / std if std else None,
+            psnr_to_autoencoder=_psnr(s["alone"] / s["pixels"]),
+            noise_mean=mean,
+            noise_std=math.sqrt(max(s["noise2"] / num - mean**2, 0.0)),
+        )
+        if "original" in s:
+            figures |= dict(
+                psnr_to_originals=_psnr(s["original"] / s["pixels"]),
+                psnr_of_autoencoder_to_originals=_psnr(s["lost"] / s["pixels"]),
+            )
+        return figures
+
+
+def _squares(a: np.ndarray, b: np.ndarray) -> float:
+    """Sum of squared differences of bytes."""
+    return float(np.square(a.astype(np.int64) - b).sum())
+
+
+def _psnr(mean_square: float) -> float | None:
+    """Peak signal-to-noise ratio in dB, of bytes; None for equal pictures."""
+    return 10 * math.log10(255**2 / mean_square) if mean_square else None
+
+
+def _save_grid(path: Path, shown: list[tuple[np.ndarray | None, ...]]) -> None:
+    """Rows original (if there is one), autoencoder, round trip; a band for each ten images."""
+    columns = zip(*shown, strict=True)
+    kinds = ("original", "autoencoder", "ODE and back")
+    pictures = {
+        kind: np.concatenate(parts)[: GRID_BANDS * GRID_COLUMNS]
+        for kind, parts in zip(kinds, columns, strict=True)
+        if parts[0] is not None
+    }
+    num = len(pictures["autoencoder"])
+    width = min(num, GRID_COLUMNS)
+    cells, labels = [], []
+    for start in range(0, num, width):
+        for kind, images in pictures.items():
+            row = images[start : start + width]
+            blank = np.full((width - len(row), *row.shape[1:]), 255, np.uint8)
+            cells += [row, blank]
+            labels.append(kind)
+    save_grid(path, np.concatenate(cells), columns=width, row_labels=labels)
+
+
+def _describe(facts: dict[str, Any]) -> str:
+    steps = f", {count(facts['steps'], 'step')}" if "steps" in facts else ""
+    return f"ODE {facts['solver']}{steps} up, as many down" if steps else f"ODE {facts['solver']}"
+
+
+def _result(samples: SampleSet) -> Result:
+    meta, grid = samples.meta, samples.beside("grid.png")
+    figures = _read_figures(samples.beside(FIGURES))
+    rms, std = figures["latent_rms_error"], figures["latent_std"]
+    pictures = [("against the autoencoder alone", figures["psnr_to_autoencoder"])]
+    if "psnr_to_originals" in figures:
+        pictures.append(("against the originals", figures["psnr_to_originals"]))
+        alone = figures["psnr_of_autoencoder_to_originals"]
+        pictures.append(("autoencoder alone against the originals", alone))
+    lines = [["latent, RMS error / std", f"{rms / std:.3g}" if std else "-"]]
+    lines += [[f"PSNR {what}, dB", _decibels(value)] for what, value in pictures]
+    lines += [["noise, mean", f"{figures['noise_mean']:.3g}"]]
+    lines += [["noise, std", f"{figures['noise_std']:.3g}"]]
+    summary = {
+        "images": f"{samples.num}, {samples.images.shape[1]} x {samples.images.shape[2]}",
+        "sampler": _describe(meta),
+        "evaluations": f"{meta['evaluations_per_image']:g} an image, both ways",
+        "grid": str(grid),
+    }
+    path = samples.directory if samples.path.name == FILE else samples.path
+    data = dict(meta, figures=figures, grid=str(grid), samples=str(samples.path))
+    table = Table(title="", header=["round trip", "value"], rows=lines)
+    return Result(summary=summary, tables=[table], data=data, path=path)
+
+
+def _decibels(value: float | None) -> str:
+    return "equal" if value is None else f"{value:.4g}"
+
+
+def _read_figures(path: Path) -> dict[str, float | None]:
+    try:
+        document = json.loads(path.read_text())
+        check_version(path, document["format_version"], FORMAT_VERSION)
+        return document["figures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SitError(f"cannot read {path}", "remove the set and make it again") from None

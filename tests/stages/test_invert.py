@@ -1,0 +1,239 @@
+"""`sit sample --invert`: the round trip, the set that is written, and every refusal in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sitcli.core.ddpm import Diffusion
+from sitcli.core.flow import Flow
+from sitcli.errors import SitError, UsageError
+from sitcli.io.checkpoint import open_checkpoint
+from sitcli.io.latents import LatentStore
+from sitcli.io.samples import SampleSet
+from sitcli.settings import EvaluateSettings, InspectSettings, SampleSettings
+from sitcli.stages.evaluate import evaluate
+from sitcli.stages.inspect import inspect
+from sitcli.stages.invert import invert, plan
+from tests.stages.test_sample import make_run, use_patch_pca
+from tests.stages.test_train import ENVIRONMENT, finish
+from tests.tiny import make_store, pictures, write_folder, write_samples
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path)
+
+
+def invert_settings(run: Path, images: Path, out: str = "out", **options) -> SampleSettings:
+    options = {"steps": 10, "device": "cpu", **options}
+    return SampleSettings(checkpoint=run, invert=images, out=run.parents[1] / out, **options)
+
+
+def go(run: Path, images: Path, out: str = "out", **options) -> tuple[SampleSet, dict]:
+    """The set, and its figures."""
+    result = finish(invert(invert_settings(run, images, out, **options)))
+    return SampleSet.open(result.path), result.data["figures"]
+
+
+def class_folder(path: Path, number: int = 6) -> Path:
+    """pictures() as PNG files in folders red, green, blue."""
+    images, labels = pictures(number, seed=3)
+    for label, name in enumerate(("red", "green", "blue")):
+        write_folder(path / name, images[labels == label])
+    return path
+
+
+@pytest.mark.parametrize("process", [Flow(), Flow(prediction="data"), Diffusion()])
+def test_the_round_trip_improves_with_steps(tmp_path: Path, process: Flow) -> None:
+    """Fault: a way back over other times, other labels or from another noise, for any process."""
+    run = make_run(tmp_path, process=process)
+    images = class_folder(tmp_path / "photos")
+    errors = [
+        go(run, images, f"s{steps}", steps=steps)[1]["latent_relative_error"]
+        for steps in (10, 20, 40)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+    best = go(run, images, "best", solver="rk4", steps=80)[1]
+    assert best["latent_relative_error"] < 1e-3
+    assert best["psnr_to_originals"] is None or best["psnr_to_originals"] > 50
+
+
+def test_the_set_that_is_written(run: Path, tmp_path: Path) -> None:
+    """Fault: noise, images or figures that are not those of the round trip, rows out of order, or
+    a set the other commands cannot read."""
+    folder = class_folder(tmp_path / "photos")
+    samples, figures = go(run, folder, steps=60, latents=True, png=True, npz=True, batch_size=4)
+    noise, latents = samples.rows.array("noise"), samples.rows.array("latents")
+    assert noise.shape == latents.shape == (6, 3, 8, 8)
+    assert noise.dtype == np.float32
+    images, labels = pictures(6, seed=3)
+    expected = np.concatenate([images[labels == c] for c in (2, 1, 0)])  # blue, green, red
+    assert np.abs(samples.images.astype(int) - expected).max() <= 1
+    assert samples.labels.tolist() == [2, 2, 1, 1, 0, 0]
+    error = latents - (expected.transpose(0, 3, 1, 2) / 127.5 - 1)
+    assert figures["latent_rms_error"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=0.05)
+    assert figures["noise_mean"] == pytest.approx(noise.mean(), abs=1e-5)
+    assert figures["noise_std"] == pytest.approx(noise.std(), rel=1e-5)
+    assert samples.meta["evaluations_per_image"] == 2 * 2 * 60
+    assert samples.meta["label_policy"] == "their own"
+    document = json.loads((samples.directory / "invert.json").read_text())
+    assert document["figures"] == figures
+    assert document["format_version"] == 1
+    assert (samples.directory / "png" / "000005.png").exists()
+    assert (samples.directory / "samples.npz").exists()
+    assert Image.open(samples.directory / "grid.png").height > 3 * 64
+    finish(inspect(InspectSettings(path=samples.directory, verify=True, device="cpu")))
+    settings = EvaluateSettings(
+        samples=samples.directory, reference=folder, features="pixels", device="cpu"
+    )
+    assert finish(evaluate(settings)).data["figures"][0]["value"] < 0.01
+
+
+def test_the_noise_is_that_of_the_sampler(run: Path, tmp_path: Path) -> None:
+    """Fault: a time that runs the wrong way: drawn again from its noise by the sampler's own ODE,
+    an image must come back."""
+    import torch
+
+    from sitcli.core.flow import Ode
+
+    samples, _ = go(run, class_folder(tmp_path / "photos"), solver="rk4", steps=40, latents=True)
+    checkpoint = open_checkpoint(run)
+    network = checkpoint.network("ema", torch.device("cpu"))
+    noise, y = torch.tensor(samples.rows.array("noise")), torch.from_numpy(samples.labels)
+    with torch.no_grad():
+        ode = Ode(solver="rk4", steps=100)
+        *_, (_, x) = checkpoint.process.sample(network, noise, y, ode)
+    np.testing.assert_allclose(x, samples.rows.array("latents"), atol=0.01)
+
+
+def test_a_latent_store_needs_no_pictures(run: Path, tmp_path: Path) -> None:
+    """Fault: latents encoded twice, or pictures asked for that are gone."""
+    store = LatentStore.open(tmp_path / "tiny.h5")
+    samples, figures = go(run, store.path, num=5, solver="dopri5", steps=None, latents=True)
+    items = np.arange(5) * 24 // 5
+    assert samples.labels.tolist() == store.labels[items].tolist()
+    difference = samples.rows.array("latents") - store.batch(items).numpy()
+    assert figures["latent_rms_error"] == pytest.approx(np.sqrt(np.mean(difference**2)), rel=1e-3)
+    assert "psnr_to_originals" not in figures
+
+
+def test_pictures_are_cropped_as_the_runs_were(tmp_path: Path) -> None:
+    """Fault: ADM's crop whatever the store's; patch-pca's latents compared with the pixels."""
+    run = make_run(tmp_path)
+    use_patch_pca(run)
+    meta = open_checkpoint(run).path / "meta.json"
+    document = json.loads(meta.read_text())
+    document["latents"]["crop"] = "resize"
+    meta.write_text(json.dumps(document))
+    wide = write_folder(tmp_path / "wide", np.repeat(pictures(4, side=16)[0], 2, axis=2))
+    samples, figures = go(run, wide, steps=40)
+    assert samples.rows.array("noise").shape == (4, 4, 4, 4)
+    assert samples.meta["preparation"] == "crop resize to 8"
+    # The autoencoder loses more than the round trip does.
+    assert figures["psnr_to_autoencoder"] is None or figures["psnr_to_autoencoder"] > 40
+    assert figures["psnr_of_autoencoder_to_originals"] < 40
+
+
+def test_labels(run: Path, tmp_path: Path) -> None:
+    """Fault: a class of the images taken for another, or the null class counted as class 3."""
+    folder = class_folder(tmp_path / "photos")
+    assert go(run, folder, "a", classes="green")[0].labels.tolist() == [1] * 6
+    flat = write_folder(tmp_path / "flat", pictures(4)[0])
+    unlabelled, _ = go(run, flat, "b")
+    assert unlabelled.meta["label_policy"] == "the null class, as the images have none"
+    assert (unlabelled.labels.tolist(), unlabelled.meta["class_names"]) == ([0] * 4, [])
+    finish(inspect(InspectSettings(path=unlabelled.directory, verify=True, device="cpu")))
+    # A sample set keeps its classes: those of the first are the run's.
+    again, _ = go(run, run.parents[1] / "a", "c")
+    assert again.labels.tolist() == [1] * 6
+    with pytest.raises(UsageError, match="takes one class"):
+        go(run, folder, "d", classes="red,green")
+
+
+def test_a_finished_set_is_kept_and_an_interrupted_one_begins_again(
+    run: Path, tmp_path: Path
+) -> None:
+    """Fault: half a set taken for a whole one, or work done twice."""
+    folder = class_folder(tmp_path / "photos")
+    stage = invert(invert_settings(run, folder, batch_size=2))
+    while getattr(next(stage), "done", 0) < 3:
+        pass
+    stage.close()
+    assert not SampleSet.open(tmp_path / "out").complete
+    samples, figures = go(run, folder, batch_size=2)
+    assert samples.complete
+    assert samples.evaluations == (6 * 40, 6)
+    before = samples.path.stat().st_mtime_ns
+    again, same = go(run, folder, batch_size=2)
+    assert again.path.stat().st_mtime_ns == before
+    assert same == figures
+    with pytest.raises(UsageError, match="was made with steps 10, not 11"):
+        go(run, folder, steps=11)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sde": True}, "--sde means nothing to --invert"),
+        ({"ddim": True}, "--ddim means nothing to --invert"),
+        ({"cfg_scale": 2.0}, "--cfg-scale means nothing to --invert"),
+        ({"labels": "random"}, "--labels means nothing to --invert"),
+        ({"seed": 1}, "--seed means nothing to --invert"),
+        ({"show_path": True}, "--show-path means nothing to --invert"),
+        ({"wt": "kl"}, "--wt"),
+        ({"solver": "euler-maruyama"}, "--solver euler-maruyama"),
+        ({"solver": "dopri5", "steps": 3}, "--steps"),
+        ({"classes": "teapot"}, "no class is called 'teapot'"),
+    ],
+)
+def test_bad_options(run: Path, tmp_path: Path, options: dict, message: str) -> None:
+    """Fault: an option accepted and ignored, or a traceback."""
+    with pytest.raises(UsageError, match=message):
+        go(run, class_folder(tmp_path / "photos"), **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_do_not_fit(run: Path, tmp_path: Path) -> None:
+    """Fault: a traceback, or images of another size inverted as they are."""
+    with pytest.raises(SitError, match="does not exist"):
+        go(run, tmp_path / "nowhere")
+    with pytest.raises(SitError, match="images of 6 x 6 pixels, and the run's are 8 x 8"):
+        go(run, write_samples(tmp_path / "small", pictures(3, side=6)[0]))
+    with pytest.raises(SitError, match="latents 3 x 4 x 4"):
+        go(run, make_store(tmp_path / "small.h5", side=4).path)
+    with pytest.raises(SitError, match=r"000\.png.*is 6 x 6 pixels, not 8 x 8"):
+        go(run, write_folder(tmp_path / "none", pictures(2, side=6)[0]))  # crop none, as the store
+    meta = open_checkpoint(run).path / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"label_dropout": 0}))
+    with pytest.raises(UsageError, match="--label-dropout 0 never trained") as caught:
+        go(run, write_folder(tmp_path / "flat", pictures(2)[0]))
+    assert "--classes" in caught.value.hint
+
+
+def test_the_command(run: Path, tmp_path: Path) -> None:
+    """Fault: a command line that draws instead, or a plan that is not what happens."""
+    class_folder(tmp_path / "photos")
+    words = ["sample", "--invert=photos", "--num=3", "--steps=4", "--json", "--device=cpu"]
+
+    def call(*more: str) -> dict:
+        done = subprocess.run(
+            [sys.executable, "-m", "sitcli", *words, *more],
+            cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    planned = call("--dry-run")
+    result = call()
+    assert result["evaluations_per_image"] == planned["evaluations"] == 16
+    assert result["path"] == planned["out"]
+    assert result["path"].startswith("samples/tiny-step-0000007-invert-")
+    assert result["num"] == 3
+    assert plan(invert_settings(run, tmp_path / "photos")).data["num"] == 6
