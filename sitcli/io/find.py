@@ -42,13 +42,19 @@ def newest_run() -> Path:
 
 
 def newest_samples() -> Path:
-    """The sample set below samples/ that was completed last. SitError if there is none."""
+    """The sample set below samples/ that was completed last; SitError if there is none.
+
+    Inverted images are not among them: they are no samples of the model.
+    """
     from sitcli.io.samples import SampleSet
 
     unfinished = None
     for path in _by_age(SAMPLES.glob("**/*.h5")):
         try:
-            if SampleSet.open(path).complete:
+            samples = SampleSet.open(path)
+            if "invert" in samples.meta:
+                continue
+            if samples.complete:
                 return path
             unfinished = unfinished or path
         except SitError:

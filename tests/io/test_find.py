@@ -62,6 +62,8 @@ def test_sample_sets() -> None:
         newest_samples()
     age(write_samples(Path("samples/whole"), images) / "samples.h5", 100)
     assert newest_samples() == Path("samples/whole/samples.h5")
+    write_samples(Path("samples/inverted"), images, invert="photos")  # no samples of a model
+    assert newest_samples() == Path("samples/whole/samples.h5")
 
 
 def test_nothing_names_the_command_to_run() -> None:
