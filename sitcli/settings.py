@@ -406,8 +406,8 @@ class InspectSettings:
     path: Path = option(..., "A latent store, run, step or sample set.", argument=True)
     verify: bool = option(False, "Read everything back and recompute checksums.")
     preview: Path | None = option(None, "Decode a grid of pictures into this PNG.")
-    plot: Path | None = option(
-        None, "Draw the loss over t and every w_t of a checkpoint into this PNG."
+    plot: bool = option(
+        False, "Draw the loss over t and every w_t into RUN/w_t-STEP.png, and print them."
     )
     eta: float | None = option(None, "With --plot: eta of w_t kl-eta. [default: 0.1]", low=0)
     vae: str | None = option(None, "Where the autoencoder is now, if it moved since encoding.")

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
         sit inspect runs/NAME
 
-        sit inspect runs/NAME --plot loss.png --eta 0.01
+        sit inspect runs/NAME --plot --eta 0.01
 
         sit inspect samples/NAME --json | jq .meta
         """

@@ -463,14 +463,14 @@ def curves_of(checkpoint: Checkpoint, times: Sequence[float], *, eta: float) -> 
 
 def _checkpoint_to_plot(settings: InspectSettings, artefact: Artefact) -> Checkpoint | None:
     """What --plot draws. UsageError for what has no loss or w_t, and for an --eta without use."""
-    if settings.plot is None:
+    if not settings.plot:
         if settings.eta is not None:
-            raise UsageError("--eta is of the plot's kl-eta", "add --plot loss.png")
+            raise UsageError("--eta is of the plot's kl-eta", "add --plot")
         return None
     if not isinstance(artefact, (RunDir, Checkpoint)):
         raise UsageError(
             f"{settings.path} is no run or step: it has no loss over t to plot",
-            "sit inspect runs/NAME --plot loss.png",
+            "sit inspect runs/NAME --plot",
         )
     checkpoint = open_checkpoint(artefact.path)
     curve = checkpoint.loss_curve
@@ -486,6 +486,7 @@ def _plot(settings: InspectSettings, checkpoint: Checkpoint, result: Result) -> 
     eta = DEFAULT_ETA if settings.eta is None else settings.eta
     curves = curves_of(checkpoint, PLOT_TIMES, eta=eta)
     process, folder = checkpoint.process, checkpoint.path.resolve()
+    picture = checkpoint.path.parent / f"w_t-{checkpoint.path.name}.png"
     name = folder.parent.name if STEP_NAME.fullmatch(folder.name) else folder.name
     facts = {
         "step": checkpoint.step,
@@ -494,10 +495,10 @@ def _plot(settings: InspectSettings, checkpoint: Checkpoint, result: Result) -> 
     }
     title = f"{name}, step {checkpoint.step}: {facts['interpolant']} interpolant, "
     title += f"{process.prediction} prediction"
-    save_loss_and_wt(settings.plot, title=title, eta=eta, **curves._asdict())
+    save_loss_and_wt(picture, title=title, eta=eta, **curves._asdict())
     result.tables.append(_curves_table(curves_of(checkpoint, TABLE_TIMES, eta=eta), eta))
-    result.path = settings.plot
-    result.data["plot"] = str(settings.plot)
+    result.path = picture
+    result.data["plot"] = str(picture)
     result.data["curves"] = facts | {"eta": eta if curves.loss else None} | curves._asdict()
 
 

@@ -379,9 +379,10 @@ def test_plot_and_table(tmp_path):
     """Catches an eta that does not reach the picture, JSON's infinities, and an older step."""
     directory = make_run(tmp_path / "run")
     step = measured(directory, "linear")
-    picture = tmp_path / "new" / "loss.png"
-    result = run(directory.path, plot=picture)
-    assert result.path == picture
+    result = run(directory.path, plot=True)
+    picture = result.path
+    assert picture == directory.path / "w_t-step-0000020.png"
+    first = picture.read_bytes()
     assert picture.read_bytes().startswith(b"\x89PNG")
     curves = result.data["curves"]
     facts = [curves[name] for name in ("step", "interpolant", "prediction", "eta")]
@@ -393,16 +394,14 @@ def test_plot_and_table(tmp_path):
     assert [float(line[0]) for line in table.rows] == [0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95]
     assert table.rows[3][:3] == ["0.5", "2.5", "2"]
 
-    again, other = tmp_path / "again.png", tmp_path / "other.png"
-    run(step, plot=again, eta=0.1)
-    run(step, plot=other, eta=0.01)
-    assert again.read_bytes() == picture.read_bytes() != other.read_bytes()
+    again, other = (run(step, plot=True, eta=eta).path.read_bytes() for eta in (0.1, 0.01))
+    assert again == first != other
 
 
 def test_plot_without_a_measured_loss(tmp_path):
     """An imported checkpoint has none: no failure, no invented curve, no silence."""
     directory = make_run(tmp_path / "run")
-    stage = inspect(InspectSettings(path=directory.path, plot=tmp_path / "loss.png", device="cpu"))
+    stage = inspect(InspectSettings(path=directory.path, plot=True, device="cpu"))
     warning = next(stage)
     assert isinstance(warning, Warn)
     assert "no measured loss" in warning.text
@@ -413,7 +412,7 @@ def test_plot_without_a_measured_loss(tmp_path):
     curves = result.data["curves"]
     assert (curves["loss"], curves["kl_eta_end"], curves["eta"]) == ([], None, None)
     assert "kl-eta" not in curves["wt"]
-    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert result.path.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("means", [(0.0, 0.0), (0.0, 3.0), (1e-9, 1e9), (2.0,)])
@@ -421,35 +420,31 @@ def test_plot_without_a_measured_loss(tmp_path):
 def test_plot_of_odd_losses(tmp_path, means, eta):
     """A zero on a logarithmic axis, or limits the wrong way round, warns or fails."""
     step = measured(make_run(tmp_path / "run"), "gvp", means=means)
-    run(step, plot=tmp_path / "loss.png", eta=eta)
-    assert (tmp_path / "loss.png").exists()
+    assert run(step, plot=True, eta=eta).path.exists()
 
 
 def test_plot_refusals(tmp_path):
     """Each would be an option that does nothing, or a traceback."""
     directory = make_run(tmp_path / "run")
     make_samples(tmp_path / "set")
-    picture = tmp_path / "loss.png"
     cases = [
-        (tmp_path / "a.h5", dict(plot=picture), "is no run or step"),
-        (tmp_path / "set", dict(plot=picture), "is no run or step"),
+        (tmp_path / "a.h5", dict(plot=True), "is no run or step"),
+        (tmp_path / "set", dict(plot=True), "is no run or step"),
         (directory.path, dict(eta=0.1), "--eta is of the plot's kl-eta"),
-        (directory.path, dict(plot=picture, eta=0.1), "no measured loss"),
+        (directory.path, dict(plot=True, eta=0.1), "no measured loss"),
     ]
     for eta in (0.0, float("inf"), float("nan")):
-        cases.append((directory.path, dict(plot=picture, eta=eta), "must be positive"))
+        cases.append((directory.path, dict(plot=True, eta=eta), "must be positive"))
     for path, options, message in cases:
         with pytest.raises(UsageError, match=message) as failure:
             run(path, **options)
         assert "\n" not in failure.value.message
-    assert not picture.exists()
-    with pytest.raises(SitError, match="it is a folder"):
-        run(directory.path, plot=tmp_path)
+    assert not list(directory.path.glob("*.png"))
     meta = measured(directory, "gvp") / "meta.json"
     meta.write_text(meta.read_text().replace('"sums"', '"sum"'))
     with pytest.raises(SitError, match="is damaged: no 'sums'"):
-        run(meta.parent, plot=picture)
+        run(meta.parent, plot=True)
     for step in directory.steps():
         shutil.rmtree(directory.step_path(step))
     with pytest.raises(SitError, match="no complete checkpoint"):
-        run(directory.path, plot=picture)
+        run(directory.path, plot=True)
