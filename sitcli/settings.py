@@ -48,7 +48,8 @@ class EncodeSettings:
     vae: str = option(
         names.DEFAULT_VAE,
         "Autoencoder: a hub name or local folder of diffusers, a TAESD-style weights file or "
-        "folder, or an embedded one that needs no download: pixels, patch-pca.",
+        "folder, a latent store made with it, or an embedded one that needs no download: pixels, "
+        "patch-pca.",
         group="Autoencoder",
     )
     pca_patch: int = option(4, "patch-pca: side of a patch, in pixels.", group="Autoencoder", low=1)

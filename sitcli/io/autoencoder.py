@@ -84,6 +84,7 @@ def encode_latents(
 def load_autoencoder(name: str, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
     """The autoencoder called `name`: an embedded one, a local file or folder, or a hub name.
 
+    Of a latent store (.h5), the one it was made with.
     dtype: what matrix products run in. Raises UsageError for a name that is none of these,
     SitError for weights that cannot be had or read.
     """
@@ -258,6 +259,11 @@ def _load_folder(path: Path, *, device: torch.device, dtype: torch.dtype) -> Aut
 def _load_file(path: Path, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
     from sitcli.io import diffusers_vae, taesd
 
+    if path.suffix == ".h5":
+        from sitcli.io.latents import LatentStore
+
+        store = LatentStore.open(path, allow_incomplete=True)
+        return from_spec(store.autoencoder, store.autoencoder_arrays, device=device, dtype=dtype)
     weights = read_weights(path)
     if taesd.is_taesd(weights):
         return taesd.load(path, name=path, device=device, dtype=dtype)

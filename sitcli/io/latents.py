@@ -107,7 +107,7 @@ def encode_command(attrs: Mapping[str, Any], path: Path) -> str:
     words = ["sit", "encode-latents", attrs["source"], str(path), "--vae", attrs["vae"]]
     words += ["--image-size", str(attrs["image_size"]), "--crop", attrs["crop"]]
     spec = attrs["autoencoder"]
-    if spec["kind"] == "patch-pca":
+    if attrs["vae"] == "patch-pca":
         words += ["--pca-patch", str(spec["patch"])]
         words += ["--pca-channels", str(spec["latent_channels"])]
     return shlex.join(words + ([] if attrs["flips"] else ["--no-flip"]))

@@ -111,6 +111,8 @@ def _resolve(settings: EncodeSettings) -> EncodeSettings:
     local = Path(settings.vae).expanduser()
     vae = os.path.abspath(local) if not embedded and local.exists() else settings.vae
     size = settings.image_size or (EMBEDDED_IMAGE_SIZE if embedded else IMAGE_SIZE)
+    if settings.image_size is None and local.suffix == ".h5":
+        size = LatentStore.open(local, allow_incomplete=True).image_size
     source = Path(os.path.abspath(settings.source.expanduser()))
     return dataclasses.replace(settings, vae=vae, image_size=size, source=source)
 
@@ -226,10 +228,11 @@ def _resume(settings: EncodeSettings, file: Rows) -> Generator[Event, None, Auto
     yield Note(f"going on with {settings.out}: {done} of {file.num_rows} images are encoded")
     if attrs["batch_size"] != settings.batch_size:
         yield Note(f"it was begun with --batch-size {attrs['batch_size']}, which is kept")
+    embedded = attrs["autoencoder"]["kind"] in names.EMBEDDED_VAES
     autoencoder = from_spec(
         attrs["autoencoder"],
         LatentStore(file).autoencoder_arrays,
-        override=settings.vae,
+        override=None if embedded else settings.vae,
         device=device,
         dtype=_precision(settings.vae, attrs["precision"], device),
     )

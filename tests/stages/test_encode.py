@@ -330,6 +330,25 @@ def test_another_batch_size_keeps_the_stores(source, out):
     assert any("begun with --batch-size 4, which is kept" in text for text in texts(events))
 
 
+def test_the_autoencoder_of_another_store(source, out, tmp_path):
+    """Catches a patch-pca fitted anew on held-out images, which no model of the first could read,
+    and a resumed store that cannot find its basis."""
+    run(settings_for(source, out, vae="patch-pca", pca_channels=6, image_size=32))
+    held_out = make_images(tmp_path / "held-out", num=6, side=36)
+    stage = encode(settings_for(held_out, tmp_path / "other.h5", vae=str(out), batch_size=2))
+    for event in stage:
+        if getattr(event, "done", 0) >= 2:
+            break
+    stage.close()
+    result, _ = run(settings_for(held_out, tmp_path / "other.h5", vae=str(out), batch_size=2))
+    assert result.data["images"] == 6
+    first, other = LatentStore.open(out), LatentStore.open(tmp_path / "other.h5")
+    assert (other.autoencoder["hash"], other.image_size) == (first.autoencoder["hash"], 32)
+    assert np.array_equal(other.autoencoder_arrays["basis"], first.autoencoder_arrays["basis"])
+    with pytest.raises(UsageError, match="was made with --vae"):
+        run(settings_for(held_out, tmp_path / "other.h5", vae="patch-pca", image_size=32))
+
+
 def test_two_encoders_on_one_file(source, out):
     """Catches two processes that write the same rows."""
     first = encode(settings_for(source, out))
