@@ -81,8 +81,10 @@ class Chain:
         """A table on `device`, where it stays once it was asked for there."""
         device = torch.device(device)
         if device not in self._tables:
-            cpu = self._tables[torch.device("cpu")]
-            self._tables[device] = {key: values.to(device) for key, values in cpu.items()}
+            cpu, dtype = self._tables[torch.device("cpu")], torch.float64
+            if device.type == "mps":
+                dtype = torch.float32  # all it has
+            self._tables[device] = {key: values.to(device, dtype) for key, values in cpu.items()}
         return self._tables[device][name]
 
     def respaced(self, steps: int) -> Chain:
@@ -116,7 +118,7 @@ class Chain:
         """
         steps, log_alpha_bar = len(self), self.table("log_alpha_bar", t.device)
         slopes = self.table("slopes", t.device)
-        place = t.double() * steps
+        place = t.to(log_alpha_bar.dtype) * steps
         # Times on the grid are found exactly, whatever rounding did to them.
         nearest = place.round()
         place = torch.where((place - nearest).abs() < 1e-3, nearest, place).clamp(0, steps)
@@ -332,7 +334,7 @@ class Diffusion(Flow):
         """What the network is told at the chain's step i, (B,), and the path there."""
         k = int(chain.timesteps[i])
         t = torch.full((len(x),), (k + 1) / len(self.chain), dtype=torch.float64)
-        return x.new_full((len(x),), k), self.path(t.to(x.device), x)
+        return x.new_full((len(x),), k), self.path(t, x)
 
     def sample(
         self,

@@ -78,13 +78,13 @@ def path_at(interpolant: str | Callable[[Tensor], Path], t: Tensor, x: Tensor) -
 
     interpolant: a row of INTERPOLANTS, or the path itself as a function of t (B,) float64.
     Computed in float64, since 1 - alpha^2 and the derivatives cancel near the ends, and returned
-    in x's dtype (float32 at least).
+    in x's dtype (float32 at least) on its device.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide = t.double() if t.device.type != "mps" else t.float()
     shape = (-1,) + (1,) * (x.ndim - 1)
     function = interpolant if callable(interpolant) else INTERPOLANTS[interpolant]
-    return Path(*(part.to(dtype).view(shape) for part in function(wide)))
+    return Path(*(part.to(x.device, dtype).view(shape) for part in function(wide)))
 
 
 class Interval(NamedTuple):
