@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from sitcli import __version__
-from sitcli.core.guidance import GuidedNetwork
 from sitcli.core.solvers import ODE_STEPS
 from sitcli.core.transport import ends_of, to_data, to_noise
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Event, Note, Progress, Result, Stage, Table
 from sitcli.io import find, rows
-from sitcli.io.autoencoder import Autoencoder, decode_latents, encode_latents, from_spec
+from sitcli.io.autoencoder import Autoencoder, decode_latents, encode_latents
 from sitcli.io.checkpoint import Checkpoint
 from sitcli.io.files import check_version, hash_json, write_json
 from sitcli.io.imagesets import kind_of, open_images
@@ -251,20 +250,8 @@ def _create(job: _Job) -> SampleSet:
 
 def _fill(samples: SampleSet, job: _Job) -> Iterator[Event]:
     checkpoint, drawn = job.checkpoint, job.drawn
-    scaling, s = checkpoint.latents["scaling"], drawn.settings
-    autoencoder = from_spec(
-        checkpoint.latents["autoencoder"],
-        checkpoint.autoencoder_arrays(),
-        override=s.vae,
-        device=drawn.device,
-        dtype=drawn.dtype,
-    )
-    network = GuidedNetwork(
-        checkpoint.network(s.weights, drawn.device),
-        scale=1.0,
-        channels=None,
-        null_class=checkpoint.config.null_class,
-    )
+    scaling = checkpoint.latents["scaling"]
+    autoencoder, network = drawn.autoencoder(), drawn.network()
     sums, shown, total = _Sums(), [], samples.num
     yield Progress(done=0, total=total)
     for start, originals, x in _batches(job, autoencoder):

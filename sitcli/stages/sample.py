@@ -135,6 +135,25 @@ class Job:
         values = {name: getattr(s, name) for name in ALL_OPTIONS}
         return facts | {name: value for name, value in values.items() if value is not None}
 
+    def autoencoder(self) -> Autoencoder:
+        """The one the model's latents are of."""
+        return from_spec(
+            self.checkpoint.latents["autoencoder"],
+            self.checkpoint.autoencoder_arrays(),
+            override=self.settings.vae,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def network(self) -> GuidedNetwork:
+        """The checkpoint's network under the guidance that was asked for."""
+        return GuidedNetwork(
+            self.checkpoint.network(self.settings.weights, self.device),
+            scale=self.settings.cfg_scale,
+            channels=3 if self.settings.cfg_channels == "3" else None,
+            null_class=self.checkpoint.config.null_class,
+        )
+
 
 def prepare(settings: SampleSettings) -> Job:
     """Check everything that can be checked before anything is written."""
@@ -361,19 +380,7 @@ def _missing_batches(samples: SampleSet, job: Job) -> list[np.ndarray]:
 
 def _fill(samples: SampleSet, job: Job, missing: list[np.ndarray]) -> Iterator[Any]:
     checkpoint, s = job.checkpoint, job.settings
-    autoencoder = from_spec(
-        checkpoint.latents["autoencoder"],
-        checkpoint.autoencoder_arrays(),
-        override=s.vae,
-        device=job.device,
-        dtype=job.dtype,
-    )
-    network = GuidedNetwork(
-        checkpoint.network(s.weights, job.device),
-        scale=s.cfg_scale,
-        channels=3 if s.cfg_channels == "3" else None,
-        null_class=checkpoint.config.null_class,
-    )
+    autoencoder, network = job.autoencoder(), job.network()
     total, done = samples.num, samples.num - sum(map(len, missing))
     yield Progress(done=done, total=total)
     for batch in missing:
@@ -388,7 +395,7 @@ def _fill(samples: SampleSet, job: Job, missing: list[np.ndarray]) -> Iterator[A
         if not bool(torch.isfinite(x).all()):
             raise SitError(
                 "the sampler's result is not finite",
-                "use --precision fp32, more --steps, or another --wt",
+                "use --precision fp32, more --steps, or another sampler",
             )
         images = decode_latents(autoencoder, x, checkpoint.latents["scaling"]).numpy()
         kept = {"latents": x.float().cpu().numpy()} if "latents" in samples.rows.names else {}

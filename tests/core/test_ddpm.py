@@ -23,6 +23,7 @@ from sitcli.core.flow import Flow, Ode, Sde
 from sitcli.core.interpolant import path_at
 from sitcli.core.prediction import PREDICTIONS
 from sitcli.core.wt import wt_of
+from tests.core.exact import exact_network, propagated
 from tests.core.gaussian import Gaussian
 
 BETAS = (0.1, 0.2, 0.3, 0.4)
@@ -189,45 +190,13 @@ def test_ddim_trajectory_of_four_steps_by_hand() -> None:
     assert told == [3, 2, 1, 0]
 
 
-def exact(process: Diffusion, *, data: Gaussian = DATA):
-    """The exact output for `data`, and beside it v = -1: the posterior's variance."""
-
-    def network(x, k, y):
-        path = process.path((k.double() + 1) / len(process.chain), x)
-        output = PREDICTIONS[process.prediction].encode(*data.posterior(x, path), path)
-        return torch.cat([output, torch.full_like(output, -1.0)], dim=1)
-
-    return network
-
-
-def propagate(process: Diffusion, sampler: Ddpm | Ddim) -> tuple[float, float]:
-    """Mean and standard deviation at the end, exactly: every step is affine in (x, z).
-
-    A probe for x, one for the constant, and one for each step's noise, all in one batch.
-    """
-    steps = sampler.steps
-    probes = torch.zeros(steps + 2, 1, 1, 1, dtype=torch.float64)
-    probes[1] = 1.0
-    taken = iter(range(2, steps + 2))
-
-    def randn() -> torch.Tensor:
-        z = torch.zeros_like(probes)
-        z[next(taken)] = 1.0
-        return z
-
-    y = torch.zeros(steps + 2, dtype=torch.long)
-    *_, (_, x) = process.sample(exact(process), probes, y, sampler, randn=randn)
-    constant, *gains = x.flatten().tolist()
-    return constant, math.hypot(*(gain - constant for gain in gains))
-
-
 @pytest.mark.parametrize("prediction", names.PREDICTIONS)
 @pytest.mark.parametrize("betas", names.BETAS)
 @pytest.mark.parametrize("variance", names.VARIANCES)
 def test_ancestral_sampling_reaches_the_data(betas: str, prediction: str, variance: str) -> None:
     """Fault: noise at the last step, a variance with a wrong factor, a conversion with a sign."""
     process = Diffusion(betas=betas, prediction=prediction, variance=variance)
-    mean, std = propagate(process, Ddpm(steps=1000))
+    mean, std = propagated(process, Ddpm(steps=1000), DATA)
     assert mean == pytest.approx(DATA.mean, abs=0.01)
     assert std == pytest.approx(DATA.std, abs=0.02)
 
@@ -237,7 +206,7 @@ def test_ancestral_sampling_reaches_the_data(betas: str, prediction: str, varian
 def test_ddim_reaches_the_data(betas: str, eta: float) -> None:
     """Fault: eta with a wrong share of noise: the marginals must not depend on it."""
     process = Diffusion(betas=betas)
-    mean, std = propagate(process, Ddim(steps=500, eta=eta))
+    mean, std = propagated(process, Ddim(steps=500, eta=eta), DATA)
     assert mean == pytest.approx(DATA.mean, abs=0.01)
     assert std == pytest.approx(DATA.std, abs=0.02)
 
@@ -245,7 +214,10 @@ def test_ddim_reaches_the_data(betas: str, eta: float) -> None:
 def test_ddim_with_eta_1_is_ddpm() -> None:
     """Fault: two variances for the same thing: eta = 1 is the posterior's (fixed-small)."""
     process = Diffusion(variance="fixed-small")
-    a, b = propagate(process, Ddpm(steps=50)), propagate(process, Ddim(steps=50, eta=1.0))
+    a, b = (
+        propagated(process, Ddpm(steps=50), DATA),
+        propagated(process, Ddim(steps=50, eta=1.0), DATA),
+    )
     assert a == pytest.approx(b)
 
 
@@ -291,7 +263,9 @@ def test_flow_samplers_apply(betas: str, prediction: str, sampler: str) -> None:
     if solver is None:
         solver = Sde(w=wt_of("sigma", scale=0.0), wt="sigma", steps=steps, last_step="mean")
     x = torch.linspace(-1.5, 2, 3, dtype=torch.float64).view(3, 1, 1, 1)
-    *_, (_, end) = process.sample(exact(process), x, Y, solver, randn=lambda: torch.zeros_like(x))
+    *_, (_, end) = process.sample(
+        exact_network(process, DATA), x, Y, solver, randn=lambda: torch.zeros_like(x)
+    )
     alpha, sigma = (float(v) for v in process.path(torch.ones(1).double(), torch.zeros(1))[:2])
     spread = math.hypot(alpha * DATA.std, sigma)
     expected = DATA.mean + DATA.std * (x - alpha * DATA.mean) / spread
@@ -308,7 +282,11 @@ def test_weighted_losses(prediction: str, loss_weight: str) -> None:
     t = torch.tensor([100, 500, 900]) / 1000
     bias = torch.randn_like(x_star)
     loss = process.loss(
-        lambda x, k, y: exact(process)(x, k, y)[:, :2] + 0.1 * bias, x_star, Y, t=t, eps=eps
+        lambda x, k, y: exact_network(process, DATA)(x, k, y)[:, :2] + 0.1 * bias,
+        x_star,
+        Y,
+        t=t,
+        eps=eps,
     )
     path = process.path(t.double(), x_star)
     x = path.mix(x_star, eps)

@@ -7,16 +7,14 @@ division by zero at an end is a NaN here.
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
 from sitcli import names
 from sitcli.core.ddpm import Ddim, Ddpm, Diffusion
 from sitcli.core.flow import Flow, Ode, Sde
-from sitcli.core.prediction import PREDICTIONS
 from sitcli.core.wt import LossCurve, wt_of
+from tests.core.exact import exact_network, propagated
 from tests.core.gaussian import Gaussian
 from tests.core.mixture import Mixture
 
@@ -25,21 +23,6 @@ PROCESSES = {name: Flow(interpolant=name) for name in names.INTERPOLANTS}
 PROCESSES |= {f"ddpm-{name}": Diffusion(betas=name, variance="fixed-small") for name in names.BETAS}
 LOSS_CURVE = LossCurve(values=(0.5, 0.3, 0.2, 0.4))
 LAST_STEP_SIZE = 0.01
-
-
-def exact(process: Flow, data: Gaussian | Mixture):
-    """What a perfectly trained network of this process would output."""
-
-    def network(x, time, y):
-        t = time.double()
-        if isinstance(process, Diffusion):
-            t = (t + 1) / len(process.chain)
-        path = process.path(t, x)
-        if process.prediction == "score":
-            return data.score(x, path)  # -eps/sigma is 0/0 at t = 0
-        return PREDICTIONS[process.prediction].encode(*data.posterior(x, path), path)
-
-    return network
 
 
 def samplers(process: Flow) -> dict[str, Ode | Sde | Ddpm | Ddim]:
@@ -83,35 +66,13 @@ def build(process: str, prediction: str) -> Flow:
     return Flow(interpolant=process, prediction=prediction)
 
 
-def propagated(process: Flow, sampler) -> tuple[float, float]:
-    """Mean and standard deviation at the end, exactly, of N(0, 1) at the start.
-
-    Row 0 is the constant, row 1 follows the state, the rest follow one step's noise each.
-    """
-    noisy = getattr(sampler, "steps", 0) if not isinstance(sampler, Ode) else 0
-    x = torch.zeros(noisy + 2, 1, 1, 1, dtype=torch.float64)
-    x[1] = 1.0
-    step = iter(range(2, noisy + 2))
-
-    def randn() -> torch.Tensor:
-        z = torch.zeros_like(x)
-        z[next(step)] = 1.0
-        return z
-
-    y = torch.zeros(len(x), dtype=torch.long)
-    network = exact(process, GAUSSIAN)
-    *_, (_, end) = process.sample(network, x, y, sampler, randn=randn)
-    constant, *gains = end.flatten().tolist()
-    return constant, math.hypot(*(gain - constant for gain in gains))
-
-
 @pytest.mark.parametrize(("process", "prediction", "sampler"), CASES)
 def test_the_data_are_reached(process: str, prediction: str, sampler: str) -> None:
     """Fault: a NaN, a wrong sign, factor or end of an interval in any combination that the command
     line accepts."""
     flow = build(process, prediction)
     solver = samplers(flow)[sampler]
-    mean, std = propagated(flow, solver)
+    mean, std = propagated(flow, solver, GAUSSIAN)
     assert mean == pytest.approx(GAUSSIAN.mean, abs=0.02)
     assert std == pytest.approx(GAUSSIAN.std, abs=0.03)
 
@@ -122,7 +83,7 @@ def test_the_data_are_reached(process: str, prediction: str, sampler: str) -> No
         return torch.randn(shape, generator=random)
 
     y = torch.zeros(shape[0], dtype=torch.long)
-    *_, (_, x) = flow.sample(exact(flow, MIXTURE), randn(), y, solver, randn=randn)
+    *_, (_, x) = flow.sample(exact_network(flow, MIXTURE), randn(), y, solver, randn=randn)
     mean, variance = MIXTURE.moments()
     assert bool(torch.isfinite(x).all())
     found = x.flatten(1).double()
