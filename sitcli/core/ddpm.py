@@ -12,13 +12,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, repeat
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sitcli.core.flow import Flow, Loss, Network, Ode, Sde
-from sitcli.core.interpolant import Interval, Path, path_at
+from sitcli.core.interpolant import Interval, Path, path_at, sde_interval
 from sitcli.core.prediction import PREDICTIONS
 
 NUM_STEPS = 1000
@@ -90,12 +91,14 @@ class Chain:
     def respaced(self, steps: int) -> Chain:
         """The chain over `steps` of these, equally spaced with both ends (rounded to steps).
 
+        The spacing is summed up as ADM does, whose rounding decides a step here and there.
         Raises ValueError for more steps than there are.
         """
         if steps > len(self):
             raise ValueError(f"the chain has {len(self)} steps, not {steps}")
         last = len(self) - 1
-        kept = [round(i * last / (steps - 1)) for i in range(steps)] if steps > 1 else [last]
+        strides = repeat(last / (steps - 1), steps - 1) if steps > 1 else ()
+        kept = [round(k) for k in accumulate(strides, initial=0.0)] if steps > 1 else [last]
         alpha_bar = self.table("alpha_bar")[kept]
         before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
         return Chain(1 - alpha_bar / before, self.timesteps[kept])
@@ -170,21 +173,26 @@ def gaussian_kl(p: Moments, q: Moments) -> Tensor:
     return 0.5 * (difference.exp() - 1 - difference + squares)
 
 
-def discretised_gaussian_nll(x: Tensor, p: Moments) -> Tensor:
-    """-log of p's mass on x's bin of width 2/255, the outermost reaching to infinity (DDPM eq. 13).
+def discretised_gaussian_nll(x: Tensor, p: Moments, *, tails: bool = True) -> Tensor:
+    """-log of p's mass on x's bin of width 2/255 (DDPM eq. 13), element by element, in nats.
 
-    Meant for bytes in [-1, 1]; DiT applies it to latents as well. Element by element, in nats.
+    tails: the bins of -1 and 1, and of all beyond them, reach to infinity, as bytes need it; DiT
+    trains on latents so too. Without, every bin is a bin.
     """
     inverse_std = (-0.5 * p.log_variance).exp()
-    upper, lower = ((x - p.mean + edge) * inverse_std for edge in (1 / 255, -1 / 255))
+    # Beyond 1000 standard deviations float32 has no gradients left, only infinities.
+    upper, lower = (
+        ((x - p.mean + edge) * inverse_std).clamp(-1e3, 1e3) for edge in (1 / 255, -1 / 255)
+    )
+    outside = (x.abs() > 0.999) & tails
     # A narrow bin far out: the difference of two values near 1 keeps no digit, so both are
     # reflected to the lower tail.
-    flip = (lower > 0) & (x.abs() <= 0.999)
+    flip = (lower > 0) & ~outside
     upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
     inside = log_upper + torch.log1p(-(log_lower - log_upper).exp().clamp(max=1 - 1e-6))
-    above = torch.special.log_ndtr(-lower)
-    return -torch.where(x < -0.999, log_upper, torch.where(x > 0.999, above, inside))
+    beyond = torch.where(x < 0, log_upper, torch.special.log_ndtr(-lower))
+    return -torch.where(outside, beyond, inside)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,16 +254,24 @@ class Diffusion(Flow):
         return path_at(self.chain.path, t, x)
 
     def network_time(self, t: Tensor) -> Tensor:
-        """k = T t - 1, the step's number, not an integer between two steps."""
-        return t * len(self.chain) - 1
+        """k = T t - 1, the step's number, not an integer between two steps.
+
+        Before the first step its k = 0, the least noise that the network has seen.
+        """
+        return (t * len(self.chain) - 1).clamp(min=0)
+
+    @property
+    def least_time(self) -> float:
+        """The first step's."""
+        return 1 / len(self.chain)
 
     def ode_interval(self) -> Interval:
-        """From the last step to the first: k = 0 is the least noise the network has seen."""
-        return Interval(1.0, 1 / len(self.chain))
+        """To the data by a jump, as DDIM's last step is: the network knows no time below 1/T."""
+        return Interval(1.0, 0.0, jump=True)
 
     def sde_interval(self, wt: str, last_step_size: float) -> Interval:
-        """As vp's; the chain's w_KL is beta(t), finite everywhere."""
-        return Interval(1.0, max(last_step_size, 1 / len(self.chain)))
+        """That of vp, whose discretisation the chain is."""
+        return sde_interval("vp", self.prediction, wt, last_step_size)
 
     def draw_times(self, number: int, generator: torch.Generator) -> Tensor:
         """Steps drawn uniformly, as times (k+1)/T, (number,)."""
@@ -290,7 +306,15 @@ class Diffusion(Flow):
         return Moments(mean, log_variance), x_star, eps
 
     def bound_term(
-        self, chain: Chain, output: Tensor, x_star: Tensor, x: Tensor, i: Tensor, path: Path
+        self,
+        chain: Chain,
+        output: Tensor,
+        x_star: Tensor,
+        x: Tensor,
+        i: Tensor,
+        path: Path,
+        *,
+        tails: bool = True,
     ) -> Tensor:
         """L_i of the variational bound (DDPM eq. 5) in bits per dimension, (B,).
 
@@ -298,8 +322,10 @@ class Diffusion(Flow):
         """
         model, _, _ = self.reverse(chain, output, x, i, path)
         kl = gaussian_kl(chain.posterior(x_star, x, i), model)
-        nll = discretised_gaussian_nll(x_star, model)
         first = (i == 0).to(x.device).view(-1, *(1,) * (x.ndim - 1))
+        # Elsewhere it is not wanted, and its gradient could be infinite.
+        likely = Moments(torch.where(first, model.mean, x_star), model.log_variance)
+        nll = discretised_gaussian_nll(x_star, likely, tails=tails)
         return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
 
     @torch.no_grad()
@@ -310,10 +336,13 @@ class Diffusion(Flow):
         y: Tensor,
         *,
         steps: int | None = None,
+        tails: bool,
         randn: Callable[[], Tensor],
     ) -> Iterator[tuple[int, int, Tensor]]:
         """The variational bound on -log2 p(x_*) per dimension, (B,), of the chain of `steps` steps.
 
+        p(x_*) is the probability of a bin of width 2/255; tails, of bytes: see
+        `discretised_gaussian_nll`.
         Yields (evaluations done, in all, the sum so far); the last one is the bound. One noise
         draw randn() for each of the chain's terms; the prior's term is exact.
         """
@@ -327,7 +356,8 @@ class Diffusion(Flow):
             steps_i = torch.full_like(last, i)
             k, path = self._place(chain, i, x_star)
             x = path.mix(x_star, randn())
-            total = total + self.bound_term(chain, network(x, k, y), x_star, x, steps_i, path)
+            output = network(x, k, y)
+            total = total + self.bound_term(chain, output, x_star, x, steps_i, path, tails=tails)
             yield done, len(chain), total
 
     def _place(self, chain: Chain, i: int, x: Tensor) -> tuple[Tensor, Path]:

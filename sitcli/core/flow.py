@@ -76,6 +76,11 @@ class Flow:
         """What the network is fed at time t: t itself."""
         return t
 
+    @property
+    def least_time(self) -> float:
+        """No earlier time is asked of the network, where the data's end is not t = 0."""
+        return 0.0
+
     def ode_interval(self) -> Interval:
         """End points of the probability-flow ODE."""
         return ode_interval(self.interpolant, self.prediction)

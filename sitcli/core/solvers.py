@@ -203,7 +203,7 @@ SDE_STEPS = {
 
 # The last step, from t to 0 without noise (SiT appendix; "none" stays where the SDE stopped).
 LAST_STEPS: dict[str, Callable[[DriftAt, Tensor, float], Tensor]] = {
-    "mean": lambda drift, x, t: x - t * drift(x, t).sde,
+    "mean": lambda drift, x, t: x - t * bounded(drift(x, t), t).sde,
     "tweedie": lambda drift, x, t: drift(x, t).data,
     "euler": lambda drift, x, t: x - t * drift(x, t).velocity,
     "none": lambda drift, x, t: x,

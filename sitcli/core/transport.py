@@ -16,7 +16,8 @@ from sitcli.core.flow import Flow, Network, Ode
 from sitcli.core.interpolant import Interval, Path
 from sitcli.core.solvers import ODE_STEPS, solve_dopri5
 
-# Where the velocity divides by sigma, the data's end is the time at which sigma is this.
+# Where the velocity divides by sigma, the data's end is the time at which sigma is this, or the
+# least that the network knows.
 LEAST_SIGMA = 1e-3
 
 # velocity(x, t, rows) for the samples `rows` (b,) of the batch, at times t (b,).
@@ -38,7 +39,7 @@ def ends_of(process: Flow) -> Ends:
     """The process's ODE interval, from the last time before its jump if it has one."""
     noise, data, jump = process.ode_interval()
     if jump:
-        data = _time_of_sigma(process, LEAST_SIGMA)
+        data = max(_time_of_sigma(process, LEAST_SIGMA), process.least_time)
     return Ends(data, noise, float(_path(process, data).alpha))
 
 

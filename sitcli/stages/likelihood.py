@@ -331,7 +331,8 @@ def _bound(
         return torch.stack([torch.randn(x.shape[1:], generator=r) for r in random]).to(x.device)
 
     process, nats_per_bit = task.checkpoint.process, x[0].numel() * math.log(2)
-    for done, total, bits in process.bound(network, x, y, steps=task.steps, randn=randn):
+    bound = process.bound(network, x, y, steps=task.steps, tails=task.of_pixels, randn=randn)
+    for done, total, bits in bound:
         yield done / total, (bits * nats_per_bit)[:, None]
 
 

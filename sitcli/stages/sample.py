@@ -256,6 +256,8 @@ def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Sampler:
             raise UsageError(
                 f"--steps {s.steps}: the chain has {NUM_STEPS} steps", f"at most {NUM_STEPS}"
             )
+        if s.ddim and s.eta > 1:
+            raise UsageError(f"--eta {s.eta:g}: DDIM's eta is at most 1, DDPM's noise")
         return Ddpm(steps=s.steps) if s.ddpm else Ddim(steps=s.steps, eta=s.eta)
     if s.last_step_size == 0:
         raise UsageError("--last-step-size 0 leaves no last step", "use --last-step none")

@@ -393,6 +393,26 @@ def test_guidance_channels_and_null_class() -> None:
     assert plain.evaluations == 2
 
 
+def test_guidance_of_bf16_outputs_is_computed_in_fp32() -> None:
+    """Fault: the difference of two bf16 outputs taken in bf16, which keeps two digits of it."""
+
+    def network(x, t, y):
+        return torch.where(y.view(-1, 1, 1, 1) == 9, 1.0, 1.0078125).bfloat16().expand_as(x)
+
+    guided = GuidedNetwork(network, scale=1.3, channels=None, null_class=9)
+    found = guided(torch.zeros(1, 1, 1, 1), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    assert found.item() == pytest.approx(1 + 1.3 * 0.0078125, abs=1e-6)
+
+
+def test_one_step_of_kl_is_finite() -> None:
+    """Fault: a last step with w_KL at its beginning, infinite on linear and gvp."""
+    for interpolant in names.INTERPOLANTS:
+        sde = Sde(w=wt_of("kl"), wt="kl", steps=1)
+        flow, network = Flow(interpolant=interpolant), DATA.network(interpolant, "velocity")
+        *_, (_, x) = flow.sample(network, states(), Y, sde)
+        assert float(x.abs().max()) < 5
+
+
 def test_drift_is_the_reverse_sde() -> None:
     """Fault: the sign of the score term (SiT eq. 10: v - w score / 2 in forward time)."""
     one = torch.ones(1)

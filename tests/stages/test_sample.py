@@ -143,6 +143,8 @@ def test_chain_samplers(chain_run: Path) -> None:
         assert planned.data["evaluations"] == evaluations
     with pytest.raises(UsageError, match="the chain has 1000 steps"):
         draw(chain_run, "f", steps=1001)
+    with pytest.raises(UsageError, match="eta is at most 1"):
+        draw(chain_run, "f", ddim=True, eta=1.5)
     for options in ({"wt": "kl"}, {"solver": "heun"}, {"eta": 1.0}):
         with pytest.raises(UsageError, match="means nothing to --ddpm"):
             draw(chain_run, "f", **options)
