@@ -504,7 +504,10 @@ def _planned_evaluations(job: Job) -> int | None:
         return guided * ((sampler.steps - last) * SDE_STEPS[sampler.solver].evaluations + last)
     if sampler.solver == "dopri5":
         return None
-    return guided * sampler.steps * ODE_STEPS[sampler.solver].evaluations
+    each = ODE_STEPS[sampler.solver].evaluations
+    if job.checkpoint.process.ode_interval().jump:  # the last step takes one
+        return guided * ((sampler.steps - 1) * each + 1)
+    return guided * sampler.steps * each
 
 
 def _describe(facts: dict[str, Any]) -> str:
