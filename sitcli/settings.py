@@ -23,13 +23,16 @@ def option(
     argument: bool = False,
     low: float | None = None,
     high: float | None = None,
+    role: str = "",
 ) -> Any:
     """A settings field that is also a command-line option (or argument).
 
     help: one sentence, shown by ``--help``; group: the panel it is listed in; flag: another name
-    than the field's; low/high: inclusive bounds.
+    than the field's; low/high: inclusive bounds; role: "mode" for options of which one is chosen,
+    "detail" for those that say how: where a flag chooses, the file's choice and its details go.
     """
     metadata = dict(help=help, group=group, flag=flag, argument=argument, low=low, high=high)
+    metadata["role"] = role
     return field(default=default, metadata=metadata)
 
 
@@ -52,13 +55,19 @@ class EncodeSettings:
         "patch-pca.",
         group="Autoencoder",
     )
-    pca_patch: int = option(4, "patch-pca: side of a patch, in pixels.", group="Autoencoder", low=1)
-    pca_channels: int = option(
-        12, "patch-pca: principal components kept per patch.", group="Autoencoder", low=1
+    pca_patch: int | None = option(
+        None, "patch-pca: side of a patch, in pixels. [default: 4]", group="Autoencoder", low=1
+    )
+    pca_channels: int | None = option(
+        None,
+        "patch-pca: principal components kept per patch. [default: 12]",
+        group="Autoencoder",
+        low=1,
     )
     image_size: int | None = option(
         None,
-        "Side of the square images in pixels. [default: 256; 32 for the embedded autoencoders]",
+        "Side of the square images in pixels. [default: 256; 32 for the embedded autoencoders; "
+        "under --vae STORE.h5 that store's]",
         group="Images",
         low=1,
     )
@@ -90,7 +99,7 @@ class TrainSettings:
         None, "Latent store. [default: the newest complete *.h5 below this folder]", group="Files"
     )
     out: Path | None = option(
-        None, "Run directory. [default: runs/MODEL-INTERPOLANT-PREDICTION-HASH]", group="Files"
+        None, "Run directory. [default: runs/MODEL-PATH-PREDICTION-HASH]", group="Files"
     )
     model: str | None = option(
         None,
@@ -219,20 +228,25 @@ class SampleSettings:
         "Draw nothing: find the noise of these images along the ODE, draw them again from it, and "
         "compare. A folder, archive, sample set, .npz or latent store, at most --num of it.",
         group="Images",
+        role="mode",
     )
     ode: bool = option(
-        False, "The probability-flow ODE. [default for a SiT model]", group="Sampler"
+        False, "The probability-flow ODE. [default for a SiT model]", group="Sampler", role="mode"
     )
-    sde: bool = option(False, "The reverse SDE.", group="Sampler")
+    sde: bool = option(False, "The reverse SDE.", group="Sampler", role="mode")
     ddpm: bool = option(
-        False, "Ancestral sampling of a DiT model's chain. [its default]", group="Sampler"
+        False,
+        "Ancestral sampling of a DiT model's chain. [its default]",
+        group="Sampler",
+        role="mode",
     )
-    ddim: bool = option(False, "DDIM over a DiT model's chain.", group="Sampler")
+    ddim: bool = option(False, "DDIM over a DiT model's chain.", group="Sampler", role="mode")
     solver: names.Solver | None = option(
         None,
         "ODE: euler, heun, rk4, dopri5; SDE: euler-maruyama, heun. "
         "[default: heun; with --sde euler-maruyama]",
         group="Sampler",
+        role="detail",
     )
     steps: int | None = option(
         None,
@@ -240,18 +254,19 @@ class SampleSettings:
         "chain's 1000. [default: 50; with --sde or --ddpm 250]",
         group="Sampler",
         low=1,
+        role="detail",
     )
     rtol: float | None = option(
-        None, "dopri5: relative tolerance. [default: 1e-5]", group="Sampler", low=0
+        None, "dopri5: relative tolerance. [default: 1e-5]", group="Sampler", low=0, role="detail"
     )
     atol: float | None = option(
-        None, "dopri5: absolute tolerance. [default: 1e-5]", group="Sampler", low=0
+        None, "dopri5: absolute tolerance. [default: 1e-5]", group="Sampler", low=0, role="detail"
     )
     wt: names.Wt | None = option(
-        None, "SDE: diffusion coefficient w_t. [default: sigma]", group="Sampler"
+        None, "SDE: diffusion coefficient w_t. [default: sigma]", group="Sampler", role="detail"
     )
     wt_scale: float | None = option(
-        None, "SDE: factor on w_t. [default: 1]", group="Sampler", low=0
+        None, "SDE: factor on w_t. [default: 1]", group="Sampler", low=0, role="detail"
     )
     eta: float | None = option(
         None,
@@ -259,15 +274,22 @@ class SampleSettings:
         "[default: 0].",
         group="Sampler",
         low=0,
+        role="detail",
     )
     last_step: names.LastStep | None = option(
         None,
         "SDE: the last step, without noise: mean of the SDE step, tweedie's posterior mean, "
         "euler on the ODE, or none. [default: mean]",
         group="Sampler",
+        role="detail",
     )
     last_step_size: float | None = option(
-        None, "SDE: time left for the last step. [default: 0.04]", group="Sampler", low=0, high=0.5
+        None,
+        "SDE: time left for the last step. [default: 0.04]",
+        group="Sampler",
+        low=0,
+        high=0.5,
+        role="detail",
     )
     cfg_scale: float = option(
         1.0, "Classifier-free guidance; 1 is none and costs nothing.", group="Guidance", low=0

@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
         sit evaluate drawn/ --reference photos/ --features pixels
 
         How likely the newest model holds 1,000 images it was not trained on to be, in bits per
-        dimension (writes nll-STEP-STORE.json into the run):
+        dimension (writes nll-STEP-STORE-HASH.json into the run):
 
         sit evaluate --nll --reference test.h5 --num 1000
 

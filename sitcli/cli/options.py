@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import gc
 import inspect
+import math
 import re
 import typing
 from collections.abc import Callable
@@ -35,14 +36,20 @@ def command(
     """
 
     def register(function: Callable[[Any, Invocation], None]) -> Callable:
-        def run(**values: Any) -> None:
+        def run(ctx: typer.Context, **values: Any) -> None:
             gc.enable()  # __main__ starts without
             values.pop("config")
+            _check_finite(values)
+            _let_flags_choose(ctx, settings_class, values)
             invocation = Invocation(json=values.pop("json"), dry_run=values.pop("dry_run", False))
             function(settings_class(**values), invocation)
 
         run.__doc__ = unwrap(function.__doc__)
         parameters = _parameters(settings_class) + _shared_parameters(dry_run)
+        context = inspect.Parameter(
+            "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+        )
+        parameters.insert(0, context)
         # Arguments come before options, as in the usage line.
         run.__signature__ = inspect.Signature(parameters)
         run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -52,6 +59,38 @@ def command(
         return function
 
     return register
+
+
+# Where a value came from, the weakest first.
+SOURCES = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
+
+
+def _let_flags_choose(ctx: typer.Context, settings_class: type, values: dict[str, Any]) -> None:
+    """Drop a weaker source's choice of mode, and the details that belong to it.
+
+    `sde: true` and `wt: kl` in a file give way to a flag `--ode`.
+    """
+
+    def strength(name: str) -> int:
+        source = getattr(ctx.get_parameter_source(name), "name", "DEFAULT")
+        return SOURCES.index(source) if source in SOURCES else 0
+
+    fields = dataclasses.fields(settings_class)
+    chosen = [f.name for f in fields if f.metadata["role"] == "mode" and values[f.name]]
+    strongest = max(map(strength, chosen), default=0)
+    if all(strength(name) == strongest for name in chosen):
+        return
+    for field in fields:
+        if field.metadata["role"] and strength(field.name) < strongest:
+            values[field.name] = field.default
+
+
+def _check_finite(values: dict[str, Any]) -> None:
+    """UsageError for an infinite number or none, which bounds let pass."""
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} {value:g} is not a finite number", "give a number")
 
 
 def unwrap(text: str) -> str:

@@ -28,6 +28,7 @@ from sitcli.io.features import (
     load_statistics,
     save_statistics,
 )
+from sitcli.io.files import make_folder
 from sitcli.io.imagesets import ImageSet, batches
 
 KEEP_BYTES = 1 << 30  # features of more than this are not kept, only their mean and covariance
@@ -124,7 +125,7 @@ def _open_rows(
     path: Path, num: int, width: int, features: Features, stack: contextlib.ExitStack
 ) -> row_file.Rows:
     """The row file of features at `path`, made if it is not there, open and locked by `stack`."""
-    _make_folder(path.parent)
+    make_folder(path.parent)
     stack.enter_context(row_file.lock(path))
     if path.exists():
         # One that is damaged or of another shape is made anew.
@@ -138,13 +139,6 @@ def _open_rows(
     return stack.enter_context(row_file.Rows(path, writable=True))
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise SitError(f"cannot make the folder {path}: {error.strerror}") from None
-
-
 def load_kept_statistics(path: Path) -> Statistics:
     """What `keep_statistics` wrote. Raises SitError if it is damaged."""
     loaded = load_statistics(path)
@@ -156,7 +150,7 @@ def load_kept_statistics(path: Path) -> Statistics:
 
 def keep_statistics(path: Path, statistics: Statistics, *, features: Features, seed: int) -> None:
     """Write them at `path`; the file can also be a --reference. Raises SitError."""
-    _make_folder(path.parent)
+    make_folder(path.parent)
     floor = math.nan if statistics.floor is None else statistics.floor
     save_statistics(path, statistics.gaussian, floor=floor, seed=seed, features=features.tag)
 

@@ -35,6 +35,16 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """The folder and those above it, if they are not there. SitError if it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SitError(
+            f"cannot make the folder {path}: {error.strerror}", "name another place"
+        ) from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace the file at `path` by utf-8 text."""
     with replacing(path) as temporary:

@@ -40,6 +40,7 @@ from sitcli.settings import EncodeSettings
 from sitcli.text import count, format_bytes, format_shape
 
 IMAGE_SIZE, EMBEDDED_IMAGE_SIZE = 256, 32
+PCA_DEFAULTS = {"pca_patch": 4, "pca_channels": 12}
 PCA_IMAGES, PCA_BATCH = 5000, 64
 UNKNOWN = "known when the autoencoder is loaded"
 NAMED_BROKEN = 3  # in warnings and the summary; the store names them all
@@ -114,7 +115,16 @@ def _resolve(settings: EncodeSettings) -> EncodeSettings:
     if settings.image_size is None and local.suffix == ".h5":
         size = LatentStore.open(local, allow_incomplete=True).image_size
     source = Path(os.path.abspath(settings.source.expanduser()))
-    return dataclasses.replace(settings, vae=vae, image_size=size, source=source)
+    resolved = dataclasses.replace(settings, vae=vae, image_size=size, source=source)
+    for name, default in PCA_DEFAULTS.items():
+        given = getattr(settings, name)
+        if settings.vae != "patch-pca" and given is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} means nothing to --vae {settings.vae}", "leave it out"
+            )
+        if settings.vae == "patch-pca" and given is None:
+            resolved = dataclasses.replace(resolved, **{name: default})
+    return resolved
 
 
 def _look(settings: EncodeSettings) -> tuple[Source | None, Rows | None]:

@@ -500,6 +500,8 @@ def _summary(task: _Task, figures: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _next(task: _Task, settings: EvaluateSettings) -> str:
+    if "invert" in task.samples.meta:
+        return ""  # there are no more of the images it was made of
     if task.samples.kind == "sample set" and task.samples.num < FEW_SAMPLES:
         return _more_samples(task.samples.meta)
     others = [f"--{metric}" for metric in ("kid", "prc") if metric not in task.metrics]
@@ -520,6 +522,8 @@ def _more_samples(meta: dict[str, Any]) -> str:
     words.append(f"--{meta['mode']}")
     for option in dataclasses.fields(SampleSettings):
         value = meta.get(option.name)
+        if option.name == "cfg_channels" and meta["cfg_scale"] == 1:
+            continue
         if option.name in ("checkpoint", "num", "precision") or value in (None, option.default):
             continue
         words += [f"--{option.name.replace('_', '-')}", str(value)]

@@ -52,6 +52,8 @@ def inspect(settings: InspectSettings) -> Stage:
 
     Raises SitError for what is not an artefact of ours, cannot be read, or fails --verify.
     """
+    if settings.preview is None and settings.vae is not None:
+        raise UsageError("--vae is for --preview", "leave it out, or add --preview grid.png")
     artefact = _open(settings.path)
     describe, verify, draw = FUNCTIONS[type(artefact)]
     if settings.preview is not None and draw is None:
@@ -476,7 +478,9 @@ def _checkpoint_to_plot(settings: InspectSettings, artefact: Artefact) -> Checkp
     curve = checkpoint.loss_curve
     if settings.eta is not None:
         if not 0 < settings.eta < math.inf:
-            raise UsageError(f"--eta {settings.eta:g}: eta must be positive and finite")
+            raise UsageError(
+                f"--eta {settings.eta:g}: eta must be positive and finite", "--eta 0.1"
+            )
         if curve is None:
             raise UsageError(f"--eta: {checkpoint.path} has no measured loss for kl-eta", "omit it")
     return checkpoint

@@ -22,7 +22,7 @@ from sitcli.events import Event, Note, Progress, Result, Stage, Table
 from sitcli.io import find, rows
 from sitcli.io.autoencoder import Autoencoder, decode_latents, encode_latents
 from sitcli.io.checkpoint import Checkpoint
-from sitcli.io.files import check_version, hash_json, write_json
+from sitcli.io.files import check_version, hash_json, make_folder, write_json
 from sitcli.io.imagesets import kind_of, open_images
 from sitcli.io.latents import LatentStore
 from sitcli.io.launch import autocast, precision_name, quiet_libraries
@@ -37,7 +37,7 @@ FORMAT_VERSION = 1
 FIGURES = "invert.json"
 GRID_BANDS, GRID_COLUMNS = 3, 10
 # Options of drawing that say nothing here.
-FOREIGN = ("labels", "seed", "show_path", "cfg_scale", "sde", "ddpm", "ddim")
+FOREIGN = ("labels", "seed", "show_path", "cfg_scale", "cfg_channels", "sde", "ddpm", "ddim")
 
 
 def invert(settings: SampleSettings) -> Stage:
@@ -52,14 +52,19 @@ def invert(settings: SampleSettings) -> Stage:
     if settings.checkpoint is None:
         yield Note(f"checkpoint: {job.checkpoint.path} (the newest)")
     yield Note(f"images: {job.text}")
-    job.file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(job.file.parent)
     with rows.lock(job.file):
         samples = _finished(job)
         if samples is not None:
             yield Note(f"all {samples.num} images are there already")
         else:
             samples = _create(job)
-            yield from _fill(samples, job)
+            try:
+                yield from _fill(samples, job)
+            except SitError:  # a picture that cannot be read, say: nothing half-written stays
+                samples.rows.close()
+                job.file.unlink(missing_ok=True)
+                raise
         drawing.save_files(samples, settings)
         return _result(samples)
 

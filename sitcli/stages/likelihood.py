@@ -28,7 +28,7 @@ from sitcli.events import Note, Progress, Result, Stage, Table
 from sitcli.io import find
 from sitcli.io.autoencoder import to_signed, to_uint8
 from sitcli.io.checkpoint import Checkpoint, open_checkpoint
-from sitcli.io.files import write_json
+from sitcli.io.files import hash_json, write_json
 from sitcli.io.latents import LatentStore
 from sitcli.io.launch import generator, quiet_libraries, resolve_device
 from sitcli.io.rows import check_writable
@@ -43,7 +43,7 @@ OWN = "their own"
 
 
 def likelihood(settings: EvaluateSettings) -> Stage:
-    """Measure a run's newest step, or a step, and write nll-STEP-STORE.json into the run.
+    """Measure a run's newest step, or a step, and write nll-STEP-STORE-HASH.json into the run.
 
     In float32 without autocast: the divergence is a sum of small derivatives, and the rounding of
     every layer to bf16 would be as large. The average weights, each image under its own label.
@@ -90,7 +90,8 @@ def plan(settings: EvaluateSettings) -> Result:
         "data": f"{task.data}, {count(len(task.items), 'image')}",
         "method": task.method.name,
         "evaluations": f"{evaluations} an image" if evaluations else "as dopri5 needs",
-        "cost": f"{macs / 1e9:.3g} GMACs an evaluation, before the backward passes",
+        "cost": f"{macs / 1e9:.3g} GMACs an evaluation"
+        + ("" if task.ode is None else ", before the backward passes"),
         "would write": str(task.out),
     }
     data = dict(task.facts(), dry_run=True, evaluations=evaluations, out=str(task.out))
@@ -128,7 +129,12 @@ class _Task:
     ode: Ode | None
     steps: int | None  # of the bound's chain
     device: torch.device
-    out: Path
+
+    @property
+    def out(self) -> Path:
+        """The same measurement's file; another one's has another name."""
+        step, mark = self.checkpoint.path, hash_json(self.facts())[:6]
+        return step.parent / f"nll-{step.name}-{self.store.path.stem}-{mark}.json"
 
     @property
     def method(self) -> _Method:
@@ -195,7 +201,10 @@ def _resolve(settings: EvaluateSettings) -> _Task:
     method = METHODS[type(checkpoint.process)].resolve(settings, checkpoint.process)
     store = _open_store(settings, checkpoint)
     if settings.num is not None and settings.num > store.num_items:
-        raise UsageError(f"--num {settings.num}: {store.path} has {store.num_items:,} images")
+        raise UsageError(
+            f"--num {settings.num}: {store.path} has {store.num_items:,} images",
+            f"at most --num {store.num_items}",
+        )
     num = min(settings.num or NUM, store.num_items)
     if num < 2:
         raise SitError(f"{store.path} holds {num} image, and an error bar needs at least 2")
@@ -203,9 +212,7 @@ def _resolve(settings: EvaluateSettings) -> _Task:
     labels, policy = known_labels(store.labels[items], store.class_names, checkpoint)
     if policy != OWN:
         check_null_class(checkpoint, policy, "give a --reference with the run's classes")
-    out = checkpoint.path.parent / f"nll-{checkpoint.path.name}-{store.path.stem}.json"
-    check_writable(out)
-    return _Task(
+    task = _Task(
         checkpoint=checkpoint,
         store=store,
         items=items,
@@ -213,9 +220,10 @@ def _resolve(settings: EvaluateSettings) -> _Task:
         label_policy=policy,
         seed=settings.seed,
         device=resolve_device(settings.device),
-        out=out,
         **method,
     )
+    check_writable(task.out)
+    return task
 
 
 def _open_store(settings: EvaluateSettings, checkpoint: Checkpoint) -> LatentStore:
@@ -357,7 +365,7 @@ def _resolve_bound(s: EvaluateSettings, process: Diffusion) -> dict[str, Any]:
         )
     length = len(process.chain)
     if s.steps is not None and s.steps > length:
-        raise UsageError(f"--steps {s.steps}: the model's chain has {length}")
+        raise UsageError(f"--steps {s.steps}: the model's chain has {length}", "at most that")
     return dict(probes=None, ode=None, steps=s.steps or length)
 
 

@@ -24,8 +24,8 @@ from sitcli.errors import SitError, UsageError
 from sitcli.events import Note, Progress, Result, Stage
 from sitcli.io import find, rows
 from sitcli.io.autoencoder import Autoencoder, decode_latents, from_spec
-from sitcli.io.checkpoint import Checkpoint, open_checkpoint
-from sitcli.io.files import hash_json, replacing
+from sitcli.io.checkpoint import Checkpoint, RunDir, open_checkpoint
+from sitcli.io.files import hash_json, make_folder, replacing
 from sitcli.io.launch import (
     autocast,
     generator,
@@ -40,6 +40,7 @@ from sitcli.settings import SampleSettings
 from sitcli.text import count, format_bytes
 
 Sampler = Ode | Sde | Ddpm | Ddim
+LEAVE = "leave it out"
 GRID_ROWS, GRID_COLUMNS = 10, 10
 PATH_ROWS, PATH_COLUMNS = 6, 10
 # How the images are computed or stored; anything else in the settings decides what they show.
@@ -55,7 +56,7 @@ def sample(settings: SampleSettings) -> Stage:
     job = prepare(settings)
     if settings.checkpoint is None:
         yield Note(f"checkpoint: {job.checkpoint.path} (the newest)")
-    job.file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(job.file.parent)
     with rows.lock(job.file):
         samples = _open_or_create(job)
         job = _same_precision(job, samples)
@@ -64,7 +65,7 @@ def sample(settings: SampleSettings) -> Stage:
             yield Note(f"all {samples.num} images are there already")
         else:
             before = int(samples.done.sum())
-            if before:
+            if 0 < before < samples.num:
                 yield Note(f"going on: {before} of {samples.num} images are there")
             yield from _fill(samples, job, missing)
         _export(samples, job)
@@ -129,7 +130,7 @@ class Job:
             classes=s.classes,
             mode=mode_of(s),
             cfg_scale=s.cfg_scale,
-            cfg_channels=s.cfg_channels,
+            cfg_channels=s.cfg_channels or "all",
             latents_kept=s.latents,
         )
         values = {name: getattr(s, name) for name in ALL_OPTIONS}
@@ -163,10 +164,11 @@ def prepare(settings: SampleSettings) -> Job:
     dtype = resolve_precision(settings.precision, device)
     sampler = _sampler(settings, checkpoint)
     if settings.cfg_scale != 1 and checkpoint.config.num_classes == 0:
-        raise UsageError("--cfg-scale needs classes, and this model is unconditional")
+        raise UsageError("--cfg-scale needs classes, and this model is unconditional", LEAVE)
     if settings.cfg_scale != 1 and checkpoint.meta.get("label_dropout") == 0:
         raise UsageError(
-            "--cfg-scale needs the unconditional output, which --label-dropout 0 never trained"
+            "--cfg-scale needs the unconditional output, which --label-dropout 0 never trained",
+            LEAVE,
         )
     labels = _labels(settings, checkpoint)
     return Job(
@@ -230,10 +232,10 @@ def resolve(settings: SampleSettings, checkpoint: Checkpoint) -> SampleSettings:
             options = {k: v for k, v in options.items() if k not in more or more[k] is not None}
             options |= {k: given.get(k, v) for k, v in more.items() if v is not None}
     for name in given.keys() - options.keys():
-        flag = name.replace("_", "-")
-        raise UsageError(
-            f"--{flag} means nothing to --{mode}{choice}", f"leave it out{_owners(name)}"
-        )
+        flag, hint = name.replace("_", "-"), "leave it out"
+        if name not in OPTIONS[mode]:
+            hint += _owners(name)
+        raise UsageError(f"--{flag} means nothing to --{mode}{choice}", hint)
     if settings.cfg_scale == 1 and settings.cfg_channels is not None:
         raise UsageError("--cfg-channels means nothing without guidance", "--cfg-scale 1.5, say")
     channels = None if settings.cfg_scale == 1 else settings.cfg_channels or "all"
@@ -257,7 +259,7 @@ def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Sampler:
                 f"--steps {s.steps}: the chain has {NUM_STEPS} steps", f"at most {NUM_STEPS}"
             )
         if s.ddim and s.eta > 1:
-            raise UsageError(f"--eta {s.eta:g}: DDIM's eta is at most 1, DDPM's noise")
+            raise UsageError(f"--eta {s.eta:g}: DDIM's eta is at most 1", "--eta 1 is DDPM's noise")
         return Ddpm(steps=s.steps) if s.ddpm else Ddim(steps=s.steps, eta=s.eta)
     if s.last_step_size == 0:
         raise UsageError("--last-step-size 0 leaves no last step", "use --last-step none")
@@ -265,7 +267,8 @@ def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Sampler:
     try:
         w = wt_of(s.wt, scale=s.wt_scale, eta=s.eta or 0.0, loss_curve=curve)
     except ValueError as error:
-        raise UsageError(f"--wt {s.wt}: {error}", "use another --wt") from None
+        hint = "--eta 0.1, say" if s.eta == 0 else "use another --wt"
+        raise UsageError(f"--wt {s.wt}: {error}", hint) from None
     return Sde(
         w=w,
         wt=s.wt,
@@ -280,11 +283,12 @@ def _labels(s: SampleSettings, checkpoint: Checkpoint) -> np.ndarray:
     """The label of each image, (N,); a function of the settings alone."""
     num_classes = checkpoint.config.num_classes
     if num_classes == 0:
-        if s.classes:
-            raise UsageError("--classes: this model is unconditional")
+        if s.classes is not None or s.labels != "balanced":
+            flag = "classes" if s.classes is not None else "labels"
+            raise UsageError(f"--{flag}: this model is unconditional", LEAVE)
         return np.zeros(s.num, np.int64)
     classes = np.arange(num_classes)
-    if s.classes:
+    if s.classes is not None:
         classes = np.array(
             _parse_classes(s.classes, num_classes, checkpoint.latents["class_names"])
         )
@@ -321,7 +325,10 @@ def _parse_classes(text: str, num_classes: int, class_names: list[str]) -> list[
 def _out_file(s: SampleSettings, checkpoint: Checkpoint) -> Path:
     if s.out is not None:
         if s.out.suffix == ".h5" and s.out.is_dir():
-            raise UsageError(f"{s.out} is a folder")
+            raise UsageError(f"{s.out} is a folder", "name a file that is none, or a folder")
+        run = RunDir(s.out)
+        if run.config.exists() or run.steps():
+            raise UsageError(f"{s.out} is a run", "samples take a folder of their own")
         return file_of(s.out)
     kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in FREE}
     mark = hash_json([kept, str(checkpoint.path.resolve())])[:6]
@@ -533,6 +540,8 @@ def _result(samples: SampleSet, job: Job) -> Result:
         "evaluations": f"{meta['evaluations_per_image']:g} an image",
         "grid": str(grid),
     }
+    if job.settings.show_path:
+        summary["path"] = str(samples.beside("path.png"))
     path = samples.directory if samples.path.name == FILE else samples.path
     data = dict(meta, grid=str(grid), samples=str(samples.path))
     return Result(summary=summary, data=data, path=path, next=_evaluate_command(samples.path, path))

@@ -50,6 +50,7 @@ from sitcli.io.engine import (
     save_engine,
     whole_weights,
 )
+from sitcli.io.files import make_folder
 from sitcli.io.latents import LatentStore
 from sitcli.io.launch import (
     autocast,
@@ -60,6 +61,7 @@ from sitcli.io.launch import (
     stream_seed,
 )
 from sitcli.io.pictures import save_curve, save_grid
+from sitcli.io.samples import FILE as SAMPLES_FILE
 from sitcli.model.ema import ShardedEma, ema_decay
 from sitcli.model.flops import total_cost
 from sitcli.model.transformer import Transformer, TransformerConfig
@@ -159,10 +161,7 @@ class Job:
     @contextlib.contextmanager
     def owned_run(self) -> Iterator[None]:
         """Create or tidy the run directory and keep other trainers out of it."""
-        try:
-            self.run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SitError(f"cannot create {self.run.path}: {error.strerror}") from None
+        make_folder(self.run.path)
         with rows.lock(self.run.config, what=self.run.path):
             self.run.clean()
             write_config(
@@ -204,6 +203,8 @@ def prepare(settings: TrainSettings, world: World) -> Job:
         block=settings.block,
     )
     run = RunDir(settings.out or Path("runs") / run_name(settings, store))
+    if (run.path / SAMPLES_FILE).exists():
+        raise UsageError(f"{run.path} is a sample set", "a run takes a folder of its own")
     precision = settings.precision
     if run.config.exists():
         check_same(run.config, settings)

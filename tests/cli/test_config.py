@@ -51,6 +51,30 @@ def test_flag_beats_environment_beats_file_beats_default(parse, monkeypatch):
     assert parse("train").lr == 0.5
 
 
+def test_a_flag_chooses_another_sampler_than_the_file(parse, monkeypatch):
+    """Would catch a file's `sde: true` that no flag can undo, or its w_t given to the ODE."""
+    file = "sample: {sde: true, wt: kl, steps: 100, num: 7}"
+    settings = parse("sample --ode --solver euler", file)
+    assert (settings.ode, settings.sde, settings.wt, settings.steps) == (True, False, None, None)
+    assert (settings.solver, settings.num) == ("euler", 7)
+    settings = parse("sample --wt sigma", file)
+    assert (settings.sde, settings.wt, settings.steps) == (True, "sigma", 100)
+    monkeypatch.setenv("SIT_SAMPLE_DDIM", "1")
+    settings = parse("sample", file)
+    assert (settings.ddim, settings.sde, settings.wt) == (True, False, None)
+    # Two flags are the user's own contradiction.
+    settings = parse("sample --ode --ddim", file)
+    assert settings.ode
+    assert settings.ddim
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-inf"])
+def test_numbers_are_finite(parse, value):
+    """Would catch a NaN that bounds let pass and that only shows when everything is drawn."""
+    with pytest.raises(Exception, match=r"finite|greater"):
+        parse(f"sample --sde --wt-scale={value}")
+
+
 def test_the_place_of_the_flag_does_not_matter(parse):
     """Would catch a file that wins over flags typed before --config."""
     assert parse("train --lr 0.75 --steps 3", "train: {lr: 0.25, steps: 5}").steps == 3

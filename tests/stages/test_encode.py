@@ -347,6 +347,8 @@ def test_the_autoencoder_of_another_store(source, out, tmp_path):
     assert np.array_equal(other.autoencoder_arrays["basis"], first.autoencoder_arrays["basis"])
     with pytest.raises(UsageError, match="was made with --vae"):
         run(settings_for(held_out, tmp_path / "other.h5", vae="patch-pca", image_size=32))
+    with pytest.raises(UsageError, match="--pca-channels means nothing to --vae"):
+        run(settings_for(held_out, tmp_path / "third.h5", vae=str(out), pca_channels=3))
 
 
 def test_two_encoders_on_one_file(source, out):

@@ -273,5 +273,8 @@ def test_the_command(store: LatentStore) -> None:
     assert not Path(planned["out"]).exists()
     result = call()
     assert result["evaluations_per_image"] == planned["evaluations"] == 8
-    assert result["path"] == planned["out"] == "runs/tiny/nll-step-0000007-tiny.json"
-    assert (run / "nll-step-0000007-tiny.json").exists()
+    assert result["path"] == planned["out"]
+    assert Path(result["path"]).match("runs/tiny/nll-step-0000007-tiny-??????.json")
+    # Another measurement does not take its place.
+    assert call("--seed=1")["path"] != call()["path"] == result["path"]
+    assert len(list(run.glob("nll-*.json"))) == 2

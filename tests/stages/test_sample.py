@@ -180,7 +180,8 @@ def test_classes_and_labels(run: Path) -> None:
     random = draw(run, "c", num=40, labels="random", steps=1).labels
     assert set(random) == {0, 1, 2}
     assert random.tolist() != sorted(random.tolist())
-    for text, message in [("7", "no class 7"), ("bleu", "'bleu'"), (" , ", "names no class")]:
+    wrong = [("7", "no class 7"), ("bleu", "'bleu'"), (" , ", "names no class"), ("", "no class")]
+    for text, message in wrong:
         with pytest.raises(UsageError, match=message):
             draw(run, "d", classes=text)
 
@@ -249,8 +250,9 @@ def test_unconditional(tmp_path: Path) -> None:
     assert draw(run, "out").complete
     with pytest.raises(UsageError, match="unconditional"):
         draw(run, "out2", cfg_scale=2.0)
-    with pytest.raises(UsageError, match="unconditional"):
-        draw(run, "out3", classes="0")
+    for options in ({"classes": "0"}, {"classes": ""}, {"labels": "random"}):
+        with pytest.raises(UsageError, match="unconditional"):
+            draw(run, "out3", **options)
 
 
 def test_interrupted_sets_go_on(run: Path) -> None:
@@ -338,6 +340,15 @@ def test_bad_options(run: Path, options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         draw(run, "out", **options)
     assert not (run.parents[1] / "out").exists()
+
+
+def test_a_run_is_no_place_for_samples(run: Path) -> None:
+    """Fault: a sample set within a run, after which the folder is taken for neither."""
+    with pytest.raises(UsageError, match="is a run"):
+        draw(run, "runs/tiny")
+    (run.parents[1] / "file").write_text("")
+    with pytest.raises(SitError, match="cannot make the folder"):
+        draw(run, "file")
 
 
 def test_damaged_or_missing_checkpoints(run: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from sitcli.io.engine import World
 from sitcli.io.rows import Rows
 from sitcli.settings import TrainSettings
 from sitcli.stages.train import Order, learning_rate, plan, prepare, train
-from tests.tiny import make_store
+from tests.tiny import make_store, pictures, write_samples
 
 TINY = dict(
     model="SiT-Mi/4", width=32, depth=2, heads=2, batch_size=8, log_every=1, save_every=2,
@@ -225,6 +225,13 @@ def test_bad_options_touch_nothing(store: Path, tmp_path: Path, options, message
     with pytest.raises(UsageError, match=message):
         finish(train(settings(store, tmp_path / "run", steps=2, **options)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sample_set_is_no_place_for_a_run(store: Path, tmp_path: Path) -> None:
+    """Fault: a folder that is both, and that no command reads any more."""
+    write_samples(tmp_path / "set", pictures(2)[0])
+    with pytest.raises(UsageError, match="is a sample set"):
+        finish(train(settings(store, tmp_path / "set", steps=2)))
 
 
 def test_dry_run_touches_nothing(store: Path, tmp_path: Path) -> None:
