@@ -220,25 +220,28 @@ def _discrete() -> Section:
             "discrete noise, learned variance, DDPM 250",
         ),
         Claim(
-            "the same training in discrete or continuous time is alike: velocity",
+            "(ours, not the papers') discrete or continuous time is alike: velocity",
             "vp velocity",
             "discrete velocity",
             tie=True,
         ),
         Claim(
-            "the same training in discrete or continuous time is alike: weighted score",
+            "(ours, not the papers') discrete or continuous time is alike: weighted score",
             "vp score, weighted",
             "discrete score, weighted",
             tie=True,
         ),
         Claim(
-            "the same training in discrete or continuous time is alike: noise",
+            "(ours, not the papers') discrete or continuous time is alike: noise",
             "vp noise",
             "discrete noise, fixed variance",
             tie=True,
         ),
     )
-    text = "Rows without a sampler are drawn by the ODE, so that the training alone differs."
+    text = (
+        "Rows without a sampler are drawn by the ODE, so that little but the training differs: the "
+        "chain's ends with a jump to the data at its first step, vp's at t = 1e-5."
+    )
     return Section("d", "Discrete or continuous time", rows, claims, text)
 
 

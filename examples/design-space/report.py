@@ -4,8 +4,9 @@
 
 Verdicts. The trainings of a seed share their images and noise, so a claim "A is better than B" is
 judged by the differences d = FD(A) - FD(B) of the seeds both have: it is reproduced, or
-contradicted, where |mean d| is larger than the range of d, and otherwise a tie. With three seeds
-chance alone passes that in one of twelve cases, with two in three of ten; one seed decides nothing.
+contradicted, where |mean d| is larger than the range of d, and otherwise a tie, which is all that
+a claim of likeness says. With three seeds chance alone passes that in one of twelve cases, with two
+in three of ten; one seed decides nothing.
 """
 
 from __future__ import annotations
@@ -113,8 +114,9 @@ def _summary(results: Results, tables: tuple[Section, ...]) -> str:
     total = ", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items()))
     rule = (
         "A claim is judged by the differences of the seeds: reproduced or contradicted where the "
-        "mean difference is larger than the range of the differences, else a tie. With three "
-        "seeds, chance alone passes this in one of twelve cases."
+        "mean difference is larger than the range of the differences, else a tie, which is what a "
+        "claim that two are alike says. With three seeds, chance alone passes this in one of "
+        "twelve cases."
     )
     head = [
         "| | the papers' claim | ours, difference ± half its range | verdict |",
@@ -138,7 +140,7 @@ def judge(results: Results, section: Section, claim: Claim) -> tuple[str, str]:
         return "one seed", numbers
     differs = abs(mean) > spread
     if claim.tie:
-        verdict = "contradicted" if differs else "reproduced"
+        verdict = "contradicted" if differs else "tie"
     else:
         verdict = "tie" if not differs else "reproduced" if mean < 0 else "contradicted"
     return verdict, f"{numbers} ± {spread / 2:.3f}"
@@ -249,6 +251,7 @@ def plot_costs(results: Results, section: Section, path: Path) -> None:
         for a, b, row in points:
             axes.annotate(row.label, (a, b), textcoords="offset points", xytext=(5, 5), fontsize=8)
     axes.set(xscale="log", xlabel="GMACs an evaluation", ylabel=METRIC, title=section.title)
+    axes.margins(x=0.12)
     axes.legend()
     _save(figure, path)
 
@@ -263,7 +266,6 @@ def plot_evaluations(results: Results, section: Section, path: Path) -> None:
         axes.errorbar(x, y, spread, marker="o", capsize=3, label=column)
     axes.set(xlabel="evaluations an image", ylabel=METRIC, title=section.title)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.legend()
     _save(figure, path)
