@@ -33,6 +33,13 @@ OBJECTIVES: dict[str, dict[str, str]] = {
 
 def resolve(settings: TrainSettings, store: LatentStore, device: torch.device) -> TrainSettings:
     """Fill in the defaults that depend on the device and the store. UsageError for bad values."""
+    for name, useless, why in (
+        ("label_dropout", store.num_classes == 0, "holds no classes"),
+        ("posterior", store.kind != "moments", "holds latents without a posterior"),
+    ):
+        if useless and getattr(settings, name) != getattr(TrainSettings, name):
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} means nothing here: {store.path} {why}", "leave it out")
     small = device.type == "cpu"
     steps = settings.steps or (2000 if small else 400_000)
     every = settings.save_every or max(1, min(10_000, steps // 10))

@@ -215,6 +215,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(store: Path, tmp_path: Path, limi
         (dict(model="SiT-Q/2"), "no model is called"),
         (dict(model="DiT-S/2", interpolant="gvp"), "--interpolant is an option of SiT"),
         (dict(betas="cosine"), "--betas is an option of DiT"),
+        (dict(posterior="mode"), "--posterior means nothing here"),
         (dict(variance="fixed-small"), "--variance is an option of DiT"),
         (dict(batch_size=9, accumulate=2), "not divisible"),
         (dict(heads=3), "heads do not divide"),
@@ -291,6 +292,8 @@ def test_unconditional(tmp_path: Path) -> None:
     store = make_store(tmp_path / "flat.h5", classes=False).path
     finish(train(settings(store, tmp_path / "run", steps=2)))
     assert open_checkpoint(tmp_path / "run").config.num_classes == 0
+    with pytest.raises(UsageError, match="--label-dropout means nothing here"):
+        finish(train(settings(store, tmp_path / "other", steps=2, label_dropout=0.5)))
 
 
 @pytest.mark.parametrize("prediction", ["score", "noise", "data"])
