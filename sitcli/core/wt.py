@@ -15,6 +15,8 @@ from torch import Tensor
 
 from sitcli.core.interpolant import Path
 
+DEFAULT_ETA = 0.1  # of kl-eta; the paper never gives its value
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossCurve:
@@ -67,7 +69,11 @@ WT: dict[str, Callable] = {
 
 
 def wt_of(
-    name: str, *, scale: float = 1.0, eta: float = 0.1, loss_curve: LossCurve | None = None
+    name: str,
+    *,
+    scale: float = 1.0,
+    eta: float = DEFAULT_ETA,
+    loss_curve: LossCurve | None = None,
 ) -> Callable[[Tensor, Path], Tensor]:
     """The function (t, path) -> scale * w_t. Raises ValueError if kl-eta has no loss curve."""
     if name != "kl-eta":

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import torch
 
-from sitcli.core.wt import WT, wt_of
+from sitcli.core.wt import DEFAULT_ETA, WT, wt_of
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Event, Progress, Result, Stage, Table, Warn
 from sitcli.io import rows
@@ -40,7 +40,6 @@ KEPT = ("latents", "noise")  # what a sample set may hold beside the images
 PREVIEW_ROWS, PREVIEW_COLUMNS = 8, 8
 PLOT_TIMES = [k / 200 for k in range(1, 200)]  # open at both ends, where some w_t are infinite
 TABLE_TIMES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-DEFAULT_ETA = 0.1
 SETTINGS_SHOWN = ("model", "steps", "batch_size", "lr", "ema", "zero", "precision", "seed")
 
 Artefact = LatentStore | SampleSet | RunDir | Checkpoint

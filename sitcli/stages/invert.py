@@ -25,7 +25,7 @@ from sitcli.io.checkpoint import Checkpoint
 from sitcli.io.files import check_version, hash_json, make_folder, write_json
 from sitcli.io.imagesets import kind_of, open_images
 from sitcli.io.latents import LatentStore
-from sitcli.io.launch import autocast, precision_name, quiet_libraries
+from sitcli.io.launch import precision_name, quiet_libraries
 from sitcli.io.pictures import save_grid
 from sitcli.io.samples import FILE, SampleSet
 from sitcli.settings import SampleSettings
@@ -264,10 +264,10 @@ def _fill(samples: SampleSet, job: _Job) -> Iterator[Event]:
         y = torch.from_numpy(job.labels[batch]).to(drawn.device)
         began = network.evaluations
         process, ode = checkpoint.process, drawn.sampler
-        for t, state in _under(drawn, to_noise(process, network, x, y, ode)):
+        for t, state in drawing.solver_steps(drawn, to_noise(process, network, x, y, ode)):
             noise = state
             yield Progress(done=start + int(len(x) * t / 2), total=total, text=f"up, t {t:.2f}")
-        for t, state in _under(drawn, to_data(process, network, noise, y, ode)):
+        for t, state in drawing.solver_steps(drawn, to_data(process, network, noise, y, ode)):
             back, done = state, start + int(len(x) * (1 - t / 2))
             yield Progress(done=done, total=total, text=f"down, t {t:.2f}")
         if not bool(torch.isfinite(back).all() and torch.isfinite(noise).all()):
@@ -299,21 +299,6 @@ def _batches(
             originals = np.stack([next(reader) for _ in items])
             scaling = job.checkpoint.latents["scaling"]
             yield start, originals, encode_latents(autoencoder, originals, scaling)
-
-
-def _under(
-    drawn: drawing.Job, steps: Iterator[tuple[float, Tensor]]
-) -> Iterator[tuple[float, Tensor]]:
-    """The solver's steps, each taken under autocast and without gradients."""
-    while True:
-        with torch.no_grad(), autocast(drawn.device, drawn.dtype):
-            try:
-                step = next(steps, None)
-            except ArithmeticError as error:
-                raise SitError(str(error), "use a larger --rtol, or --solver heun") from None
-        if step is None:
-            return
-        yield step
 
 
 class _Sums:

@@ -19,7 +19,7 @@ from sitcli import names
 from sitcli.core.ddpm import NUM_STEPS, Ddim, Ddpm, Diffusion
 from sitcli.core.flow import Ode, Sde
 from sitcli.core.guidance import GuidedNetwork
-from sitcli.core.wt import wt_of
+from sitcli.core.wt import DEFAULT_ETA, wt_of
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Note, Progress, Result, Stage
 from sitcli.io import find, rows
@@ -193,7 +193,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 # What a choice of a mode adds to its options, or takes away (None).
 CHOICES: dict[tuple[str, str], dict[str, Any]] = {
     ("solver", "dopri5"): dict(rtol=1e-5, atol=1e-5, steps=None),
-    ("wt", "kl-eta"): dict(eta=0.1),
+    ("wt", "kl-eta"): dict(eta=DEFAULT_ETA),
     ("last_step", "none"): dict(last_step_size=None),
 }
 ALL_OPTIONS = sorted(
@@ -432,8 +432,12 @@ def _trajectory(
     noise = randn()
     yield 1.0, noise
     steps = job.checkpoint.process.sample(network, noise, y, job.sampler, randn=randn)
+    yield from solver_steps(job, steps)
+
+
+def solver_steps(job: Job, steps: Iterator[tuple[float, Tensor]]) -> Iterator[tuple[float, Tensor]]:
+    """A solver's steps: it alone runs under autocast and without gradients, not who reads them."""
     while True:
-        # Only the solver runs under autocast and without gradients, not whoever reads the steps.
         with torch.no_grad(), autocast(job.device, job.dtype):
             try:
                 step = next(steps, None)
