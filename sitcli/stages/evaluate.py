@@ -54,6 +54,7 @@ from sitcli.io.launch import generator, quiet_libraries, resolve_device
 from sitcli.io.rows import check_writable
 from sitcli.settings import EvaluateSettings, SampleSettings
 from sitcli.stages.likelihood import refuse_options
+from sitcli.stages.sample import OPTIONS
 
 FORMAT_VERSION = 1
 FEW_SAMPLES = 10_000
@@ -520,8 +521,11 @@ def _more_samples(meta: dict[str, Any]) -> str:
     """The command that draws enough samples in the way these were drawn."""
     words = ["sit", "sample", str(meta["checkpoint"]), "--num", str(FEW_SAMPLES)]
     words.append(f"--{meta['mode']}")
+    usual = {"cfg_channels": "all"} | OPTIONS[meta["mode"]]  # what need not be typed
     for option in dataclasses.fields(SampleSettings):
         value = meta.get(option.name)
+        if value == usual.get(option.name):
+            continue
         if option.name == "cfg_channels" and meta["cfg_scale"] == 1:
             continue
         if option.name in ("checkpoint", "num", "precision") or value in (None, option.default):
