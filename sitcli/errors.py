@@ -14,11 +14,15 @@ class SitError(Exception):
     """
 
     exit_code = 1
+    shared = False  # every process of the command raises it: the first alone speaks
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(message, hint)
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class UsageError(SitError):
@@ -33,3 +37,16 @@ class Interrupted(SitError):
     def __init__(self, message: str, hint: str = "", *, signal_number: int) -> None:
         super().__init__(message, hint)
         self.exit_code = 128 + signal_number
+
+    def __reduce__(self) -> tuple:
+        return _interrupted, (self.message, self.hint, self.exit_code - 128)
+
+
+def _interrupted(message: str, hint: str, signal_number: int) -> Interrupted:
+    return Interrupted(message, hint, signal_number=signal_number)
+
+
+class LostPeer(SitError):
+    """Another process of the command has gone, and knows better why."""
+
+    exit_code = 113

@@ -38,6 +38,8 @@ def option(
 
 DEVICE_HELP = "cpu, cuda, cuda:1, mps; auto takes the first GPU there is."
 PRECISION_HELP = "auto is bf16 autocast where the hardware computes in it, else fp32."
+GPUS_HELP = "Run on this many of this machine's GPUs, a process each."
+PROCS_HELP = "Run in this many processes on the CPU."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +87,24 @@ class EncodeSettings:
     batch_size: int = option(16, "Images per autoencoder call.", group="Running", low=1)
     workers: int | None = option(
         None,
-        "Processes that read images. [default: processors - 1, at most 8]",
+        "Processes that read images, for each that encodes. [default: processors - 1, at most 8, "
+        "shared among those that encode]",
         group="Running",
         low=0,
     )
+    gpus: int | None = option(None, GPUS_HELP, group="Running", low=1)
+    procs: int | None = option(None, PROCS_HELP, group="Running", low=1)
     device: str = option("auto", DEVICE_HELP, group="Running")
     precision: names.Precision = option("auto", PRECISION_HELP, group="Running")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    latents: Path | None = option(
-        None, "Latent store. [default: the newest complete *.h5 below this folder]", group="Files"
+    latents: list[Path] | None = option(
+        None,
+        "Latent store; several --latents are read as one. [default: the newest complete *.h5 below "
+        "this folder]",
+        group="Files",
     )
     out: Path | None = option(
         None, "Run directory. [default: runs/MODEL-PATH-PREDICTION-HASH]", group="Files"
@@ -180,9 +188,33 @@ class TrainSettings:
         "have a usable average; --no-ema-warmup is the papers' constant decay.",
         group="Optimizer",
     )
+    gpus: int | None = option(None, GPUS_HELP, group="Running", low=1)
+    procs: int | None = option(None, PROCS_HELP, group="Running", low=1)
     zero: names.Zero = option(
         "1",
         "DeepSpeed ZeRO stage: 0 nothing, 1 optimizer, 2 + gradients, 3 + parameters sharded.",
+        group="Running",
+    )
+    offload: names.Offload = option(
+        "none",
+        "Keep the optimizer's state, or with --zero 3 the parameters too, in the main memory.",
+        group="Running",
+    )
+    deepspeed_config: Path | None = option(
+        None,
+        "DeepSpeed's JSON, for what no option says (buckets, communication). A contradiction with "
+        "an option is an error.",
+        group="Running",
+    )
+    checkpoint_blocks: str = option(
+        "none",
+        "Recompute the activations of blocks backward instead of keeping them: none, all, every-2 "
+        "(every second block), every-3, ...",
+        group="Running",
+    )
+    compile: names.Compile = option(
+        "auto",
+        "torch.compile the blocks; auto does so on a GPU where there is a compiler.",
         group="Running",
     )
     save_every: int | None = option(
@@ -192,6 +224,20 @@ class TrainSettings:
         low=1,
     )
     keep: int = option(3, "Newest checkpoints to keep; 0 keeps all.", group="Running", low=0)
+    keep_every: int | None = option(
+        None, "Keep the checkpoints of every so many steps for good.", group="Running", low=1
+    )
+    strict: bool = option(
+        False,
+        "Stop when a checkpoint cannot be written. [default: warn and train on]",
+        group="Running",
+    )
+    on_nan: names.OnNan = option(
+        "stop",
+        "When the loss is no number: stop; or rollback, once, to the last checkpoint, and draw "
+        "other noise and times for the steps since.",
+        group="Running",
+    )
     sample_every: int | None = option(
         None,
         "Steps between sample grids; 0 draws none. [default: as --save-every]",
@@ -199,6 +245,7 @@ class TrainSettings:
         low=0,
     )
     log_every: int = option(50, "Steps between lines of metrics.jsonl.", group="Running", low=1)
+    wandb: bool = option(False, "Log to Weights & Biases too (pip install wandb).", group="Running")
     seed: int = option(0, "Everything random is a function of it.", group="Running", low=0)
     device: str = option("auto", DEVICE_HELP, group="Running")
     precision: names.Precision = option("auto", PRECISION_HELP, group="Running")
@@ -310,6 +357,8 @@ class SampleSettings:
         None, "Where the autoencoder is now, if it moved since encoding.", group="Files"
     )
     batch_size: int = option(64, "Images per network call.", group="Running", low=1)
+    gpus: int | None = option(None, GPUS_HELP, group="Running", low=1)
+    procs: int | None = option(None, PROCS_HELP, group="Running", low=1)
     seed: int = option(0, "Image i depends on (seed, i) alone.", group="Running", low=0)
     device: str = option("auto", DEVICE_HELP, group="Running")
     precision: names.Precision = option("auto", PRECISION_HELP, group="Running")
@@ -435,6 +484,51 @@ class InspectSettings:
     eta: float | None = option(None, "With --plot: eta of w_t kl-eta. [default: 0.1]", low=0)
     vae: str | None = option(None, "Where the autoencoder is now, if it moved since encoding.")
     device: str = option("auto", DEVICE_HELP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchSettings:
+    run: Path | None = option(
+        None, "A run directory. [default: the run below runs/ that wrote last]", argument=True
+    )
+    every: float = option(2.0, "Seconds between looks at the files.", low=0.1)
+    once: bool = option(False, "Show how it stands now, and end. So does --json.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    what: names.Bench = option(..., "loader: reading latents for training.", argument=True)
+    latents: Path | None = option(
+        None, "Latent store. [default: the newest complete *.h5 below this folder]", group="Data"
+    )
+    items: int | None = option(
+        None,
+        "Make a store of this many items of 8 x 32 x 32 float16 with flips (32 KiB an item), and "
+        "remove it at the end.",
+        group="Data",
+        low=1,
+    )
+    files: int = option(
+        0,
+        "Write this many items into a file each, too, as layouts of a file per image do, and "
+        "measure them beside.",
+        group="Data",
+        low=0,
+    )
+    dir: Path | None = option(
+        None,
+        "Where --items and --files write. [default: the system's temporary folder]",
+        group="Data",
+    )
+    batch_size: int = option(256, "Images a batch, of each worker.", group="Reading", low=1)
+    posterior: names.Posterior = option(
+        "sample", "As in training; mode reads the means alone.", group="Reading"
+    )
+    cold: bool = option(
+        False, "Drop the store from the page cache before every round.", group="Reading"
+    )
+    workers: int = option(1, "Processes that read at once.", group="Reading", low=1)
+    rounds: int = option(5, "Rounds; the figures are medians.", group="Reading", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)

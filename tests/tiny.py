@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,23 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sitcli.events import Result, Stage
 from sitcli.io.autoencoder import load_autoencoder, to_signed
 from sitcli.io.latents import LatentStore, create_store
 from sitcli.io.rows import Rows
 from sitcli.io.samples import SampleSet
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # of processes that tests start
 COLOURS = np.array([[220, 40, 40], [40, 200, 60], [50, 70, 230]], np.uint8)
+
+
+def finish(stage: Stage) -> Result:
+    """Run a stage to its end."""
+    while True:
+        try:
+            next(stage)
+        except StopIteration as end:
+            return end.value
 
 
 def pictures(number: int, *, side: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

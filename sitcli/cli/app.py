@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import time
 
 import typer
 
 from sitcli import __version__
-from sitcli.cli import encode, evaluate, flops, inspect, quickstart, sample, train
+from sitcli.cli import bench, encode, evaluate, flops, inspect, quickstart, sample, train, watch
 from sitcli.cli.options import unwrap
 from sitcli.cli.output import error
-from sitcli.errors import SitError
+from sitcli.errors import Interrupted, LostPeer, SitError
+from sitcli.io.processes import LIFELINE, adopt_slurm, watch_lifeline
 
 app = typer.Typer(
     name="sit",
@@ -21,6 +24,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+LOST_SECONDS = 15.0
+LAUNCHED = LIFELINE in os.environ  # by `run_processes`
 
 
 def _version(show: bool) -> None:
@@ -46,7 +53,7 @@ def root(
     """The options before the subcommand."""
 
 
-for module in (encode, train, sample, evaluate, flops, inspect, quickstart):
+for module in (encode, train, sample, evaluate, flops, inspect, watch, bench, quickstart):
     module.register(app)
 
 
@@ -58,6 +65,20 @@ def _origin(failure: Exception) -> str:
     source = context.get_parameter_source(parameter.name)
     places = {"DEFAULT_MAP": " (from the --config file)", "ENVIRONMENT": " (from the environment)"}
     return places.get(getattr(source, "name", ""), "")
+
+
+def _say_failure(failure: SitError) -> None:
+    """One process speaks: the first for all, or the one that alone knows."""
+    rank = int(os.environ.get("RANK", 0))
+    if isinstance(failure, LostPeer):
+        if LAUNCHED:
+            return  # the process that started us says what happened
+        # The launcher ends us when it sees the one that failed, which has spoken.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(LOST_SECONDS)
+    if rank and (failure.shared or isinstance(failure, Interrupted)):
+        return
+    error(f"rank {rank}: {failure.message}" if rank else failure.message, failure.hint)
 
 
 def main() -> None:
@@ -72,18 +93,20 @@ def main() -> None:
     if "LOCAL_RANK" in os.environ:
         # The deepspeed launcher puts its own flag before the subcommand.
         sys.argv[1:] = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
+    adopt_slurm()
+    watch_lifeline()
     # Threads of GNU OpenMP spin while they wait for each other: with another program on one of two
     # cores a training step then takes 25 times as long as with threads that sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(prog_name="sit", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        error("interrupted")
+        _say_failure(Interrupted("interrupted", signal_number=signal.SIGINT))
         sys.exit(130)
     except SitError as failure:
         if os.environ.get("SIT_DEBUG") == "1":
             raise
-        error(failure.message, failure.hint)
+        _say_failure(failure)
         sys.exit(failure.exit_code)
     except BrokenPipeError:
         # The reader of our stdout went away (`sit flops | head`): not our failure.
@@ -100,6 +123,8 @@ def main() -> None:
         # Typer's own usage errors; it exports no common base class for them.
         if not hasattr(failure, "format_message"):
             raise
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(failure.exit_code)  # all have the same command line: the first speaks
         context = getattr(failure, "ctx", None)
         hint = f"{context.command_path} --help" if context is not None else "sit --help"
         message = failure.format_message().replace("Value error, ", "")
@@ -112,5 +137,5 @@ def main() -> None:
         sys.exit(failure.exit_code)
     if code == 130:
         # Typer turns Ctrl-C into this code itself, without a word.
-        error("interrupted")
+        _say_failure(Interrupted("interrupted", signal_number=signal.SIGINT))
     sys.exit(code if isinstance(code, int) else 0)

@@ -7,7 +7,9 @@ import difflib
 import gc
 import inspect
 import math
+import os
 import re
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any
 import typer
 
 from sitcli.errors import UsageError
+from sitcli.io.processes import number_of, run_processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,8 @@ def command(
             _check_finite(values)
             _let_flags_choose(ctx, settings_class, values)
             invocation = Invocation(json=values.pop("json"), dry_run=values.pop("dry_run", False))
+            if not invocation.dry_run:
+                _start_processes(values)
             function(settings_class(**values), invocation)
 
         run.__doc__ = unwrap(function.__doc__)
@@ -59,6 +64,13 @@ def command(
         return function
 
     return register
+
+
+def _start_processes(values: dict[str, Any]) -> None:
+    """Run the command in the processes it asks for, unless this is one of them."""
+    number = number_of(gpus=values.get("gpus"), procs=values.get("procs")) or 1
+    if number > 1 and "WORLD_SIZE" not in os.environ:
+        sys.exit(run_processes(sys.argv[1:], number))  # they have said why
 
 
 # Where a value came from, the weakest first.
@@ -118,6 +130,8 @@ def _parameters(settings_class: type) -> list[inspect.Parameter]:
             flag = meta["flag"] or "--" + field.name.replace("_", "-")
             if hints[field.name] is bool:
                 flag = f"{flag}/--no-{flag[2:]}" if field.default else flag
+            if hints[field.name] == list[Path] | None:
+                shared["metavar"] = "<path>"  # Typer's own is the Python type
             info = typer.Option(field.default, flag, rich_help_panel=panel, **shared)
         parameters.append(_keyword(field.name, hints[field.name], info))
     return parameters
@@ -157,6 +171,7 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
         return path
     section = config_section(path, ctx.info_name, list(ctx.parent.command.commands))
     known = {p.name for p in ctx.command.params} - {"config"}
+    several = {p.name for p in ctx.command.params if getattr(p, "multiple", False)}
     defaults = {}
     for key, value in section.items():
         name = str(key).replace("-", "_")
@@ -164,9 +179,14 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
             raise UsageError(
                 f"{path}: unknown key '{key}' in section '{ctx.info_name}'", _suggest(name, known)
             )
-        if isinstance(value, (dict, list)):
+        if name in several and value is not None:
+            value = value if isinstance(value, list) else [value]
+            if any(isinstance(item, (dict, list, type(None))) for item in value):
+                raise UsageError(f"{path}: '{key}' takes a value, or a list of values")
+            defaults[name] = [str(item) for item in value]
+        elif isinstance(value, (dict, list)):
             raise UsageError(f"{path}: '{key}' takes one value, not {type(value).__name__}")
-        if value is not None:
+        elif value is not None:
             defaults[name] = value if isinstance(value, bool) else str(value)
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return path

@@ -38,8 +38,8 @@ def follow(stage: Stage, *, title: str) -> Result:
 
 def finish(result: Result, invocation: Invocation) -> None:
     """Print a stage's result: people get a summary, tables and the path; --json one object."""
-    if os.environ.get("RANK", "0") != "0":
-        return  # under a launcher the first process speaks for all
+    if not _speaks():
+        return
     if invocation.json:
         data = dict(result.data)
         if result.path is not None:
@@ -57,6 +57,11 @@ def finish(result: Result, invocation: Invocation) -> None:
         print(result.path, flush=True)
     if result.next:
         say(f"next: {result.next}")
+
+
+def _speaks() -> bool:
+    """Whether this process tells how the work goes: of several the first does, for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:
@@ -92,7 +97,9 @@ def _is_number(cell: str) -> bool:
 
 @contextmanager
 def _reporter(title: str) -> Iterator[Callable]:
-    if sys.stderr.isatty():
+    if not _speaks():
+        yield lambda event: None
+    elif sys.stderr.isatty():
         with _bar_reporter(title) as report:
             yield report
     else:

@@ -8,7 +8,7 @@ runs/NAME/
     model.safetensors  the weights, official keys, float32
     ema.safetensors    their moving average
     autoencoder.safetensors   what the autoencoder needs beside its spec, if anything
-    state/             DeepSpeed's optimizer shards, for going on
+    state/             the optimizer's moments, a file a rank, for going on with any number of them
     meta.json          written last: a step without it does not count
 """
 
@@ -32,12 +32,12 @@ from sitcli.core.ddpm import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.core.wt import LossCurve
 from sitcli.errors import SitError
-from sitcli.io.files import check_version, sync_folder, sync_tree, write_json, write_text
-from sitcli.io.latents import LatentStore
+from sitcli.io.files import check_version, sync_file, sync_folder, write_json, write_text
+from sitcli.io.latents import JoinedStores, LatentStore
 from sitcli.model.transformer import Transformer, TransformerConfig
 
 FORMAT = "sit-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had DeepSpeed's pickles in state/: readable, but not to go on from
 NEEDED = ("format_version", "step", "transformer", "process", "latents", "loss_by_t")
 STEP_NAME = re.compile(r"step-(\d{7,})")
 
@@ -87,24 +87,30 @@ class RunDir:
         """An empty folder to write the checkpoint into."""
         path = self.saving_path(step)
         shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
+        (path / "state").mkdir(parents=True)
         return path
 
     def commit_save(self, step: int, meta: dict[str, Any]) -> Path:
-        """Give the folder of `begin_save` its name once everything in it is on the disk."""
+        """Give the folder of `begin_save` its name; every file in it is on the disk already."""
         path = self.saving_path(step)
         meta = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, **meta}
         write_json(path / "meta.json", {**meta, "sit_version": __version__})
-        sync_tree(path)
+        sync_folder(path / "state")
+        sync_folder(path)
         final = self.step_path(step)
         shutil.rmtree(final, ignore_errors=True)  # only ever one without meta.json
         path.rename(final)
         sync_folder(self.path)
         return final
 
-    def prune(self, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints; 0 keeps all."""
-        for step in self.steps()[:-keep] if keep else []:
+    def prune(self, *, last: int, every: int) -> None:
+        """Remove all but the newest `last` checkpoints and those of multiples of `every`.
+
+        last 0 keeps all, every 0 none besides the newest.
+        """
+        for step in self.steps()[:-last] if last else []:
+            if every and step % every == 0:
+                continue
             path = self.step_path(step)
             # Without its meta.json it no longer counts, however far the removal gets.
             with contextlib.suppress(OSError):
@@ -131,12 +137,17 @@ class RunDir:
             file.write(json.dumps(entry) + "\n")
 
 
-def latent_facts(store: LatentStore) -> dict[str, Any]:
-    """What sampling and evaluation need to know of the store, kept in every checkpoint."""
+def latent_facts(store: LatentStore | JoinedStores) -> dict[str, Any]:
+    """What sampling and evaluation need to know of the store, kept in every checkpoint.
+
+    store, source: of several stores the first; stores, sources: all.
+    """
     return dict(
         store=str(store.path.resolve()),
+        stores=[str(path.resolve()) for path in store.paths],
         fingerprint=store.fingerprint,
         source=store.source,
+        sources=store.sources,
         image_size=store.image_size,
         crop=store.crop,
         kind=store.kind,
@@ -219,15 +230,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise SitError(f"cannot read {path}: {reason}", _without(path.parent)) from None
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file of contiguous copies on the CPU. OSError if it cannot be written."""
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str] | None = None
+) -> None:
+    """A safetensors file of contiguous copies on the CPU, on the disk when it returns.
+
+    OSError if it cannot be written.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+        path.touch()
+        mode = path.stat().st_mode
+        copies = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        save_file(copies, path, metadata=metadata)
     except SafetensorError as error:  # the operating system's own, in other words
         raise OSError(str(error)) from None
+    path.chmod(mode)  # it was made for its owner alone
+    sync_file(path)
 
 
 def process_from(facts: dict[str, Any]) -> Flow:

@@ -14,14 +14,15 @@ from sitcli.core.ddpm import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
 from sitcli.io.files import hash_json, write_text
-from sitcli.io.latents import LatentStore
+from sitcli.io.latents import JoinedStores, LatentStore
 from sitcli.model.transformer import PRESETS, TransformerConfig, parse_model
 from sitcli.settings import TrainSettings
 
 # May differ when a run goes on; everything else decides what is learned and may not.
 FREE = (
-    *("latents", "out", "steps", "zero", "accumulate", "save_every", "keep", "sample_every"),
-    *("log_every", "device", "precision"),
+    *("latents", "out", "steps", "zero", "accumulate", "save_every", "keep", "keep_every"),
+    *("sample_every", "log_every", "device", "precision", "gpus", "procs", "offload", "wandb"),
+    *("deepspeed_config", "checkpoint_blocks", "compile", "strict", "on_nan"),
 )
 
 # The options of a family's objective and their defaults; another family refuses them.
@@ -31,7 +32,9 @@ OBJECTIVES: dict[str, dict[str, str]] = {
 }
 
 
-def resolve(settings: TrainSettings, store: LatentStore, device: torch.device) -> TrainSettings:
+def resolve(
+    settings: TrainSettings, store: LatentStore | JoinedStores, device: torch.device
+) -> TrainSettings:
     """Fill in the defaults that depend on the device and the store. UsageError for bad values."""
     for name, useless, why in (
         ("label_dropout", store.num_classes == 0, "holds no classes"),
@@ -40,6 +43,14 @@ def resolve(settings: TrainSettings, store: LatentStore, device: torch.device) -
         if useless and getattr(settings, name) != getattr(TrainSettings, name):
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} means nothing here: {store.path} {why}", "leave it out")
+    if settings.flip and isinstance(store, JoinedStores):
+        mirrored = [part.path for part in store.parts if part.has_flips]
+        plain = [part.path for part in store.parts if not part.has_flips]
+        if mirrored and plain:
+            raise UsageError(
+                f"{mirrored[0]} holds mirrored latents and {plain[0]} none",
+                "--no-flip trains without them",
+            )
     small = device.type == "cpu"
     steps = settings.steps or (2000 if small else 400_000)
     every = settings.save_every or max(1, min(10_000, steps // 10))
@@ -132,7 +143,7 @@ def transformer_config(
         raise UsageError(str(error), "change --model, --patch, --width or --heads") from None
 
 
-def run_name(settings: TrainSettings, store: LatentStore) -> str:
+def run_name(settings: TrainSettings, store: LatentStore | JoinedStores) -> str:
     """A name that is the same for the same resolved settings and store, and another for others.
 
     Settings at their default leave no mark: a version with more of them finds its old runs.
@@ -154,8 +165,13 @@ def free_settings(schedule: str) -> set[str]:
 
 def as_plain(settings: Any) -> dict[str, Any]:
     """A settings object as JSON-able values."""
-    plain = dataclasses.asdict(settings)
-    return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+    return {name: _plain(value) for name, value in dataclasses.asdict(settings).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def write_config(path: Path, settings: TrainSettings) -> None:

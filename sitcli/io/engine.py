@@ -1,14 +1,13 @@
-"""DeepSpeed, made boring: the process group, the engine and its optimizer state."""
+"""DeepSpeed, made boring: its process group, its configuration, the engine and its weights."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sitcli.errors import SitError
+from sitcli.errors import UsageError
 from sitcli.io.launch import quiet_libraries
+from sitcli.io.optimizer_state import MOMENTS, pieces_of
+from sitcli.io.processes import World
 
 
-@dataclass(frozen=True)
-class World:
-    """This process among all of them, as torchrun's environment says; (0, 1) without it."""
-
-    rank: int
-    size: int
-
-    @classmethod
-    def from_environment(cls) -> World:
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-
-    def slice(self, number: int) -> slice:
-        """This rank's share of `number` items, which the world size divides."""
-        share = number // self.size
-        return slice(self.rank * share, (self.rank + 1) * share)
-
-
-@contextlib.contextmanager
-def process_group(world: World, device: torch.device) -> Iterator[None]:
-    """Join the process group; without a launcher, a group of one that needs no port.
+def join_group(world: World, device: torch.device) -> None:
+    """Give DeepSpeed the group of all ranks; without a launcher, a group of one that needs no port.
 
     DeepSpeed keeps hold of the first group it sees, so a group of one lasts as long as the process.
     """
@@ -54,14 +37,6 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     for name, value in dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=device.index or 0).items():
         os.environ.setdefault(name, str(value))
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    if world.size == 1:
-        yield
-        return
-    try:
-        yield
-        dist.barrier()  # a rank that leaves early makes the others abort
-    finally:
-        dist.destroy_process_group()
 
 
 def import_deepspeed(device: torch.device) -> Any:
@@ -80,88 +55,175 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def make_engine(
-    network: nn.Module,
+def engine_config(
     *,
-    device: torch.device,
     dtype: torch.dtype,
     zero: int,
+    offload: str,
     micro_batch: int,
     accumulate: int,
     world: World,
     clip: float,
+) -> dict[str, Any]:
+    """DeepSpeed's configuration for our options. UsageError for an offload the stage has not."""
+    stage: dict[str, Any] = {"stage": zero}
+    if offload != "none":
+        needed = {"optimizer": 1, "params": 3}[offload]
+        if zero < needed:
+            raise UsageError(
+                f"--offload {offload} needs --zero {needed}, not --zero {zero}",
+                f"--zero {needed}, or --offload none",
+            )
+        stage["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if offload == "params":
+            stage["offload_param"] = {"device": "cpu", "pin_memory": True}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulate,
+        "train_batch_size": micro_batch * accumulate * world.size,
+        "zero_optimization": stage,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # it would be compiled on the spot
+        "gradient_clipping": clip,
+    }
+    if dtype != torch.float32:
+        name = str(dtype).removeprefix("torch.")
+        config["torch_autocast"] = {"enabled": True, "dtype": name}
+    return config
+
+
+# Keys of a DeepSpeed file that options of ours decide, and these options.
+DECIDED = {
+    "train_batch_size": "--batch-size",
+    "train_micro_batch_size_per_gpu": "--batch-size and --accumulate",
+    "gradient_accumulation_steps": "--accumulate",
+    "gradient_clipping": "--clip",
+    "zero_optimization": "--zero and --offload",
+    "torch_autocast": "--precision",
+}
+# Sections that would do what our options do in another way.
+REPLACED = {
+    "optimizer": "--lr, --beta2 and --weight-decay",
+    "scheduler": "--schedule and --warmup",
+    "bf16": "--precision",
+    "bfloat16": "--precision",
+    "fp16": "--precision",
+    "amp": "--precision",
+}
+
+
+def merge_config(ours: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Our configuration with what the DeepSpeed file at `path` adds.
+
+    "auto" in the file stands for ours. UsageError for a file that is not JSON, or that says
+    otherwise than an option: the message names both.
+    """
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
+    if not isinstance(theirs, dict):
+        raise UsageError(f"{path} does not hold a DeepSpeed configuration", "{...}, as JSON")
+    for section, flag in REPLACED.items():
+        value = theirs.pop(section, None)
+        if value and not (isinstance(value, dict) and value.get("enabled") in (False, "auto")):
+            raise UsageError(f"{path} has a section '{section}'", f"leave it to {flag}")
+    return _merged(ours, theirs, path, ())
+
+
+def _merged(ours: dict, theirs: dict, path: Path, above: tuple[str, ...]) -> dict:
+    merged = dict(ours)
+    for key, value in theirs.items():
+        place = (*above, key)
+        if value == "auto" and key in ours:
+            continue
+        if isinstance(ours.get(key), dict) and isinstance(value, dict):
+            merged[key] = _merged(ours[key], value, path, place)
+        elif key in ours and value != ours[key]:
+            flag = DECIDED.get(place[0], "sit")
+            name = ".".join(place)
+            raise UsageError(
+                f"{path} says {name} {json.dumps(value)}, but {flag} {json.dumps(ours[key])}",
+                f"change one of them, or take {name} out of the file",
+            )
+        elif place in UNDECIDED and value not in (None, {}, UNDECIDED[place][1]):
+            raise UsageError(f"{path} says {'.'.join(place)}", UNDECIDED[place][0])
+        else:
+            merged[key] = value
+    return merged
+
+
+# What our configuration leaves out where the option is off.
+UNDECIDED = {
+    ("zero_optimization", "offload_optimizer"): ("say --offload optimizer", {"device": "none"}),
+    ("zero_optimization", "offload_param"): ("say --offload params", {"device": "none"}),
+    ("torch_autocast",): ("say --precision bf16", {"enabled": False}),
+}
+
+
+def make_engine(
+    network: nn.Module,
+    config: dict[str, Any],
+    *,
+    device: torch.device,
     lr: float,
     beta2: float,
     weight_decay: float,
 ) -> Any:
     """A DeepSpeed engine over `network` with torch's AdamW; float32 parameters throughout.
 
-    dtype other than float32: matrix products under torch autocast.
+    config: from `engine_config`. Under a dtype other than float32 matrix products run under
+    torch autocast.
     """
     deepspeed = import_deepspeed(device)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True
     )
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulate,
-        "train_batch_size": micro_batch * accumulate * world.size,
-        "zero_optimization": {"stage": zero},
-        "zero_allow_untested_optimizer": True,
-        "gradient_clipping": clip,
-        "steps_per_print": 10**9,
-    }
-    if dtype != torch.float32:
-        name = str(dtype).removeprefix("torch.")
-        config["torch_autocast"] = {"enabled": True, "dtype": name}
+    config = {"steps_per_print": 10**9, **config}
     with contextlib.redirect_stdout(sys.stderr):
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
     return engine
 
 
-def save_engine(engine: Any, folder: Path) -> None:
-    """Write the optimizer's shards into folder/state; every rank must call it.
-
-    Raises OSError if they cannot be written.
-    """
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            engine.save_checkpoint(str(folder), tag="state", save_latest=False)
-    except RuntimeError as error:
-        if "inline_container" not in str(error):
-            raise
-        # torch.save's way to say that its file could not be written to the end.
-        raise OSError("the optimizer's state could not be written, the disk may be full") from None
-    for script in folder.glob("*.py"):  # DeepSpeed's converters; our safetensors replace them
-        script.unlink(missing_ok=True)
-
-
-def load_engine(engine: Any, folder: Path) -> None:
-    """Read weights and optimizer state back from folder/state.
-
-    Raises SitError for another world size or ZeRO stage than the one that saved it.
-    """
-    from deepspeed.runtime.zero.utils import ZeRORuntimeException
-
-    damage = (RuntimeError, AssertionError, OSError, KeyError, EOFError, ZeRORuntimeException)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            loaded, _ = engine.load_checkpoint(str(folder), tag="state")
-    except damage as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SitError(f"cannot go on from {folder}: {line}") from None
-    if loaded is None:
-        raise SitError(f"cannot go on from {folder}: its state/ folder is missing")
-
-
 @torch.no_grad()
-def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
-    """All parameters and buffers as float32 on the CPU; every rank must call it."""
+def whole_weights(engine: Any, *, keep: bool) -> dict[str, torch.Tensor]:
+    """All parameters and buffers as float32 copies on the CPU, where keep, else {}.
+
+    Every rank must call it.
+    """
     import deepspeed
 
     state = {}
     for name, parameter in engine.module.named_parameters():
         sharded = [parameter] if hasattr(parameter, "ds_id") else []
         with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
-            state[name] = parameter.detach().float().cpu().clone()
-    return state | {name: b.detach().cpu().clone() for name, b in engine.module.named_buffers()}
+            if keep:
+                state[name] = parameter.detach().float().to("cpu", copy=True)
+    buffers = engine.module.named_buffers() if keep else ()
+    return state | {name: b.detach().to("cpu", copy=True) for name, b in buffers}
+
+
+def held_bytes(engine: Any) -> dict[str, int]:
+    """Bytes this rank keeps between steps: of the model's parameters, and of the optimizer.
+
+    optimizer: AdamW's two moments, and ZeRO's own float32 copy of the weights.
+    """
+    model, optimizer = {}, {}
+    for parameter in engine.module.parameters():
+        _count(model, parameter.data)
+        _count(model, getattr(parameter, "ds_tensor", None))
+    for piece in pieces_of(engine):
+        if piece.flat.untyped_storage().data_ptr() not in model:
+            _count(optimizer, piece.flat)
+        for moment in MOMENTS:
+            _count(optimizer, engine.basic_optimizer.state[piece.flat].get(moment))
+    return {"model": sum(model.values()), "optimizer": sum(optimizer.values())}
+
+
+def _count(storages: dict[int, int], tensor: torch.Tensor | None) -> None:
+    """Several tensors may lie in one storage, which is there once."""
+    if tensor is not None and tensor.numel():
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()

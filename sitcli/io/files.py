@@ -91,11 +91,3 @@ def sync_file(path: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Make renames and new names within `folder` last through a power cut."""
     sync_file(folder)
-
-
-def sync_tree(folder: Path) -> None:
-    """Make every file below `folder` last through a power cut."""
-    for root, _, names in os.walk(folder):
-        for name in names:
-            sync_file(Path(root, name))
-        sync_folder(Path(root))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,19 @@ def newest_run() -> Path:
     if not metas:
         raise SitError("there is no checkpoint below runs/", "make one: sit train")
     return metas[0].parent.parent
+
+
+def newest_written_run() -> Path:
+    """The run below runs/ that wrote last, complete or not. SitError if there is none."""
+    written: dict[Path, int] = {}
+    for name in ("config.yaml", "metrics.jsonl"):
+        for path in RUNS.glob(f"*/{name}"):
+            with contextlib.suppress(OSError):  # removed since
+                time = path.stat().st_mtime_ns
+                written[path.parent] = max(time, written.get(path.parent, 0))
+    if not written:
+        raise SitError("there is no run below runs/", "start one: sit train")
+    return max(written, key=written.__getitem__)
 
 
 def newest_samples() -> Path:

@@ -34,6 +34,7 @@ from sitcli.names import Crop
 
 ARCHIVES = (".tar", ".zip", ".tgz", ".gz")
 READ_AHEAD = 4  # pictures per reading thread
+NAME_LENGTH = 100
 
 
 def open_images(path: Path, *, size: tuple[int, int] | None = None, crop: Crop = "adm") -> ImageSet:
@@ -73,6 +74,37 @@ def kind_of(path: Path) -> str:
     raise SitError(
         f"{path} holds no images sit can read",
         "give a sample set, a latent store, a folder or archive of pictures, or an .npz",
+    )
+
+
+def joined(sets: Sequence[ImageSet]) -> ImageSet:
+    """Sets of images alike in size and preparation, one after the other as one.
+
+    Its path is a name of its own beside the first set's: A+B.h5 for A.h5 and B.h5.
+    """
+    first = sets[0]
+    if len(sets) == 1:
+        return first
+    ends = list(itertools.accumulate(images.num for images in sets))
+
+    def read(indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
+        for images, end in zip(sets, ends, strict=True):
+            begin = end - images.num
+            yield from images.read([i - begin for i in indices if begin <= i < end])
+
+    name = "+".join(images.path.stem for images in sets)
+    if len(name) > NAME_LENGTH:
+        name = f"{first.path.stem}+{len(sets) - 1}"
+    return ImageSet(
+        path=first.path.with_name(name + first.path.suffix),
+        kind=first.kind,
+        num=ends[-1],
+        size=first.size,
+        ordered=False,
+        read=read,
+        identify=lambda: _digest(*(images.fingerprint for images in sets)),
+        stamp=lambda: _digest(*(images.stamp() for images in sets)),
+        preparation=first.preparation,
     )
 
 

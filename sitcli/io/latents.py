@@ -24,6 +24,7 @@ import math
 import shlex
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,18 @@ import numpy as np
 import torch
 
 from sitcli import __version__
-from sitcli.errors import SitError
+from sitcli.errors import SitError, UsageError
 from sitcli.io import rows
 from sitcli.io.files import check_version, hash_json
+from sitcli.io.gather import Gather
 from sitcli.io.rows import DONE, MISSING, Rows
+from sitcli.text import format_shape
 
 FORMAT = "sit-latents"
 FORMAT_VERSION = 1
 PROBLEM_BYTES = 96
 READ_BYTES = 32_000_000  # a piece of the store read at once by checksum and statistics
+PIECE = 1 << 18  # numbers made float32 at once
 ARRAY_PREFIX = "autoencoder_"
 
 
@@ -123,6 +127,7 @@ class LatentStore:
         attrs = file.attrs
         self.rows = file
         self.path = file.path
+        self.paths = [file.path]
         self.attrs = attrs
         self.complete: bool = attrs["complete"]
         self.kind: str = attrs["kind"]
@@ -130,6 +135,7 @@ class LatentStore:
         self.image_size: int = attrs["image_size"]
         self.crop: str = attrs["crop"]
         self.source: str = attrs["source"]
+        self.sources = [self.source]
         self.scaling: float | list[float] = attrs["scaling"]
         self.fingerprint: str = attrs["fingerprint"]
         self.autoencoder: dict[str, Any] = attrs["autoencoder"]
@@ -164,6 +170,11 @@ class LatentStore:
             )
         return cls(file)
 
+    @cached_property
+    def _gather(self) -> Gather:
+        names = ["latents", "latents_flipped"] if self.has_flips else ["latents"]
+        return self.rows.gather(*names)
+
     @property
     def autoencoder_arrays(self) -> dict[str, np.ndarray]:
         """What the autoencoder needs beside its spec, by name; {} for most."""
@@ -183,19 +194,47 @@ class LatentStore:
         noise: (B, C, h, w); draws mean + std * noise from the posterior. Without it, and where the
         autoencoder is deterministic, the mode.
         """
+        values = self.read(indices, flip=flip, whole=noise is not None)
+        return self.scaled(values, noise=noise)
+
+    def read(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        flip: np.ndarray | None = None,
+        whole: bool = True,
+    ) -> np.ndarray:
+        """The items' rows as they are stored, a copy: (B, 2C or C, h, w) float16.
+
+        flip: as in `batch`; whole: with the posterior's std, where there is one.
+        """
         numbers = self._items[indices]
-        # Only the mean is copied when only the mean is used.
-        used = slice(None) if noise is not None else slice(self.channels)
-        values = self._latents[numbers, used]
+        copies = 0
         if flip is not None and flip.any():
-            if self._flipped is None:
+            if not self.has_flips:
                 raise ValueError(f"{self.path} has no mirrored latents")
-            values[flip] = self._flipped[numbers[flip], used]
-        latents = torch.from_numpy(values).float()
-        if self.kind == "moments" and noise is not None:
-            mean, std = latents.chunk(2, dim=1)
-            latents = torch.addcmul(mean, std, noise)
-        return latents.sub_(self._shift).mul_(self._scale)
+            copies = flip.astype(np.int64)
+        # Only the mean is copied when only the mean is used.
+        used = slice(None) if whole else slice(self.channels)
+        return self._gather.read(numbers, array=copies, used=used)
+
+    def scaled(self, values: np.ndarray, *, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """What `batch` makes of the rows `read`; whole rows where there is noise."""
+        latents = torch.empty(len(values), *self.latent_shape)
+        # In pieces that stay in the processor's cache.
+        size = max(1, PIECE // math.prod(values.shape[1:]))
+        for start in range(0, len(values), size):
+            part = slice(start, start + size)
+            rows, out = torch.from_numpy(values[part]), latents[part]
+            if self.kind == "moments" and noise is not None:
+                mean, std = rows.float().chunk(2, dim=1)
+                torch.addcmul(mean, std, noise[part], out=out)
+            else:
+                out.copy_(rows[:, : self.channels])
+            if self._shift:
+                out.sub_(self._shift)
+            out.mul_(self._scale)
+        return latents
 
     def image_paths(self) -> list[str]:
         """Name of each item within the source."""
@@ -226,6 +265,131 @@ class LatentStore:
                 step = max(1, READ_BYTES // array[0].nbytes)
                 for start in range(0, len(array), step):
                     yield copy, start, np.ascontiguousarray(array[start : start + step])
+
+
+class JoinedStores:
+    """Several stores read as one: the items of the first, then those of the second, ...
+
+    What training needs of a `LatentStore`, under the same names. path and source are the first
+    store's; paths and sources are all. Classes are joined by their names.
+    """
+
+    def __init__(self, parts: Sequence[LatentStore]) -> None:
+        first = parts[0]
+        self.parts = list(parts)
+        self.path, self.paths = first.path, [part.path for part in parts]
+        self.source, self.sources = first.source, [part.source for part in parts]
+        self.kind, self.scaling, self.crop = first.kind, first.scaling, first.crop
+        self.image_size, self.autoencoder = first.image_size, first.autoencoder
+        self.channels, self.latent_shape = first.channels, first.latent_shape
+        self.has_flips = all(part.has_flips for part in parts)
+        self.fingerprint = hash_json([part.fingerprint for part in parts])
+        self.class_names = _joined_classes(parts)
+        self.num_classes = len(self.class_names)
+        self._ends = np.cumsum([part.num_items for part in parts])
+        self.num_items = int(self._ends[-1])
+        number = {name: i for i, name in enumerate(self.class_names)}
+        self.labels = np.concatenate(
+            [
+                np.array([number[name] for name in part.class_names], np.int64)[part.labels]
+                if self.class_names
+                else part.labels
+                for part in parts
+            ]
+        )
+
+    @property
+    def autoencoder_arrays(self) -> dict[str, np.ndarray]:
+        """As `LatentStore.autoencoder_arrays`."""
+        return self.parts[0].autoencoder_arrays
+
+    def batch(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        flip: np.ndarray | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As `LatentStore.batch`."""
+        values = self.read(indices, flip=flip, whole=noise is not None)
+        return self.parts[0].scaled(values, noise=noise)
+
+    def read(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        flip: np.ndarray | None = None,
+        whole: bool = True,
+    ) -> np.ndarray:
+        """As `LatentStore.read`."""
+        indices = np.asarray(indices, np.int64)
+        channels = 2 * self.channels if whole and self.kind == "moments" else self.channels
+        values = np.empty((len(indices), channels, *self.latent_shape[1:]), np.float16)
+        owners = np.searchsorted(self._ends, indices, side="right")
+        for number in np.unique(owners):
+            part, here = self.parts[number], np.flatnonzero(owners == number)
+            inside = indices[here] - (self._ends[number] - part.num_items)
+            flipped = None if flip is None else flip[here]
+            values[here] = part.read(inside, flip=flipped, whole=whole)
+        return values
+
+    def image_paths(self) -> list[str]:
+        """As `LatentStore.image_paths`: names within different sources."""
+        return [name for part in self.parts for name in part.image_paths()]
+
+
+def open_stores(paths: Sequence[Path | str]) -> LatentStore | JoinedStores:
+    """The complete stores at `paths` (one or more), to be read as one.
+
+    Raises SitError as `LatentStore.open`, UsageError for stores that do not fit together.
+    """
+    parts = [LatentStore.open(path) for path in paths]
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    known: dict[str, Path] = {}
+    for part in parts:
+        for what, value in _common_facts(part).items():
+            if value != (other := _common_facts(first)[what]):
+                raise UsageError(
+                    f"{first.path} and {part.path} cannot be read as one: "
+                    f"their {what} is {other} and {value}",
+                    "give stores that were encoded alike",
+                )
+        if bool(part.class_names) != bool(first.class_names):
+            having, lacking = (part, first) if part.class_names else (first, part)
+            raise UsageError(
+                f"{having.path} holds classes and {lacking.path} none",
+                "give stores that all have classes, or none of which has",
+            )
+        if part.fingerprint in known:
+            raise UsageError(
+                f"{known[part.fingerprint]} and {part.path} hold the same images",
+                "name each store once",
+            )
+        known[part.fingerprint] = part.path
+    return JoinedStores(parts)
+
+
+def _common_facts(store: LatentStore) -> dict[str, str]:
+    """What the stores that are read as one must have in common, as an error names it."""
+    spec = store.autoencoder
+    return {
+        "autoencoder": f"{spec['name']} ({spec['hash'][:12]})",
+        "kind": store.kind,
+        "scaling": str(store.scaling),
+        "latent shape": format_shape(store.latent_shape),
+        "image size": str(store.image_size),
+        "crop": store.crop,
+    }
+
+
+def _joined_classes(parts: Sequence[LatentStore]) -> list[str]:
+    """The common list, or the union in the order that encoding all at once would give."""
+    lists = [part.class_names for part in parts]
+    if all(names == lists[0] for names in lists):
+        return lists[0]
+    return sorted({name for names in lists for name in names})
 
 
 class ReadBack:

@@ -24,6 +24,7 @@ import numpy as np
 
 from sitcli.errors import SitError
 from sitcli.io.files import sync_folder
+from sitcli.io.gather import Gather
 from sitcli.text import format_bytes
 
 MISSING, DONE, BROKEN = 0, 1, 2  # the values of `written`
@@ -183,6 +184,12 @@ class Rows:
         """Shape of a dataset, rows first."""
         return self._layout[name].shape
 
+    def gather(self, *names: str) -> Gather:
+        """A reader of scattered rows of these datasets, which are alike but for their contents."""
+        parts = [self._layout[name] for name in names]
+        offsets = [part.offset for part in parts]
+        return Gather(self.path, offsets=offsets, shape=parts[0].shape, dtype=parts[0].dtype)
+
     def array(self, name: str) -> np.ndarray:
         """A dataset as a read-only memory map, which sees rows written later."""
         part = self._layout[name]
@@ -236,6 +243,21 @@ class Rows:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
+
+    def in_memory(self, name: str, indices: Sequence[int] | np.ndarray) -> float:
+        """The share of these rows whose first byte the page cache holds; reads nothing. Linux."""
+        part = self._layout[name]
+        row = part.dtype.itemsize * int(np.prod(part.shape[1:]))
+        found = 0
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            for index in indices:
+                with contextlib.suppress(OSError):
+                    offset = part.offset + int(index) * row
+                    found += os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+        finally:
+            os.close(descriptor)
+        return found / len(indices)
 
     def _write_rows(self, name: str, indices: np.ndarray, values: Any) -> None:
         part = self._layout[name]

@@ -1,8 +1,10 @@
 """Sample sets: what `sit sample` writes and `sit evaluate` reads.
 
-A folder with samples.h5 (a row file: images (N, H, W, 3) uint8, labels and seeds (N,) int64,
-latents (N, C, h, w) float32 on request), grid.png and meta.json. A set of inverted images holds
-the noise they were found to be drawn from, noise (N, C, h, w) float32.
+A folder with samples.h5 (a row file: images (N, H, W, 3) uint8, evaluations (N,) float64, labels
+and seeds (N,) int64, latents (N, C, h, w) float32 on request), grid.png and meta.json. A set of
+inverted images holds the noise they were found to be drawn from, noise (N, C, h, w) float32.
+
+Format 1 counted the evaluations of all images in an attribute, which one process alone can write.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from sitcli.io.files import check_version, write_json
 from sitcli.io.rows import DONE, Rows
 
 FORMAT = "sit-samples"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE = "samples.h5"
-NEEDED = ("meta", "evaluations", "complete")
+NEEDED = ("meta", "complete")
 
 
 def file_of(path: Path) -> Path:
@@ -46,14 +48,17 @@ class SampleSet:
         """How the images were made, and what they cost as far as they are drawn."""
         meta = dict(self.rows.attrs["meta"])
         evaluations, images = self.evaluations
-        if images:
+        if evaluations:
             meta |= dict(evaluations=evaluations, evaluations_per_image=evaluations / images)
         return meta
 
     @property
     def evaluations(self) -> tuple[int, int]:
-        """Network evaluations spent so far, and on how many images."""
-        return tuple(self.rows.attrs["evaluations"])
+        """Network evaluations spent on the images that are there, and how many these are."""
+        if "evaluations" not in self.rows.names:
+            return tuple(self.rows.attrs["evaluations"])
+        done = self.done
+        return round(self.rows.array("evaluations")[done].sum()), int(done.sum())
 
     @property
     def complete(self) -> bool:
@@ -81,7 +86,10 @@ class SampleSet:
         latent_shape, noise_shape: only if latents, or the noise of inverted images, are kept.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        datasets = {"images": ((len(labels), *image_size, 3), "uint8")}
+        datasets = {
+            "images": ((len(labels), *image_size, 3), "uint8"),
+            "evaluations": ((len(labels),), "float64"),
+        }
         if latent_shape is not None:
             datasets["latents"] = ((len(labels), *latent_shape), "float32")
         if noise_shape is not None:
@@ -92,7 +100,6 @@ class SampleSet:
             sit_version=__version__,
             complete=False,
             meta=meta,
-            evaluations=[0, 0],
         )
         rows.create(path, datasets, attrs=attrs, arrays=dict(labels=labels, seeds=seeds))
         return cls(Rows(path, writable=True))
@@ -104,14 +111,21 @@ class SampleSet:
         if file.attrs.get("format") != FORMAT:
             raise SitError(f"{path} is not a sample set", "sit sample writes one")
         check_version(path, file.attrs["format_version"], FORMAT_VERSION)
-        if lacking := [name for name in NEEDED if name not in file.attrs]:
+        lacking = [name for name in NEEDED if name not in file.attrs]
+        if "evaluations" not in {*file.names, *file.attrs}:
+            lacking.append("evaluations")
+        if lacking:
             raise SitError(f"{path} is damaged: no '{lacking[0]}'", "remove it and draw it again")
         return cls(file)
 
-    def count(self, evaluations: int, images: int) -> None:
-        """Add what some images cost; in place, so that a kill here cannot break the file."""
-        spent, drawn = self.evaluations
-        self.rows.set_attrs(evaluations=[spent + evaluations, drawn + images])
+    def write(self, indices: np.ndarray, *, evaluations: int, **arrays: np.ndarray) -> None:
+        """Write images and what is kept with them, as `Rows.write` does.
+
+        evaluations: what they cost together; a set of format 1 is not told.
+        """
+        if "evaluations" in self.rows.names:
+            arrays["evaluations"] = np.full(len(indices), evaluations / len(indices))
+        self.rows.write(indices, **arrays)
 
     def beside(self, name: str) -> Path:
         """Where a file of this set goes: DIR/name, or DIR/STEM.name for a lone STEM.h5."""

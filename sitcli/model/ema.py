@@ -35,11 +35,24 @@ class ShardedEma:
 
     @torch.no_grad()
     def gather(self) -> dict[str, Tensor]:
-        """The whole average on the CPU, with the module's buffers; every rank must call it."""
-        state = {
-            name: self._whole(self.shards[name], p).cpu() for name, p in self.parameters.items()
-        }
-        return state | {name: b.detach().cpu() for name, b in self.module.named_buffers()}
+        """The whole average, copied to the CPU of rank 0, with the module's buffers; {} elsewhere.
+
+        Every rank must call it.
+        """
+        state = {name: self._whole(self.shards[name], p) for name, p in self.parameters.items()}
+        if self.rank:
+            return {}
+        buffers = {name: b.detach().to("cpu", copy=True) for name, b in self.module.named_buffers()}
+        return state | buffers
+
+    @property
+    def num_bytes(self) -> int:
+        """What this rank's share takes."""
+        return sum(shard.nbytes for shard in self.shards.values())
+
+    def is_finite(self) -> bool:
+        """Whether this rank's share is; the weights that went into it were, then."""
+        return all(bool(torch.isfinite(shard).all()) for shard in self.shards.values())
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
@@ -59,10 +72,13 @@ class ShardedEma:
         missing = length - piece.numel()
         return nn.functional.pad(piece, (0, missing)) if missing else piece
 
-    def _whole(self, shard: Tensor, parameter: nn.Parameter) -> Tensor:
+    def _whole(self, shard: Tensor, parameter: nn.Parameter) -> Tensor | None:
+        """One parameter's average on the CPU of rank 0; None elsewhere."""
         shape = getattr(parameter, "ds_shape", parameter.shape)
         if self.world_size > 1:
             pieces = [torch.empty_like(shard) for _ in range(self.world_size)]
-            dist.all_gather(pieces, shard)
+            dist.gather(shard, None if self.rank else pieces)
+            if self.rank:
+                return None
             shard = torch.cat(pieces)
-        return shard[: shape.numel()].view(shape).clone()
+        return shard[: shape.numel()].view(shape).to("cpu", copy=True)

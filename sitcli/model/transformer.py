@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sitcli.model.blocks import BLOCKS
 from sitcli.model.embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, position_embedding
@@ -70,16 +71,33 @@ def parse_model(name: str) -> tuple[str, str, int]:
     return match[1], match[2], int(match[3])
 
 
+def parse_checkpoint_blocks(text: str) -> int:
+    """'none' -> 0, 'all' -> 1, 'every-3' -> 3: a Transformer's checkpoint_every.
+
+    Raises ValueError for anything else.
+    """
+    if text in ("none", "all"):
+        return int(text == "all")
+    match = re.fullmatch(r"every-([1-9]\d*)", text)
+    if match is None:
+        raise ValueError(f"'{text}' is none of none, all, every-2, every-3, ...")
+    return int(match[1])
+
+
 class Transformer(nn.Module):
     """The network of DiT (section 3) and SiT: latents, times and labels to a prediction.
 
     State-dict keys and layouts are those of the official releases. With num_classes 0 the label
     table has one row, the null class.
+
+    checkpoint_every: where gradients are taken, recompute the inside of the first of every so many
+    blocks backward instead of keeping it; 0: of none.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint_every = 0
         side = config.input_size // config.patch
         self.design = BLOCKS[config.block]
         self.x_embedder = PatchEmbed(config.patch, config.channels, config.width)
@@ -98,8 +116,13 @@ class Transformer(nn.Module):
         tokens = self.x_embedder(x) + self.pos_embed  #           (B, T, d)
         time, label = self.t_embedder(t), self.y_embedder(y)  #   (B, d) each
         tokens, c = self.design.condition(tokens, time, label)  # as the design's blocks take them
-        for block in self.blocks:
-            tokens = block(tokens, c)
+        every = self.checkpoint_every if torch.is_grad_enabled() else 0
+        for i, block in enumerate(self.blocks):
+            if every and i % every == 0:
+                # Nothing in a block is random, so that no generator's state need be kept.
+                tokens = checkpoint(block, tokens, c, use_reentrant=False, preserve_rng_state=False)
+            else:
+                tokens = block(tokens, c)
         tokens = tokens[:, : self.config.tokens]  #               (B, T, d), none of the appended
         tokens = self.final_layer(tokens, c)  #                   (B, T, p*p*C_out)
         return self.unpatchify(tokens)  #                         (B, C_out, h, w)

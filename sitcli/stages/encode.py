@@ -3,10 +3,15 @@
 Images are encoded in fixed batches, batch b being images b B to (b+1) B of the source, and a batch
 that was interrupted is encoded again as a whole: an image's latent depends, in its last bits, on
 its batch mates, and an interrupted store must end up identical to an unbroken one.
+
+Of several processes each takes every W-th of the batches that are missing and writes their rows in
+place. The first alone lays OUT out, writes its attributes and completes it: HDF5 must never have
+the file open for writing twice.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -35,6 +40,15 @@ from sitcli.io.latents import (
     row_checksums,
 )
 from sitcli.io.launch import precision_name, quiet_libraries, resolve_device, resolve_precision
+from sitcli.io.processes import (
+    World,
+    device_name,
+    local_size,
+    num_processors,
+    number_of,
+    world_for,
+)
+from sitcli.io.ranks import from_first, led, meeting, together, until_all, watching
 from sitcli.io.rows import BROKEN, DONE, MISSING, Rows
 from sitcli.settings import EncodeSettings
 from sitcli.text import count, format_bytes, format_shape
@@ -53,19 +67,27 @@ def encode(settings: EncodeSettings) -> Stage:
     cannot be used or changed since OUT was begun, a full disk, or (strict) a broken image.
     """
     quiet_libraries()
-    settings = _resolve(settings)
+    world = world_for(gpus=settings.gpus, procs=settings.procs)
     try:
-        with rows.lock(settings.out):
-            source, file = _look(settings)
-            if file is not None and file.attrs["complete"]:
-                yield Note(f"{settings.out} is complete already")
+        with contextlib.ExitStack() as held:
+            with meeting(world):
+                settings = together(world, lambda: _resolve(settings))
+
+                def look() -> tuple[Source | None, Rows | None]:
+                    held.enter_context(rows.lock(settings.out))
+                    return _look(settings)
+
+                source, file = from_first(world, look)
+                complete = file is not None and file.attrs["complete"]
+                if complete:
+                    yield Note(f"{settings.out} is complete already")
+                else:
+                    yield Note(_describe(source))
+                    pace = yield from _encode_missing(settings, source, file, world)
+            if world.rank:
+                return Result()
+            if complete:
                 return _result(LatentStore(file), settings)
-            yield Note(_describe(source))
-            if file is None:
-                autoencoder = yield from _begin(settings, source)
-            else:
-                autoencoder = yield from _resume(settings, file)
-            pace = yield from _fill(settings, source, autoencoder)
             yield from _complete(settings.out)
             return _result(LatentStore.open(settings.out), settings, pace=pace)
     except KeyboardInterrupt:
@@ -87,6 +109,7 @@ def plan(settings: EncodeSettings) -> Result:
     num = file.num_rows if source is None else len(source)
     done = 0 if file is None else int(np.count_nonzero(file.written))
     size = None if shape is None else num * copies * 2 * int(np.prod(shape))
+    processes = number_of(gpus=settings.gpus, procs=settings.procs) or World.from_environment().size
     summary = {
         "source": _describe(source) if source else f"{settings.source} (gone)",
         "autoencoder": settings.vae,
@@ -94,9 +117,11 @@ def plan(settings: EncodeSettings) -> Result:
         "rows": f"{format_shape(shape)} float16" if shape else UNKNOWN,
         "flips": "encoded too" if settings.flip else "no",
         "size": format_bytes(size) if size else UNKNOWN,
+        "processes": str(processes),
         "state": f"{done} of {num} images encoded" if file else "new",
     }
     data = dataclasses.asdict(settings) | {
+        "processes": processes,
         "images": num,
         "done": done,
         "row_shape": shape,
@@ -115,7 +140,8 @@ def _resolve(settings: EncodeSettings) -> EncodeSettings:
     if settings.image_size is None and local.suffix == ".h5":
         size = LatentStore.open(local, allow_incomplete=True).image_size
     source = Path(os.path.abspath(settings.source.expanduser()))
-    resolved = dataclasses.replace(settings, vae=vae, image_size=size, source=source)
+    device = device_name(settings.device, gpus=settings.gpus, procs=settings.procs)
+    resolved = dataclasses.replace(settings, vae=vae, image_size=size, source=source, device=device)
     for name, default in PCA_DEFAULTS.items():
         given = getattr(settings, name)
         if settings.vae != "patch-pca" and given is not None:
@@ -192,9 +218,34 @@ def _difference(attrs: dict[str, Any], settings: EncodeSettings) -> tuple[str, A
     return next((pair for pair in pairs if pair[1] != pair[2]), None)
 
 
-def _begin(settings: EncodeSettings, source: Source) -> Generator[Event, None, Autoencoder]:
+def _encode_missing(
+    settings: EncodeSettings, source: Source, file: Rows | None, world: World
+) -> Generator[Event, None, float]:
+    """This rank's share of the batches that are missing in OUT; returns images per second."""
+    device = together(world, lambda: resolve_device(settings.device))
+    autoencoder = None
+
+    def first() -> Generator[Event, None, list[np.ndarray]]:
+        nonlocal autoencoder
+        if file is None:
+            autoencoder = yield from _begin(settings, source, device)
+        else:
+            autoencoder = yield from _resume(settings, file, device)
+        return _missing_batches(Rows(settings.out))
+
+    # Found by one rank for all: the others write while a late one would look.
+    missing = yield from led(world, first)
+    autoencoder = together(
+        world, lambda: autoencoder or _stored_autoencoder(settings, Rows(settings.out), device)
+    )
+    return (yield from _fill(settings, source, autoencoder, device, missing, world))
+
+
+def _begin(
+    settings: EncodeSettings, source: Source, device: torch.device
+) -> Generator[Event, None, Autoencoder]:
     """Load or fit the autoencoder and lay out OUT."""
-    size, device = settings.image_size, resolve_device(settings.device)
+    size = settings.image_size
     dtype = _precision(settings.vae, settings.precision, device)
     if settings.vae == "patch-pca":
         _check_divisible(size, settings.pca_patch, "patch-pca")
@@ -231,60 +282,97 @@ def _begin(settings: EncodeSettings, source: Source) -> Generator[Event, None, A
     return autoencoder
 
 
-def _resume(settings: EncodeSettings, file: Rows) -> Generator[Event, None, Autoencoder]:
+def _resume(
+    settings: EncodeSettings, file: Rows, device: torch.device
+) -> Generator[Event, None, Autoencoder]:
     """Load the autoencoder OUT was begun with."""
-    attrs, device = file.attrs, resolve_device(settings.device)
-    done = np.count_nonzero(file.written)
+    attrs, done = file.attrs, np.count_nonzero(file.written)
     yield Note(f"going on with {settings.out}: {done} of {file.num_rows} images are encoded")
     if attrs["batch_size"] != settings.batch_size:
         yield Note(f"it was begun with --batch-size {attrs['batch_size']}, which is kept")
+    autoencoder = _stored_autoencoder(settings, file, device)
+    if attrs["source"] != str(settings.source):
+        file.set_attrs(source=str(settings.source))  # moved; its contents are the same
+    return autoencoder
+
+
+def _stored_autoencoder(settings: EncodeSettings, file: Rows, device: torch.device) -> Autoencoder:
+    attrs = file.attrs
     embedded = attrs["autoencoder"]["kind"] in names.EMBEDDED_VAES
-    autoencoder = from_spec(
+    return from_spec(
         attrs["autoencoder"],
         LatentStore(file).autoencoder_arrays,
         override=None if embedded else settings.vae,
         device=device,
         dtype=_precision(settings.vae, attrs["precision"], device),
     )
-    if attrs["source"] != str(settings.source):
-        file.set_attrs(source=str(settings.source))  # moved; its contents are the same
-    return autoencoder
+
+
+def _missing_batches(file: Rows) -> list[np.ndarray]:
+    """The numbers of the images of each batch of which one is missing."""
+    written, num, size = file.written, file.num_rows, file.attrs["batch_size"]
+    batches = [np.arange(start, min(start + size, num)) for start in range(0, num, size)]
+    return [batch for batch in batches if (written[batch] == MISSING).any()]
 
 
 def _fill(
-    settings: EncodeSettings, source: Source, autoencoder: Autoencoder
+    settings: EncodeSettings,
+    source: Source,
+    autoencoder: Autoencoder,
+    device: torch.device,
+    missing: list[np.ndarray],
+    world: World,
 ) -> Generator[Event, None, float]:
-    """Encode the batches that are missing; returns images per second."""
-    device = resolve_device(settings.device)
+    """Encode this rank's share of the missing batches; returns images per second of all ranks."""
     with (
         Rows(settings.out, writable=True) as file,
         # The fastest algorithm of the moment would differ between runs in the last bits.
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        watching(world) as check_peers,
     ):
-        written, size, flips = file.written, file.attrs["batch_size"], file.attrs["flips"]
-        starts = range(0, len(source), size)
-        batches = [np.arange(start, min(start + size, len(source))) for start in starts]
-        batches = [batch for batch in batches if (written[batch] == MISSING).any()]
-        done = before = int(np.count_nonzero(written))
-        yield Progress(done=done, total=len(source))
-        start, num_broken = time.monotonic(), 0
+        news = _News(file, source)
+        before, start, flips = news.done, time.monotonic(), file.attrs["flips"]
+        yield from news.look()
+        batches = missing[world.rank :: world.size]
         read = _read_ahead(settings, source, batches, pin_memory=device.type == "cuda")
         encoded = (
             (batch, problems, _encode_batch(autoencoder, pixels, device, flips=flips))
             for batch, (pixels, problems) in zip(batches, read, strict=True)
         )
-        for batch, problems, latents in _one_late(encoded):
+        for batch, problems, latents in _one_late(encoded) if device.type != "cpu" else encoded:
             for index, problem in zip(batch, problems, strict=True):
-                name = source.items[index].name
                 if problem and settings.strict:
-                    raise _strict_error(name, problem)
-                num_broken += bool(problem)
-                if problem and num_broken <= NAMED_BROKEN:
-                    yield Warn(f"broken image {name}: {problem}")
+                    raise _strict_error(source.items[index].name, problem)
             _write_batch(file, batch, problems, latents)
-            done += int(np.count_nonzero(written[batch] == MISSING))
-            yield Progress(done=done, total=len(source))
-    return (done - before) / max(time.monotonic() - start, 1e-9)
+            yield from news.look()
+            check_peers()
+        for _ in until_all(world):
+            yield from news.look()
+            check_peers()
+        yield from news.look()
+    return (news.done - before) / max(time.monotonic() - start, 1e-9)
+
+
+class _News:
+    """What all ranks have written so far, and what is new since the last look."""
+
+    def __init__(self, file: Rows, source: Source) -> None:
+        self.file, self.source = file, source
+        self.written = file.written
+        self.named = 0
+
+    @property
+    def done(self) -> int:
+        return int(np.count_nonzero(self.written))
+
+    def look(self) -> Iterator[Event]:
+        before, self.written = self.written, self.file.written
+        broken = np.flatnonzero((self.written == BROKEN) & (before != BROKEN))
+        for index in broken[: NAMED_BROKEN - self.named]:
+            self.named += 1
+            (problem,) = self.file.texts("problems", [index])
+            yield Warn(f"broken image {self.source.items[index].name}: {problem}")
+        yield Progress(done=self.done, total=len(self.written))
 
 
 def _encode_batch(
@@ -483,7 +571,7 @@ def _read_ahead(
     """
     workers = settings.workers
     if workers is None:
-        workers = min(8, _num_processors() - 1)
+        workers = max(0, min(8, num_processors() // local_size() - 1))
     loader = torch.utils.data.DataLoader(
         _Batches(source, settings.image_size, settings.crop, batches),
         batch_size=None,
@@ -494,18 +582,13 @@ def _read_ahead(
     )
     try:
         yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise SitError(
             "a process that reads images was killed; memory, or shared memory, is probably short",
             "the same command goes on; try --workers 0",
         ) from None
-
-
-def _num_processors() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _leave_interrupts_to_parent(worker: int) -> None:

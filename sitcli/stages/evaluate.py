@@ -49,7 +49,7 @@ from sitcli.io.features import (
 )
 from sitcli.io.files import hash_file, write_json
 from sitcli.io.find import newest_samples
-from sitcli.io.imagesets import ImageSet, kind_of, open_images
+from sitcli.io.imagesets import ImageSet, joined, kind_of, open_images
 from sitcli.io.launch import generator, quiet_libraries, resolve_device
 from sitcli.io.rows import check_writable
 from sitcli.settings import EvaluateSettings, SampleSettings
@@ -158,17 +158,19 @@ def _resolve(settings: EvaluateSettings) -> _Task:
 def _resolve_reference(
     settings: EvaluateSettings, samples: ImageSet, metrics: tuple[str, ...]
 ) -> _Reference | None:
-    path = settings.reference or _default_reference(samples)
-    if path is None:
+    paths = [settings.reference] if settings.reference else _default_reference(samples)
+    if not paths:
         if metrics == ("isc",):  # the one metric that compares with nothing
             return None
         raise UsageError(
             f"{samples.path} does not tell which images to compare it with",
             "give a folder, latent store, sample set or .npz with --reference",
         )
+    path = paths[0]
     statistics = load_statistics(path) if kind_of(path) == "npz" else None
     try:
-        images = open_images(path, size=samples.size)
+        images = joined([open_images(path, size=samples.size) for path in paths])
+        path = images.path
     except SitError:
         if statistics is None:
             raise
@@ -191,15 +193,17 @@ def _resolve_reference(
     return _Reference(path=path, images=images, indices=indices, statistics=statistics)
 
 
-def _default_reference(samples: ImageSet) -> Path | None:
-    """The latent store the samples' run was trained on; it knows its source images."""
+def _default_reference(samples: ImageSet) -> list[Path]:
+    """The latent stores the samples' run was trained on; they know their source images."""
     store = samples.meta.get("store")
-    if store is not None and not Path(store).exists():
-        raise SitError(
-            f"the latent store behind these samples, {store}, is not there any more",
-            "give it, or a folder of real images, with --reference",
-        )
-    return None if store is None else Path(store)
+    stores = samples.meta.get("stores") or ([] if store is None else [store])
+    for store in stores:
+        if not Path(store).exists():
+            raise SitError(
+                f"the latent store behind these samples, {store}, is not there any more",
+                "give it, or a folder of real images, with --reference",
+            )
+    return [Path(store) for store in stores]
 
 
 def _metrics_path(samples: ImageSet) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Generator, Sequence
@@ -23,6 +24,7 @@ from sitcli.io.checkpoint import STEP_NAME, Checkpoint, RunDir, open_checkpoint
 from sitcli.io.latents import FORMAT as STORE_FORMAT
 from sitcli.io.latents import LatentStore, ReadBack, encode_command
 from sitcli.io.launch import resolve_device, resolve_precision
+from sitcli.io.optimizer_state import MOMENTS, StateFiles
 from sitcli.io.pictures import save_grid, save_loss_and_wt
 from sitcli.io.samples import FILE as SAMPLES_FILE
 from sitcli.io.samples import FORMAT as SAMPLES_FORMAT
@@ -401,8 +403,29 @@ def _verify_checkpoint(checkpoint: Checkpoint) -> Problems:
         if bad:
             problems.append(f"{which}.safetensors is not finite: {_some(bad)}")
         yield Progress(done=done, total=2, unit="files")
+    problems += _check_moments(checkpoint)
     arrays = checkpoint.autoencoder_arrays()
     return problems + _check_arrays(checkpoint.latents["autoencoder"], arrays)
+
+
+def _check_moments(checkpoint: Checkpoint) -> list[str]:
+    """What keeps training from going on with the optimizer's moments."""
+    with torch.device("meta"):
+        network = Transformer(checkpoint.config)
+    if checkpoint.meta["format_version"] < 2:
+        return []  # DeepSpeed's own files, which this version does not read
+    try:
+        with contextlib.ExitStack() as stack:
+            files = StateFiles(checkpoint.path, stack)
+            wrong = [
+                name
+                for name, parameter in network.named_parameters()
+                for moment in MOMENTS
+                if not torch.isfinite(files.read(moment, name, 0, parameter.numel())).all()
+            ]
+    except SitError as error:
+        return [error.message]
+    return [f"the optimizer's moments are not finite: {_some(wrong)}"] if wrong else []
 
 
 FUNCTIONS: dict[type, tuple[Callable, Callable, Callable | None]] = {

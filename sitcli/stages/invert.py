@@ -27,6 +27,7 @@ from sitcli.io.imagesets import kind_of, open_images
 from sitcli.io.latents import LatentStore
 from sitcli.io.launch import precision_name, quiet_libraries
 from sitcli.io.pictures import save_grid
+from sitcli.io.processes import world_for
 from sitcli.io.samples import FILE, SampleSet
 from sitcli.settings import SampleSettings
 from sitcli.stages import sample as drawing
@@ -155,6 +156,10 @@ class _Job:
 
 def _prepare(settings: SampleSettings) -> _Job:
     _refuse_options(settings)
+    if world_for(gpus=settings.gpus, procs=settings.procs).size > 1:
+        error = UsageError("--invert runs in one process", "leave out --gpus and --procs")
+        error.shared = True
+        raise error
     # The error of bf16's rounding would hide the solver's.
     precision = "fp32" if settings.precision == "auto" else settings.precision
     like = dataclasses.replace(settings, invert=None, ode=True, precision=precision)
@@ -234,6 +239,7 @@ def _create(job: _Job) -> SampleSet:
     size = latents["image_size"]
     meta = job.facts() | dict(
         store=latents["store"],
+        stores=latents.get("stores", [latents["store"]]),
         source=latents["source"],
         image_size=size,
         crop=latents["crop"],
@@ -275,8 +281,8 @@ def _fill(samples: SampleSet, job: _Job) -> Iterator[Event]:
         alone, again = (decode_latents(autoencoder, z, scaling).numpy() for z in (x, back))
         sums.add(x, noise, back, originals, alone, again)
         kept = {"latents": back.float().cpu().numpy()} if "latents" in samples.rows.names else {}
-        samples.count(network.evaluations - began, len(batch))
-        samples.rows.write(batch, images=again, noise=noise.float().cpu().numpy(), **kept)
+        spent, found = network.evaluations - began, noise.float().cpu().numpy()
+        samples.write(batch, evaluations=spent, images=again, noise=found, **kept)
         if start < GRID_BANDS * GRID_COLUMNS:
             shown.append((originals, alone, again))
     _save_grid(samples.beside("grid.png"), shown)

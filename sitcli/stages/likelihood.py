@@ -29,7 +29,7 @@ from sitcli.io import find
 from sitcli.io.autoencoder import to_signed, to_uint8
 from sitcli.io.checkpoint import Checkpoint, open_checkpoint
 from sitcli.io.files import hash_json, write_json
-from sitcli.io.latents import LatentStore
+from sitcli.io.latents import JoinedStores, LatentStore, open_stores
 from sitcli.io.launch import generator, quiet_libraries, resolve_device
 from sitcli.io.rows import check_writable
 from sitcli.settings import EvaluateSettings
@@ -120,7 +120,7 @@ class _Task:
     """What is to be measured, all of it opened and checked."""
 
     checkpoint: Checkpoint
-    store: LatentStore
+    store: LatentStore | JoinedStores
     items: np.ndarray  # (n,) numbers within the store
     labels: np.ndarray  # (n,)
     label_policy: str
@@ -226,19 +226,21 @@ def _resolve(settings: EvaluateSettings) -> _Task:
     return task
 
 
-def _open_store(settings: EvaluateSettings, checkpoint: Checkpoint) -> LatentStore:
-    path = settings.reference or Path(checkpoint.latents["store"])
-    if settings.reference is None and not path.exists():
-        raise SitError(
-            f"the latent store this run was trained on, {path}, is not there any more",
-            "give it, or another one, with --reference",
-        )
-    store = LatentStore.open(path)
+def _open_store(settings: EvaluateSettings, checkpoint: Checkpoint) -> LatentStore | JoinedStores:
+    latents = checkpoint.latents
+    paths = [Path(path) for path in latents.get("stores", [latents["store"]])]
+    for path in paths:
+        if settings.reference is None and not path.exists():
+            raise SitError(
+                f"the latent store this run was trained on, {path}, is not there any more",
+                "give it, or another one, with --reference",
+            )
+    store = open_stores([settings.reference] if settings.reference else paths)
     check_same_latents(store, checkpoint)
     return store
 
 
-def check_same_latents(store: LatentStore, checkpoint: Checkpoint) -> None:
+def check_same_latents(store: LatentStore | JoinedStores, checkpoint: Checkpoint) -> None:
     """SitError unless the store's latents are of the kind that the run was trained on."""
     latents, config = checkpoint.latents, checkpoint.config
     shape = (config.channels, config.input_size, config.input_size)

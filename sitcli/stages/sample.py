@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from sitcli.io.launch import (
     resolve_precision,
 )
 from sitcli.io.pictures import save_grid
+from sitcli.io.processes import World, device_name, number_of, world_for
+from sitcli.io.ranks import from_first, meeting, together, until_all, watching
 from sitcli.io.samples import FILE, SampleSet, file_of
 from sitcli.settings import SampleSettings
 from sitcli.text import count, format_bytes
@@ -44,30 +46,52 @@ LEAVE = "leave it out"
 GRID_ROWS, GRID_COLUMNS = 10, 10
 PATH_ROWS, PATH_COLUMNS = 6, 10
 # How the images are computed or stored; anything else in the settings decides what they show.
-FREE = ("out", "batch_size", "device", "png", "npz", "show_path", "vae", "precision", "checkpoint")
+FREE = (
+    "out", "batch_size", "device", "gpus", "procs", "png", "npz", "show_path", "vae", "precision",
+    "checkpoint",
+)  # fmt: skip
 
 
 def sample(settings: SampleSettings) -> Stage:
     """Draw settings.num images, going on with the missing ones of an interrupted set.
 
+    Of several processes each draws every W-th of the missing batches; the first alone creates the
+    set and finishes it.
+
     Raises UsageError for options that do not fit the checkpoint or the set.
     """
     quiet_libraries()
-    job = prepare(settings)
-    if settings.checkpoint is None:
-        yield Note(f"checkpoint: {job.checkpoint.path} (the newest)")
-    make_folder(job.file.parent)
-    with rows.lock(job.file):
-        samples = _open_or_create(job)
-        job = _same_precision(job, samples)
-        missing = _missing_batches(samples, job)
-        if samples.complete and not missing:
-            yield Note(f"all {samples.num} images are there already")
-        else:
-            before = int(samples.done.sum())
-            if 0 < before < samples.num:
-                yield Note(f"going on: {before} of {samples.num} images are there")
-            yield from _fill(samples, job, missing)
+    world = world_for(gpus=settings.gpus, procs=settings.procs)
+    with contextlib.ExitStack() as held:
+        with meeting(world):
+            # A training run may save its next step while we look: one rank decides for all.
+            newest = from_first(world, lambda: _checkpoint(settings).path)
+            job = together(world, lambda: prepare(dataclasses.replace(settings, checkpoint=newest)))
+            if settings.checkpoint is None:
+                yield Note(f"checkpoint: {newest} (the newest)")
+
+            def begin() -> list[np.ndarray]:
+                make_folder(job.file.parent)
+                held.enter_context(rows.lock(job.file))
+                samples = held.enter_context(_open_or_create(job).rows)
+                return _missing_batches(SampleSet(samples), job)
+
+            missing = from_first(world, begin)
+            samples = together(world, lambda: SampleSet.open(job.file, writable=True))
+            held.enter_context(samples.rows)
+            job = together(world, lambda: _same_precision(job, samples))
+            if samples.complete and not missing:
+                yield Note(f"all {samples.num} images are there already")
+            else:
+                before = int(samples.done.sum())
+                if 0 < before < samples.num:
+                    yield Note(f"going on: {before} of {samples.num} images are there")
+                with watching(world) as check_peers:
+                    yield from _fill(samples, job, missing, world, check_peers)
+        if world.rank:
+            return Result()
+        if not samples.complete or missing:
+            samples.finish()
         _export(samples, job)
         return _result(samples, job)
 
@@ -81,6 +105,7 @@ def plan(settings: SampleSettings) -> Result:
     evaluations = _planned_evaluations(job)
     height = job.checkpoint.latents["image_size"]
     facts = job.facts()
+    processes = number_of(gpus=s.gpus, procs=s.procs) or World.from_environment().size
     summary = {
         "checkpoint": str(job.checkpoint.path),
         "model": f"{job.checkpoint.meta['model']}, {cost.params / 1e6:.1f} M parameters",
@@ -90,10 +115,12 @@ def plan(settings: SampleSettings) -> Result:
         if evaluations
         else f"{cost.macs / 1e9:.3g} GMACs an evaluation",
         "images": f"{s.num}, {height} x {height}, {format_bytes(s.num * height * height * 3)}",
+        "processes": str(processes),
         "out": str(job.file.parent),
     }
     data = dict(
         facts,
+        processes=processes,
         out=str(job.file.parent),
         params=cost.params,
         gmacs=cost.macs / 1e9,
@@ -158,9 +185,9 @@ class Job:
 
 def prepare(settings: SampleSettings) -> Job:
     """Check everything that can be checked before anything is written."""
-    checkpoint = open_checkpoint(settings.checkpoint or find.newest_run())
+    checkpoint = _checkpoint(settings)
     settings = resolve(settings, checkpoint)
-    device = resolve_device(settings.device)
+    device = resolve_device(device_name(settings.device, gpus=settings.gpus, procs=settings.procs))
     dtype = resolve_precision(settings.precision, device)
     sampler = _sampler(settings, checkpoint)
     if settings.cfg_scale != 1 and checkpoint.config.num_classes == 0:
@@ -174,6 +201,10 @@ def prepare(settings: SampleSettings) -> Job:
     return Job(
         settings, checkpoint, sampler, labels, device, dtype, _out_file(settings, checkpoint)
     )
+
+
+def _checkpoint(settings: SampleSettings) -> Checkpoint:
+    return open_checkpoint(settings.checkpoint or find.newest_run())
 
 
 # A mode's options and their defaults; it refuses every other one of these.
@@ -350,6 +381,7 @@ def _open_or_create(job: Job) -> SampleSet:
     size = latents["image_size"]
     meta = job.facts() | dict(
         store=latents["store"],
+        stores=latents.get("stores", [latents["store"]]),
         source=latents["source"],
         image_size=size,
         crop=latents["crop"],
@@ -387,34 +419,47 @@ def _missing_batches(samples: SampleSet, job: Job) -> list[np.ndarray]:
     return [b for i, b in enumerate(batches) if not done[b].all() or (wants_path and i == 0)]
 
 
-def _fill(samples: SampleSet, job: Job, missing: list[np.ndarray]) -> Iterator[Any]:
-    checkpoint, s = job.checkpoint, job.settings
-    autoencoder, network = job.autoencoder(), job.network()
-    total, done = samples.num, samples.num - sum(map(len, missing))
-    yield Progress(done=done, total=total)
-    for batch in missing:
+def _fill(
+    samples: SampleSet,
+    job: Job,
+    missing: list[np.ndarray],
+    world: World,
+    check_peers: Callable[[], None],
+) -> Iterator[Progress]:
+    """Draw this rank's share of the missing batches, and wait for the others."""
+
+    def progress(part: int = 0, text: str = "") -> Progress:
+        done = int(samples.done.sum()) + part
+        return Progress(done=min(done, samples.num), total=samples.num, text=text)
+
+    yield progress()
+    mine = missing[world.rank :: world.size]
+    parts = together(world, lambda: (job.autoencoder(), job.network()) if mine else None)
+    for batch in mine:
+        autoencoder, network = parts
         began = network.evaluations
         frames: list[tuple[float, Tensor]] = []
         x = None
         for t, x in _trajectory(job, network, batch):
-            if s.show_path and batch[0] == 0:
+            if job.settings.show_path and batch[0] == 0:
                 frames.append((t, x[:PATH_ROWS].clone()))
-            part = int(len(batch) * (1 - t))
-            yield Progress(done=done + part, total=total, text=f"t {t:.2f}")
+            yield progress(int(len(batch) * (1 - t)), f"t {t:.2f}")
+            check_peers()
         if not bool(torch.isfinite(x).all()):
             raise SitError(
                 "the sampler's result is not finite",
                 "use --precision fp32, more --steps, or another sampler",
             )
-        images = decode_latents(autoencoder, x, checkpoint.latents["scaling"]).numpy()
+        images = decode_latents(autoencoder, x, job.checkpoint.latents["scaling"]).numpy()
         kept = {"latents": x.float().cpu().numpy()} if "latents" in samples.rows.names else {}
-        samples.count(network.evaluations - began, len(batch))
-        samples.rows.write(batch, images=images, **kept)
+        samples.write(batch, evaluations=network.evaluations - began, images=images, **kept)
         if frames:
             _save_path(samples, job, autoencoder, frames)
-        done += len(batch)
-        yield Progress(done=done, total=total)
-    samples.finish()
+        yield progress()
+    for _ in until_all(world):
+        yield progress()
+        check_peers()
+    yield progress()
 
 
 def _trajectory(

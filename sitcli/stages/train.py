@@ -8,6 +8,7 @@ import resource
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,8 +23,9 @@ from torch import Tensor
 from sitcli.core.flow import Flow, Ode
 from sitcli.errors import Interrupted, SitError, UsageError
 from sitcli.events import Event, Note, Progress, Result, Stage, Warn
-from sitcli.io import find, rows
+from sitcli.io import find, optimizer_state, rows
 from sitcli.io.autoencoder import Autoencoder, decode_latents, from_spec
+from sitcli.io.board import Board, check_wandb, spread
 from sitcli.io.checkpoint import (
     Checkpoint,
     RunDir,
@@ -33,7 +35,9 @@ from sitcli.io.checkpoint import (
     open_checkpoint,
     write_tensors,
 )
+from sitcli.io.compile import compile_blocks, compile_count, resolve_compile
 from sitcli.io.config import (
+    as_plain,
     check_same,
     make_process,
     read_config,
@@ -43,15 +47,16 @@ from sitcli.io.config import (
     write_config,
 )
 from sitcli.io.engine import (
-    World,
-    load_engine,
+    engine_config,
+    held_bytes,
+    join_group,
     make_engine,
-    process_group,
-    save_engine,
+    merge_config,
     whole_weights,
 )
+from sitcli.io.feed import Feed, Order
 from sitcli.io.files import make_folder
-from sitcli.io.latents import LatentStore
+from sitcli.io.latents import JoinedStores, LatentStore, open_stores
 from sitcli.io.launch import (
     autocast,
     generator,
@@ -61,10 +66,13 @@ from sitcli.io.launch import (
     stream_seed,
 )
 from sitcli.io.pictures import save_curve, save_grid
+from sitcli.io.processes import World, device_name, number_of, world_for
+from sitcli.io.ranks import from_first, meeting, together
 from sitcli.io.samples import FILE as SAMPLES_FILE
+from sitcli.io.scaler import load_scaler_state, loss_scale, scaler_state
 from sitcli.model.ema import ShardedEma, ema_decay
 from sitcli.model.flops import total_cost
-from sitcli.model.transformer import Transformer, TransformerConfig
+from sitcli.model.transformer import Transformer, TransformerConfig, parse_checkpoint_blocks
 from sitcli.settings import TrainSettings
 from sitcli.text import count, format_bytes
 
@@ -78,45 +86,71 @@ ECHO_SECONDS = 2.0
 def train(settings: TrainSettings) -> Stage:
     """Train until settings.steps, going on from the newest checkpoint of the run.
 
-    Raises UsageError for settings that do not fit the store or the run, SitError when the loss is
-    not finite, Interrupted after a signal (with everything saved).
+    Runs in as many processes as a launcher started, or alone; rank 0 yields the events. Raises
+    UsageError for settings that do not fit the store or the run, SitError when the loss is not
+    finite or a last checkpoint cannot be written, Interrupted after a signal (with everything
+    saved).
     """
-    world = World.from_environment()
-    job = prepare(settings, world)
-    if world.rank == 0 and settings.latents is None:
-        yield Note(f"latents: {job.store.path} (the newest complete store)")
-    if job.resume and job.resume.step >= job.settings.steps:
-        yield Note(f"all {job.settings.steps} steps of {job.run.path} are done already")
-        return _result(job, {})
+    world = world_for(gpus=settings.gpus, procs=settings.procs)
     with contextlib.ExitStack() as stack:
-        if world.rank == 0:
-            stack.enter_context(job.owned_run())
-        stack.enter_context(process_group(world, job.device))
-        # The run directory is there and is ours; what the first rank measured holds for all.
-        agreed = [job.dtype]
-        dist.broadcast_object_list(agreed, device=job.device)
-        job = replace(job, dtype=agreed[0])
+        stack.enter_context(meeting(world, backend=None if torch.cuda.is_available() else "gloo"))
+        job = together(world, lambda: prepare(settings, world))
+        # What the first rank measured holds for all.
+        job = replace(job, dtype=from_first(world, lambda: job.dtype))
+        if world.rank == 0 and settings.latents is None:
+            yield Note(f"latents: {job.store.path} (the newest complete store)")
+        if job.resume and job.resume.step >= job.settings.steps:
+            yield Note(f"all {job.settings.steps} steps of {job.run.path} are done already")
+            return _result(job, {}, {})
+        # The first rank holds the run directory for all.
+        owned = contextlib.ExitStack()
+        stack.enter_context(owned)
+        from_first(world, lambda: owned.enter_context(job.owned_run()))
+        join_group(world, job.device)
         stop = stack.enter_context(_signals_noted())
-        trainer = Trainer(job, world)
-        try:
-            for event in trainer.run(stop):
+        while True:
+            trainer = Trainer(job, world)
+            try:
+                for event in trainer.run(stop):
+                    if world.rank == 0:
+                        yield event
+                return _result(job, trainer.summary, trainer.data)
+            except NotFinite as failure:
+                if job.settings.on_nan == "stop" or job.redrawn:
+                    raise
+                job = job.rolled_back(failure.step)
                 if world.rank == 0:
-                    yield event
-        finally:
-            trainer.close()
-        return _result(job, trainer.summary)
+                    yield Warn(
+                        f"the loss was not finite at step {failure.step}: back to step "
+                        f"{job.redrawn[0][0]}, drawing other noise and times from there"
+                    )
+            finally:
+                trainer.close()
+
+
+class NotFinite(SitError):
+    """The loss of `step` was not finite; every rank raises it."""
+
+    shared = True
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"the loss was not finite at step {step}",
+            "go on with a lower --lr, --clip 1, or --precision fp32, under another --out",
+        )
+        self.step = step
 
 
 def plan(settings: TrainSettings) -> Result:
     """What `train` would do; touches nothing."""
-    world = World.from_environment()
+    number = number_of(gpus=settings.gpus, procs=settings.procs)
+    world = World(0, number or World.from_environment().size)
     job = prepare(settings, world)
     s, cost = job.settings, total_cost(job.config)
     done = job.resume.step if job.resume else 0
     to_go = _step_flops(cost.macs, s.batch_size) * (s.steps - done)
-    # In fp32: our weights and their average, and DeepSpeed's weights and Adam's two moments;
-    # ZeRO 1 and 2 write the weights of the module and of the optimizer.
-    checkpoint_bytes = cost.params * 4 * (6 if s.zero in ("1", "2") else 5)
+    # In fp32: the weights, their average, and Adam's two moments.
+    checkpoint_bytes = cost.params * 4 * 4
     summary = {
         "latents": f"{job.store.path}, {job.store.num_items} items {job.store.latent_shape}",
         "model": f"{s.model}, {s.block} blocks, {cost.params / 1e6:.1f} M parameters, "
@@ -124,8 +158,8 @@ def plan(settings: TrainSettings) -> Result:
         "objective": job.process.describe(),
         "steps": f"{done} done, {s.steps} in all, batch {s.batch_size}, lr {s.lr:g}",
         "cost": f"{to_go / 1e15:.3g} PFLOP to go",
-        "running": f"{job.device}, {precision_name(job.dtype)}, ZeRO {s.zero}, "
-        f"{world.size} process(es)",
+        "running": f"{job.device.type}, {precision_name(job.dtype)}, ZeRO {s.zero}, "
+        f"{count(world.size, 'process', 'processes')}",
         "checkpoints": f"every {s.save_every} steps, about {format_bytes(checkpoint_bytes)} each",
         "run": str(job.run.path),
     }
@@ -139,6 +173,7 @@ def plan(settings: TrainSettings) -> Result:
         steps=s.steps,
         steps_done=done,
         batch_size=s.batch_size,
+        processes=world.size,
         checkpoint_bytes=checkpoint_bytes,
         precision=precision_name(job.dtype),
     )
@@ -150,13 +185,16 @@ class Job:
     """Settings resolved against store, device and run directory."""
 
     settings: TrainSettings
-    store: LatentStore
+    store: LatentStore | JoinedStores
     config: TransformerConfig
     process: Flow
     device: torch.device
     dtype: torch.dtype
+    engine: dict[str, Any]  # DeepSpeed's configuration
+    compiled: bool
     run: RunDir
     resume: Checkpoint | None
+    redrawn: tuple[tuple[int, int], ...]  # first and last step of what is drawn a second time
 
     @contextlib.contextmanager
     def owned_run(self) -> Iterator[None]:
@@ -169,13 +207,20 @@ class Job:
             )
             yield
 
+    def rolled_back(self, bad_step: int) -> Job:
+        """This job from its last checkpoint, or the beginning, with other draws up to bad_step."""
+        newest = self.run.newest()
+        resume = open_checkpoint(newest) if newest else None
+        start = resume.step if resume else 0
+        return replace(self, resume=resume, redrawn=((start, bad_step),))
+
 
 def prepare(settings: TrainSettings, world: World) -> Job:
     """Check everything that can be checked before anything is written."""
-    device = resolve_device(settings.device)
+    device = resolve_device(device_name(settings.device, gpus=settings.gpus, procs=settings.procs))
     if device.type == "mps":
         raise UsageError("training on mps is not supported by DeepSpeed", "use --device cpu")
-    store = LatentStore.open(settings.latents or find.newest_store())
+    store = open_stores(settings.latents or [find.newest_store()])
     if store.num_items == 0:
         raise SitError(f"{store.path} holds no readable image", "encode another folder")
     settings = resolve(settings, store, device)
@@ -190,6 +235,12 @@ def prepare(settings: TrainSettings, world: World) -> Job:
     if height != width:
         raise UsageError(f"{store.path} holds {height} x {width} latents; the model takes squares")
     process = make_process(settings)
+    try:
+        parse_checkpoint_blocks(settings.checkpoint_blocks)
+    except ValueError as error:
+        raise UsageError(f"--checkpoint-blocks: {error}", "none, all, or every-2") from None
+    if settings.wandb:
+        check_wandb()
     config = transformer_config(
         settings.model,
         input_size=height,
@@ -223,20 +274,22 @@ def prepare(settings: TrainSettings, world: World) -> Job:
             f"{run.path} was trained on other latents than {store.path}",
             f"name them with --latents {resume.latents['store']}, or another --out",
         )
-    if resume and resume.meta["world_size"] != world.size:
-        saved = resume.meta["world_size"]
-        raise UsageError(
-            f"{resume.path} was saved by {saved} process(es), and cannot go on with {world.size}",
-            f"launch {saved} of them (--nproc_per_node {saved}), or name another --out",
-        )
-    # DeepSpeed keeps the optimizer's state alike in stages 1 and 2 only.
-    if resume and {resume.meta["zero"], int(settings.zero)} not in ({0}, {1}, {2}, {3}, {1, 2}):
-        raise UsageError(
-            f"{resume.path} was saved with --zero {resume.meta['zero']}, and cannot go on with "
-            f"--zero {settings.zero}",
-            "leave --zero as it was, or name another --out",
-        )
-    return Job(settings, store, config, process, device, dtype, run, resume)
+    engine = engine_config(
+        dtype=dtype,
+        zero=int(settings.zero),
+        offload=settings.offload,
+        micro_batch=settings.batch_size // share,
+        accumulate=settings.accumulate,
+        world=world,
+        clip=settings.clip,
+    )
+    if settings.deepspeed_config:
+        engine = merge_config(engine, settings.deepspeed_config)
+    compiled = resolve_compile(settings.compile, device)
+    redrawn = tuple(map(tuple, resume.meta.get("redrawn", ()))) if resume else ()
+    return Job(
+        settings, store, config, process, device, dtype, engine, compiled, run, resume, redrawn
+    )
 
 
 class Draw(NamedTuple):
@@ -248,33 +301,6 @@ class Draw(NamedTuple):
     t: Tensor  #          (B,)
     eps: Tensor  #        (B, C, h, w)
     posterior: Tensor | None  # (B, C, h, w), where the latents have a posterior to draw from
-
-
-class Order:
-    """Every image once an epoch, in an order that is a function of (seed, epoch)."""
-
-    def __init__(self, num_items: int, seed: int) -> None:
-        self.num_items, self.seed = num_items, seed
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    def batch(self, step: int, size: int) -> np.ndarray:
-        """Items of positions step*size .. (step+1)*size in the endless sequence of epochs."""
-        positions = np.arange(step * size, (step + 1) * size)
-        epochs, places = np.divmod(positions, self.num_items)
-        items = np.empty(size, np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            items[here] = self._permutation(int(epoch))[places[here]]
-        return items
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            random = generator(self.seed, "epoch", epoch)
-            self._epoch, self._order = (
-                epoch,
-                torch.randperm(self.num_items, generator=random).numpy(),
-            )
-        return self._order
 
 
 class Meter:
@@ -332,6 +358,75 @@ class Meter:
             self.counts.copy_(torch.tensor(state["counts"]))
 
 
+class Saving:
+    """A checkpoint on its way to the disk, in a thread, while training goes on.
+
+    step, meta: of the checkpoint; error: why it could not be written; stall: seconds that training
+    stood still for it; seconds: those of the writing.
+    """
+
+    def __init__(
+        self, step: int, meta: dict[str, Any], write: Callable[[], None], *, stall: float
+    ) -> None:
+        self.step, self.meta, self.stall = step, meta, stall
+        self.seconds = 0.0
+        self.error: OSError | None = None
+        self._write = write
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        began = time.perf_counter()
+        try:
+            self._write()
+        except OSError as error:
+            self.error = error
+        self.seconds = time.perf_counter() - began
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def wait(self) -> None:
+        self._thread.join()
+
+
+class Stopwatch:
+    """Seconds this rank works before it meets the others in a step: waiting for data, forward.
+
+    On a GPU the forward pass is timed there, without waiting for it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.steps, self.data, self.forward = 0, 0.0, 0.0
+        self._began = 0.0
+        self._events: list[tuple[Any, Any]] = []
+
+    def start(self) -> None:
+        if self.cuda:
+            self._events.append(tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)))
+            self._events[-1][0].record()
+        self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        if self.cuda:
+            self._events[-1][1].record()
+        else:
+            self.forward += time.perf_counter() - self._began
+
+    def read(self) -> tuple[float, float]:
+        """Seconds a step of data and of forward since the last reading."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            self.forward = sum(first.elapsed_time(last) for first, last in self._events) / 1e3
+            self._events.clear()
+        steps = max(1, self.steps)
+        seconds = self.data / steps, self.forward / steps
+        self.steps, self.data, self.forward = 0, 0.0, 0.0
+        return seconds
+
+
 class Trainer:
     """The training loop over a DeepSpeed engine."""
 
@@ -340,19 +435,19 @@ class Trainer:
         s = job.settings
         torch.manual_seed(stream_seed(s.seed, "weights"))
         network = Transformer(job.config)
+        network.checkpoint_every = parse_checkpoint_blocks(s.checkpoint_blocks)
+        if job.resume:
+            network.load_state_dict(job.resume.weights("model"))
         self.engine = make_engine(
             network,
+            job.engine,
             device=job.device,
-            dtype=job.dtype,
-            zero=int(s.zero),
-            micro_batch=s.batch_size // (world.size * s.accumulate),
-            accumulate=s.accumulate,
-            world=world,
-            clip=s.clip,
             lr=s.lr,
             beta2=s.beta2,
             weight_decay=s.weight_decay,
         )
+        if job.compiled:
+            compile_blocks(self.engine.module)
         self.ema = ShardedEma(self.engine.module, rank=world.rank, world_size=world.size)
         self.order = Order(job.store.num_items, s.seed)
         self.labels = torch.from_numpy(job.store.labels)
@@ -360,27 +455,53 @@ class Trainer:
         self.step = 0
         self.grids = True
         self.autoencoder: Autoencoder | None = None
-        self.board: Any = None
+        self.board: Board | None = None
+        self.saving: Saving | None = None
+        self.pruning: threading.Thread | None = None
+        self.watch = Stopwatch(job.device)
         self.timed = (0, 0.0)  # steps of this process since the last log line, and their seconds
         self.peak = 0.0  # operations a second of a plain matrix product here
+        self.compiled = 0  # graphs, after the first step
+        self.costs: list[tuple[float, float]] = []  # of saving: stalled, in the background
         self.summary: dict[str, str] = {}
+        self.data: dict[str, Any] = {}
         if job.resume:
-            load_engine(self.engine, job.resume.path)
+            together(world, lambda: optimizer_state.restore(self.engine, job.resume.path))
             self.ema.load(job.resume.weights("ema"))
             self.meter.load(job.resume.meta["meter"], world)
+            load_scaler_state(self.engine, job.resume.meta.get("scaler", {}))
             self.step = job.resume.step
+        self.feed = Feed(self._micro_batches, self.step, s.steps)
 
     def run(self, stop: list[int]) -> Iterator[Event]:
         """All steps that are left; `stop` receives the number of a signal."""
         s, run = self.job.settings, self.job.run
         if self.world.rank == 0:
             run.cut_metrics(self.step)
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(run.path / "tb"), purge_step=self.step + 1)
+            self.board = Board(
+                run.path,
+                first_step=self.step + 1,
+                wandb=s.wandb,
+                name=run.path.name,
+                config=as_plain(s),
+            )
+            yield from map(Note, self.board.notes)
         yield Note(f"run: {run.path}" + (f", going on after step {self.step}" if self.step else ""))
         flops = _step_flops(total_cost(self.job.config).macs, s.batch_size)
         yield self._progress("")
+        try:
+            yield from self._steps(stop, flops)
+        except NotFinite as failure:
+            if self.saving:  # begun before, and good
+                self.saving.wait()
+                yield from self._settle(last=False)
+            newest = run.newest()
+            kept = f"the last good checkpoint is {newest}" if newest else "nothing was saved yet"
+            failure.message += f"; {kept}"
+            raise
+
+    def _steps(self, stop: list[int], flops: float) -> Iterator[Event]:
+        s, run = self.job.settings, self.job.run
         text = ""
         while self.step < s.steps:
             began = time.perf_counter()
@@ -394,9 +515,10 @@ class Trainer:
             if logged:
                 text = self._log(state, flops)
             yield self._progress(text)
-            signalled = self._signalled(stop)
-            if self.step % s.save_every == 0 or self.step == s.steps or signalled:
-                self._save()
+            signalled = yield from self._exchange(stop)
+            last = self.step == s.steps or bool(signalled)
+            if self.step % s.save_every == 0 or last:
+                yield from self._save(last=last)
             if s.sample_every and (self.step % s.sample_every == 0 or self.step == s.steps):
                 yield from self._draw_grid()
             if signalled:
@@ -407,39 +529,65 @@ class Trainer:
                 )
 
     def close(self) -> None:
-        """Flush what is buffered."""
+        """End the threads, flush what is buffered and free the engine's memory."""
+        self.feed.close()
+        if self.saving:
+            self.saving.wait()  # it is not to write into a folder that is removed
+        if self.pruning:
+            self.pruning.join()
         if self.board is not None:
             self.board.close()
+        self.engine.destroy()
 
     def train_step(self) -> None:
         """One optimizer step on this rank's share of the global batch."""
         job, s = self.job, self.job.settings
-        draw = self._draw(self.step)
-        mine = range(s.batch_size)[self.world.slice(s.batch_size)]
-        micro = len(mine) // s.accumulate
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(s, self.step)
-        for start in range(mine.start, mine.stop, micro):
-            part = slice(start, start + micro)
-            posterior = None if draw.posterior is None else draw.posterior[part]
-            x = job.store.batch(draw.items[part], flip=draw.flip[part], noise=posterior)
-            y = self.labels[draw.items[part]].masked_fill(draw.hide[part], job.config.null_class)
-            x, y, t, eps = (_to_device(a, job.device) for a in (x, y, draw.t[part], draw.eps[part]))
+        began = time.perf_counter()
+        batches = self.feed.get(self.step)
+        self.watch.data += time.perf_counter() - began
+        for batch in batches:
+            x, y, t, eps = (tensor.to(job.device, non_blocking=True) for tensor in batch)
+            self.watch.start()
             loss = job.process.loss(self.engine, x, y, t=t, eps=eps)
             mean = loss.loss.mean()
+            self.watch.stop()
             self.engine.backward(mean)
             self.engine.step()
             self.meter.add(mean / s.accumulate)
             self.meter.add_velocity(t, loss.velocity)
         self.ema.update(ema_decay(self.step, decay=s.ema, warmup=s.ema_warmup))
         self.step += 1
+        self.watch.steps += 1
         self.meter.end_step(self.step)
+        if job.compiled and not self.compiled:
+            self.compiled = compile_count()
+
+    def _micro_batches(self, step: int) -> list[tuple[Tensor, ...]]:
+        """(x, y, t, eps) of this rank's micro-batches of a step, on the CPU."""
+        job, s = self.job, self.job.settings
+        draw = self._draw(step)
+        mine = range(s.batch_size)[self.world.slice(s.batch_size)]
+        micro = len(mine) // s.accumulate
+        batches = []
+        for start in range(mine.start, mine.stop, micro):
+            part = slice(start, start + micro)
+            posterior = None if draw.posterior is None else draw.posterior[part]
+            x = job.store.batch(draw.items[part], flip=draw.flip[part], noise=posterior)
+            y = self.labels[draw.items[part]].masked_fill(draw.hide[part], job.config.null_class)
+            batch = (x, y, draw.t[part], draw.eps[part])
+            # From pinned memory the copy to a GPU does not wait for its earlier work.
+            pinned = job.device.type == "cuda"
+            batches.append(tuple(tensor.pin_memory() for tensor in batch) if pinned else batch)
+        return batches
 
     def _draw(self, step: int) -> Draw:
         s, store = self.job.settings, self.job.store
         size = s.batch_size
         shape = (size, *store.latent_shape)
-        random = generator(s.seed, "step", step)
+        again = any(first <= step < last for first, last in self.job.redrawn)
+        random = generator(s.seed, "step", step, *(["again"] if again else []))
         eps = torch.randn(shape, generator=random)
         t = self.job.process.draw_times(size, random)
         hide = torch.rand(size, generator=random) < s.label_dropout
@@ -455,15 +603,10 @@ class Trainer:
         )
 
     def _checked(self) -> dict[str, Any]:
-        """The meter's state. SitError if a loss was not finite."""
+        """The meter's state. NotFinite if a loss was not finite."""
         state = self.meter.reduced(self.world)
         if state["bad_step"] >= 0:
-            newest = self.job.run.newest()
-            kept = f"the last good checkpoint is {newest}" if newest else "nothing was saved yet"
-            raise SitError(
-                f"the loss was not finite at step {state['bad_step']}; {kept}",
-                "go on with a lower --lr, --clip 1, or --precision fp32, under another --out",
-            )
+            raise NotFinite(state["bad_step"])
         return state
 
     def _log(self, state: dict[str, Any], flops: float) -> str:
@@ -471,77 +614,148 @@ class Trainer:
         # The best so far: on a busy machine a single measurement says little.
         self.peak = max(self.peak, _matmul_rate(self.job.device, self.job.dtype))
         rate = self.timed[0] / self.timed[1]
-        entry = dict(
+        seconds = _of_all_ranks(self.world, self.watch.read())
+        entry: dict[str, Any] = dict(
             step=self.step,
+            time=time.time(),
             loss=state["loss_sum"] / steps,
             lr=learning_rate(s, self.step - 1),
             epoch=self.step * s.batch_size / self.job.store.num_items,
             images_per_second=rate * s.batch_size,
             mfu=rate * flops / (self.peak * self.world.size),
             peak_memory_bytes=_peak_memory(self.job.device),
+            data_seconds=max(data for data, _ in seconds),
+            rank_seconds=[data + forward for data, forward in seconds],
         )
         norm = self.engine.get_global_grad_norm()
         if norm is not None and math.isfinite(norm):
             entry["grad_norm"] = float(norm)
+        if (scale := loss_scale(self.engine)) is not None:
+            entry["loss_scale"] = scale
+        if self.job.compiled:
+            entry["recompiles"] = compile_count() - self.compiled
+        if self.costs:
+            entry["save_stall_seconds"], entry["save_seconds"] = self.costs[-1]
         self.meter.loss.zero_()
         self.meter.steps, self.timed = 0, (0, 0.0)
         if self.world.rank == 0:
             self.job.run.log_metrics(entry)
-            for name, value in entry.items():
-                if name != "step":
-                    self.board.add_scalar(name, value, self.step)
+            self.board.log(self.step, entry)
+        if self.step == s.steps:
+            self._summarise(entry, steps)
+        images, mfu = entry["images_per_second"], entry["mfu"]
+        parts = [f"loss {entry['loss']:.4g}", f"{images:.4g} images/s", f"MFU {mfu:.0%}"]
+        if self.world.size > 1:
+            parts.append(spread(entry["rank_seconds"]))
+        return ", ".join(parts)
+
+    def _summarise(self, entry: dict[str, Any], steps: int) -> None:
+        """What the end of the run tells; every rank must call it."""
+        held = held_bytes(self.engine) | {"ema": self.ema.num_bytes}
+        of_ranks = _of_all_ranks(self.world, held)
+        fullest = {kind: max(one[kind] for one in of_ranks) for kind in held}
+        self.data = {"bytes_per_rank": fullest, "processes": self.world.size}
         self.summary = {
             "loss": f"{entry['loss']:.4g} over the last {count(steps, 'step')}",
             "speed": f"{entry['images_per_second']:.4g} images/s, {entry['mfu']:.0%} of this "
             "machine's measured matrix-product rate",
             "peak memory": f"{entry['peak_memory_bytes'] / 1e9:.2f} GB",
+            "kept per process": ", ".join(f"{k} {format_bytes(n)}" for k, n in fullest.items()),
         }
-        images, mfu = entry["images_per_second"], entry["mfu"]
-        return f"loss {entry['loss']:.4g}, {images:.4g} images/s, MFU {mfu:.0%}"
+        if self.world.size > 1:
+            self.summary["ranks"] = spread(entry["rank_seconds"])
+        if self.job.compiled:
+            self.summary["compiled"] = (
+                f"{count(self.compiled, 'graph')}, and {entry['recompiles']} again"
+            )
 
     def _progress(self, text: str) -> Progress:
         return Progress(done=self.step, total=self.job.settings.steps, unit="steps", text=text)
 
-    def _signalled(self, stop: list[int]) -> int:
-        """A signal that any rank received; ranks on GPUs ask each other every tenth step only."""
-        if self.world.size == 1:
-            return stop[0] if stop else 0
-        if self.job.device.type != "cpu" and self.step % 10:
-            return 0
-        number = torch.tensor(stop[0] if stop else 0, device=self.job.device)
-        dist.all_reduce(number, op=dist.ReduceOp.MAX)
-        return int(number)
+    def _exchange(self, stop: list[int]) -> Iterator[Event]:
+        """After each step the ranks tell each other of signals and of savings that are written.
 
-    def _save(self) -> None:
-        job, run = self.job, self.job.run
-        meter = self._checked()  # never save a state that a NaN went into
-        folder = run.saving_path(self.step)
-        try:
-            if self.world.rank == 0:
-                run.begin_save(self.step)
-            dist.barrier()
-            save_engine(self.engine, folder)
-            weights, average = whole_weights(self.engine), self.ema.gather()
-            if self.world.rank == 0:
+        Returns the number of a signal that any of them received, or 0.
+        """
+        signalled = stop[0] if stop else 0
+        busy = int(bool(self.saving) and self.saving.running)
+        if self.world.size > 1:
+            # Between the CPUs, so that no GPU is waited for.
+            told = torch.tensor([signalled, busy])
+            dist.all_reduce(told, op=dist.ReduceOp.MAX)
+            signalled, busy = told.tolist()
+        if self.saving and not busy:
+            yield from self._settle(last=False)
+        return signalled
+
+    def _save(self, *, last: bool) -> Iterator[Event]:
+        """Begin a checkpoint of this step; with last, end it too."""
+        began = time.perf_counter()
+        if self.saving:
+            self.saving.wait()
+            yield from self._settle(last=last)
+        meter = self._checked()
+        # The last update may have ruined the weights, and with them their average.
+        if any(_of_all_ranks(self.world, not self.ema.is_finite())):
+            raise NotFinite(self.step)
+        run, step, world = self.job.run, self.step, self.world
+        error = from_first(world, lambda: _error_of(lambda: run.begin_save(step)))
+        folder = run.saving_path(step)
+        weights = whole_weights(self.engine, keep=world.rank == 0)
+        average = self.ema.gather()
+        moments, facts = optimizer_state.snapshot(
+            self.engine, rank=world.rank, world_size=world.size
+        )
+
+        def write() -> None:
+            if error:
+                raise error
+            optimizer_state.write_snapshot(
+                folder, moments, facts, rank=world.rank, world_size=world.size
+            )
+            if world.rank == 0:
                 write_tensors(folder / "model.safetensors", weights)
                 write_tensors(folder / "ema.safetensors", average)
-                arrays = job.store.autoencoder_arrays
+                arrays = self.job.store.autoencoder_arrays
                 if arrays:
                     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
                     write_tensors(folder / "autoencoder.safetensors", tensors)
-            dist.barrier()
+
+        stall = time.perf_counter() - began
+        self.saving = Saving(step, self._meta(meter), write, stall=stall)
+        if last:
+            self.saving.wait()
+            yield from self._settle(last=True)
+
+    def _settle(self, *, last: bool) -> Iterator[Event]:
+        """Commit the checkpoint that every rank has written, or say why there is none.
+
+        Raises SitError for a last one, and under --strict.
+        """
+        saving, run, s = self.saving, self.job.run, self.job.settings
+        self.saving = None
+        errors = _of_all_ranks(self.world, saving.error)
+        error = next((error for error in errors if error), None)
+        if error is None:
+            error = from_first(
+                self.world, lambda: _error_of(lambda: run.commit_save(saving.step, saving.meta))
+            )
+        if error is None:
+            self.costs.append((saving.stall, saving.seconds))
             if self.world.rank == 0:
-                run.commit_save(self.step, self._meta(meter))
-                run.prune(job.settings.keep)
+                self._prune()
                 self._draw_curve()
-        except OSError as error:
+            return
+        if self.world.rank == 0:
             run.clean()
-            newest = run.newest()
-            raise SitError(
-                f"cannot save step {self.step}: {error.strerror or error}",
-                f"free some space; the last good checkpoint is {newest}" if newest else "",
-            ) from None
-        dist.barrier()
+        newest = run.newest()
+        message = f"cannot save step {saving.step}: {error.strerror or error}"
+        kept = f"the last good checkpoint is {newest}" if newest else "nothing was saved yet"
+        if last or s.strict:
+            failure = SitError(message, f"free some space; {kept}")
+            failure.shared = True
+            raise failure
+        yield Warn(f"{message}; training goes on, {kept}")
 
     def _meta(self, meter: dict[str, Any]) -> dict[str, Any]:
         job = self.job
@@ -555,11 +769,22 @@ class Trainer:
             precision=precision_name(job.dtype),
             world_size=self.world.size,
             zero=int(job.settings.zero),
+            scaler=scaler_state(self.engine),
+            redrawn=job.redrawn,
             images_seen=self.step * job.settings.batch_size,
             latents=latent_facts(job.store),
             meter=meter,
             loss_by_t=dict(sums=meter["sums"], counts=meter["counts"]),
         )
+
+    def _prune(self) -> None:
+        """Remove old checkpoints, gigabytes perhaps, while training goes on."""
+        if self.pruning:
+            self.pruning.join()
+        s = self.job.settings
+        kept = dict(last=s.keep, every=s.keep_every or 0)
+        self.pruning = threading.Thread(target=self.job.run.prune, kwargs=kept, daemon=True)
+        self.pruning.start()
 
     def _draw_curve(self) -> None:
         entries = self.job.run.read_metrics()
@@ -603,15 +828,34 @@ class Trainer:
         path = job.run.path / "samples" / f"{job.run.step_path(self.step).name}.png"
         labels = job.store.class_names[:classes] or None
         save_grid(path, images.numpy(), columns=columns, row_labels=labels)
+        self.board.picture(self.step, "samples", path)
 
 
-def _result(job: Job, measured: dict[str, str]) -> Result:
+def _error_of(work: Callable[[], Any]) -> OSError | None:
+    """The operating system's error in work(), if there was one."""
+    try:
+        work()
+    except OSError as error:
+        return error
+    return None
+
+
+def _of_all_ranks(world: World, value: Any) -> list[Any]:
+    """This value of every rank; each must call it."""
+    values = [value] * world.size
+    if world.size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def _result(job: Job, measured: dict[str, str], more: dict[str, Any]) -> Result:
     """The end of a complete run."""
     run, step = job.run, job.run.steps()[-1]
     newest, entries = run.step_path(step), run.read_metrics()
     data = dict(run=str(run.path), step=step, checkpoint=str(newest))
     if entries:
         data |= entries[-1]
+    data |= more
     grids = sorted((run.path / "samples").glob("step-*.png"))
     summary = {"steps": f"{step}", **measured}
     if grids:
@@ -636,11 +880,6 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     if settings.schedule == "linear":
         return settings.lr * left
     return settings.lr * 0.5 * (1 - math.cos(math.pi * left))
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    # From pinned memory the copy does not wait for the GPU's earlier work.
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _step_flops(macs: int, batch: int) -> float:

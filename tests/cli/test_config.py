@@ -68,6 +68,20 @@ def test_a_flag_chooses_another_sampler_than_the_file(parse, monkeypatch):
     assert settings.ddim
 
 
+def test_an_option_that_takes_several(parse, monkeypatch):
+    """Would catch all but the last of several flags lost, and a file's list or text refused."""
+    two = [Path("a.h5"), Path("b b.h5")]
+    assert parse("train").latents is None
+    assert parse("train --latents x.h5").latents == [Path("x.h5")]
+    assert parse("train --latents y.h5 --latents x.h5").latents == [Path("y.h5"), Path("x.h5")]
+    assert parse("train", "train: {latents: a.h5}").latents == two[:1]
+    assert parse("train", "train: {latents: [a.h5, b b.h5]}").latents == two
+    assert parse("train", "train: {latents: null}").latents is None
+    assert parse("train --latents x.h5", "train: {latents: [a.h5, b.h5]}").latents == [Path("x.h5")]
+    monkeypatch.setenv("SIT_TRAIN_LATENTS", os.pathsep.join(map(str, two)))
+    assert parse("train", "train: {latents: c.h5}").latents == two
+
+
 @pytest.mark.parametrize("value", ["inf", "nan", "-inf"])
 def test_numbers_are_finite(parse, value):
     """Would catch a NaN that bounds let pass and that only shows when everything is drawn."""
@@ -133,6 +147,8 @@ def test_every_setting_can_come_from_a_file(parse):
         ("train: {lr: 1}\ntrain: {lr: 2}", "key 'train' is given twice", ""),
         ("train: [lr, 1]", "section 'train' must hold", ""),
         ("train: {lr: [1, 2]}", "'lr' takes one value, not list", ""),
+        ("train: {latents: [[a.h5]]}", "'latents' takes a value, or a list of values", ""),
+        ("train: {latents: {a: b}}", "'latents' takes a value, or a list of values", ""),
         ("- train", "expected a section per command", ""),
         ("train: {lr: 1", "not valid YAML", ""),
         ("train: {config: other.yaml}", "unknown key 'config'", ""),

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,6 +193,33 @@ def test_every_kind_of_reference_gives_the_same_figure(pipeline, kind):
         write_samples(path, images)
     _, result = finish(evaluate(pixel_settings(reference=path)))
     assert values(result) == pytest.approx(values(expected), rel=1e-9)
+
+
+def test_several_stores_are_one_reference(pipeline):
+    """Fault: samples of a run on several stores compared with the images of the first alone."""
+    _, expected = finish(evaluate(pixel_settings(samples=pipeline / "samples/a")))
+    stores = [str(pipeline / f"{name}.h5") for name in ("cat", "dog")]
+    for store in stores:
+        settings = EncodeSettings(
+            source=pipeline / "images" / Path(store).stem,
+            out=Path(store),
+            vae="pixels",
+            image_size=8,
+            device="cpu",
+            workers=0,
+        )
+        finish(encode(settings))
+    meta = dict(
+        store=stores[0], stores=stores, checkpoint="runs/a/step-0000010", mode="ode", cfg_scale=1.0
+    )
+    write_samples(pipeline / "samples" / "b", pixels(20, 3), **meta)
+    _, result = finish(evaluate(pixel_settings(samples=pipeline / "samples/b")))
+    assert values(result) == pytest.approx(values(expected), rel=1e-9)
+    assert result.data["figures"][0]["reference"]["num"] == 24
+    assert (pipeline / "cat+dog.stats").is_dir()
+    os.remove(stores[1])
+    with pytest.raises(SitError, match=r"dog\.h5, is not there any more"):
+        finish(evaluate(pixel_settings(samples=pipeline / "samples/b")))
 
 
 @pytest.mark.parametrize("kind", ["folder", "npz"])

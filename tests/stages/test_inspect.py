@@ -295,8 +295,9 @@ def make_samples(folder: Path, *, done: int = 6) -> SampleSet:
     noise = np.random.default_rng(0).integers(0, 20, (6, 8, 8, 3), dtype=np.uint8)
     images = COLOURS[labels][:, None, None] + noise
     latents = np.zeros((6, 2, 4, 4), np.float32)
-    samples.rows.write(np.arange(6)[-done:], images=images[-done:], latents=latents[-done:])
-    samples.count(33 * done, done)
+    drawn = slice(6 - done, 6)
+    arrays = dict(images=images[drawn], latents=latents[drawn])
+    samples.write(np.arange(6)[drawn], evaluations=33 * done, **arrays)
     if done == 6:
         samples.finish()
     return samples

@@ -22,8 +22,7 @@ from sitcli.stages.evaluate import evaluate
 from sitcli.stages.inspect import inspect
 from sitcli.stages.invert import invert, plan
 from tests.stages.test_sample import make_run, use_patch_pca
-from tests.stages.test_train import ENVIRONMENT, finish
-from tests.tiny import make_store, pictures, write_folder, write_samples
+from tests.tiny import ENVIRONMENT, finish, make_store, pictures, write_folder, write_samples
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from sitcli.io.checkpoint import (
     open_checkpoint,
     write_tensors,
 )
-from sitcli.io.latents import LatentStore, create_store
+from sitcli.io.latents import LatentStore, create_store, open_stores
 from sitcli.io.launch import generator
 from sitcli.io.rows import Rows
 from sitcli.model.transformer import Transformer, TransformerConfig
@@ -32,8 +32,7 @@ from sitcli.settings import EvaluateSettings
 from sitcli.stages.evaluate import evaluate
 from sitcli.stages.likelihood import known_labels, likelihood, plan
 from tests.stages.test_sample import CONFIG, random_network
-from tests.stages.test_train import ENVIRONMENT, finish
-from tests.tiny import make_store, pictures
+from tests.tiny import ENVIRONMENT, finish, make_store, pictures
 
 SIZE = 3 * 8 * 8
 
@@ -254,6 +253,17 @@ def test_stores_that_do_not_fit(tmp_path: Path, store: LatentStore) -> None:
     store.path.unlink()
     with pytest.raises(SitError, match="is not there any more"):
         measure(run)
+
+
+def test_a_run_on_several_stores(tmp_path: Path, store: LatentStore) -> None:
+    """Fault: the likelihood of the first store's images given for that of the training images."""
+    other = make_store(tmp_path / "other.h5", number=8)
+    run = make_run(open_stores([store.path, other.path]), network=zero_network())
+    document = measure(run, num=32)
+    assert (document["num_items"], document["training_images"]) == (32, True)
+    one = measure(run, num=24, reference=store.path)
+    assert one["training_images"] is False
+    np.testing.assert_allclose(document["nats"][:24], one["nats"], rtol=1e-6)
 
 
 def test_the_command(store: LatentStore) -> None:

@@ -1,0 +1,217 @@
+"""The processes of one command: who this one is, and starting several on this machine.
+
+Torch-free, so that the process which only starts the others is there at once. The same command
+line also runs under torchrun, the deepspeed launcher and Slurm's srun, which say in the environment
+who is who.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from sitcli.errors import LostPeer, SitError, UsageError
+
+LIFELINE = "SIT_LIFELINE"  # the file descriptor that closes when the starter is gone
+GRACE_SECONDS = 10.0  # for the others to end by themselves once one process has failed
+PASSED_ON = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them, as the launcher's environment says; (0, 1) without one."""
+
+    rank: int
+    size: int
+
+    @classmethod
+    def from_environment(cls) -> World:
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    def slice(self, number: int) -> slice:
+        """This rank's share of `number` items, which the world size divides."""
+        share = number // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+
+def world_for(*, gpus: int | None, procs: int | None) -> World:
+    """The world of a command that was given --gpus or --procs.
+
+    UsageError if both are given, or a launcher has started another number of processes.
+    """
+    wanted = number_of(gpus=gpus, procs=procs)
+    world = World.from_environment()
+    if wanted is not None and wanted != world.size:
+        flag = "--gpus" if gpus is not None else "--procs"
+        error = UsageError(
+            f"{flag} {wanted}: a launcher has started {world.size} process(es) already",
+            "leave the option to the launcher, or type the command without one",
+        )
+        error.shared = True
+        raise error
+    return world
+
+
+def number_of(*, gpus: int | None, procs: int | None) -> int | None:
+    """How many processes were asked for; None if that was left open."""
+    if gpus is not None and procs is not None:
+        raise UsageError("--gpus and --procs both say how many processes", "use --procs on a CPU")
+    return gpus if gpus is not None else procs
+
+
+def device_name(device: str, *, gpus: int | None, procs: int | None) -> str:
+    """What --device means beside --gpus or --procs. UsageError where they contradict."""
+    kind = "cuda" if gpus is not None else "cpu"
+    if gpus is None and procs is None:
+        return device
+    if device not in ("auto", kind):
+        flag, other = ("--gpus", "--procs") if gpus is not None else ("--procs", "--gpus")
+        raise UsageError(f"{flag} runs on {kind}, not on --device {device}", f"use {other}")
+    return kind
+
+
+def adopt_slurm() -> None:
+    """Under srun, say in torchrun's variables who this process is, unless they are there."""
+    here = os.environ
+    if "RANK" in here or int(here.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
+        return
+    # The first node of "gpu[007-012,020],other3" is gpu007.
+    nodes = here.get("SLURM_STEP_NODELIST", "localhost")
+    first = re.match(r"(?:\[[^]]*\]|[^,\[])+", nodes)[0]
+    job, step = int(here.get("SLURM_JOB_ID", 0)), int(here.get("SLURM_STEP_ID", 0))
+    here["RANK"] = here["SLURM_PROCID"]
+    here["WORLD_SIZE"] = here["SLURM_STEP_NUM_TASKS"]
+    here["LOCAL_RANK"] = here.get("SLURM_LOCALID", "0")
+    here.setdefault("MASTER_ADDR", re.sub(r"\[(\w+)[^]]*\]", r"\1", first))
+    # Below the ports that systems give to others; jobs and steps of one node differ.
+    here.setdefault("MASTER_PORT", str(10000 + (32 * job + step) % 20000))
+
+
+def run_processes(arguments: Sequence[str], number: int) -> int:
+    """Run this program with `arguments` in `number` processes, and return its exit code.
+
+    Signals go on to all of them, once. When one fails the others have GRACE_SECONDS to end too.
+    Should this process be killed, they get SIGTERM. Raises SitError naming a process that was
+    killed; one that failed otherwise has spoken itself, and its exit code is returned.
+    """
+    lifeline, held = os.pipe()
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        LIFELINE: str(lifeline),
+    }
+    # As torchrun does: processes with as many threads each as there are cores slow each other.
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, num_processors() // number)))
+    processes: list[subprocess.Popen] = []
+    try:
+        with _passing_on(processes) as received:
+            for rank in range(number):
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "sitcli", *arguments],
+                        env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        pass_fds=[lifeline],
+                        start_new_session=True,  # a terminal's Ctrl-C reaches us alone
+                    )
+                )
+            os.close(lifeline)
+            first = _wait(processes)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        os.close(held)
+    if first is None:
+        return 0
+    rank, code = first
+    if code == LostPeer.exit_code:
+        raise SitError("the connection between the processes broke", "SIT_DEBUG=1 shows how")
+    if -code in received:
+        return 128 - code
+    if code >= 0:
+        return code
+    raise SitError(
+        f"process {rank} of {number} was killed ({signal.Signals(-code).name}), and the others "
+        "were ended",
+        "memory may be short; the same command goes on" if code == -signal.SIGKILL else "",
+    )
+
+
+def _wait(processes: list[subprocess.Popen]) -> tuple[int, int] | None:
+    """The rank and exit code that explain a failure, once all have ended or had their time.
+
+    None where none failed.
+    """
+    deadline = float("inf")
+    while [p for p in processes if p.poll() is None] and time.monotonic() < deadline:
+        time.sleep(0.05)
+        if any(process.returncode for process in processes):
+            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+    # The killed, then those with a reason of their own, before those that lost the others.
+    failed = [(rank, p.returncode) for rank, p in enumerate(processes) if p.returncode]
+    lost = LostPeer.exit_code
+    return min(failed, key=lambda pair: (pair[1] == lost, pair[1]), default=None)
+
+
+@contextlib.contextmanager
+def _passing_on(processes: list[subprocess.Popen]) -> Iterator[list[int]]:
+    received: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        received.append(number)
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def watch_lifeline() -> None:
+    """In a process started by `run_processes`: SIGTERM to itself when the starter is gone."""
+    descriptor = os.environ.pop(LIFELINE, None)
+    if descriptor is None:
+        return
+    descriptor = int(descriptor)
+    os.set_inheritable(descriptor, False)
+
+    def wait() -> None:
+        os.read(descriptor, 1)  # nothing is ever written: it returns at the other end's close
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def num_processors() -> int:
+    """Processors this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def local_size() -> int:
+    """How many of the command's processes run on this machine."""
+    here = os.environ
+    return int(here.get("LOCAL_WORLD_SIZE") or here.get("LOCAL_SIZE") or 1)  # torchrun, deepspeed
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
