@@ -188,64 +188,66 @@ class TrainSettings:
         "have a usable average; --no-ema-warmup is the papers' constant decay.",
         group="Optimizer",
     )
-    gpus: int | None = option(None, GPUS_HELP, group="Running", low=1)
-    procs: int | None = option(None, PROCS_HELP, group="Running", low=1)
+    gpus: int | None = option(None, GPUS_HELP, group="Processes", low=1)
+    procs: int | None = option(None, PROCS_HELP, group="Processes", low=1)
     zero: names.Zero = option(
         "1",
         "DeepSpeed ZeRO stage: 0 nothing, 1 optimizer, 2 + gradients, 3 + parameters sharded.",
-        group="Running",
+        group="Processes",
     )
     offload: names.Offload = option(
         "none",
         "Keep the optimizer's state, or with --zero 3 the parameters too, in the main memory.",
-        group="Running",
+        group="Processes",
     )
     deepspeed_config: Path | None = option(
         None,
         "DeepSpeed's JSON, for what no option says (buckets, communication). A contradiction with "
         "an option is an error.",
-        group="Running",
+        group="Processes",
     )
     checkpoint_blocks: str = option(
         "none",
         "Recompute the activations of blocks backward instead of keeping them: none, all, every-2 "
         "(every second block), every-3, ...",
-        group="Running",
+        group="Processes",
     )
     compile: names.Compile = option(
         "auto",
         "torch.compile the blocks; auto does so on a GPU where there is a compiler.",
-        group="Running",
+        group="Processes",
     )
     save_every: int | None = option(
         None,
         "Steps between checkpoints. [default: a tenth of the steps, at most 10000]",
-        group="Running",
+        group="Checkpoints",
         low=1,
     )
-    keep: int = option(3, "Newest checkpoints to keep; 0 keeps all.", group="Running", low=0)
+    keep: int = option(3, "Newest checkpoints to keep; 0 keeps all.", group="Checkpoints", low=0)
     keep_every: int | None = option(
-        None, "Keep the checkpoints of every so many steps for good.", group="Running", low=1
+        None, "Keep the checkpoints of every so many steps for good.", group="Checkpoints", low=1
     )
     strict: bool = option(
         False,
         "Stop when a checkpoint cannot be written. [default: warn and train on]",
-        group="Running",
+        group="Checkpoints",
     )
     on_nan: names.OnNan = option(
         "stop",
         "When the loss is no number: stop; or rollback, once, to the last checkpoint, and draw "
         "other noise and times for the steps since.",
-        group="Running",
+        group="Checkpoints",
     )
     sample_every: int | None = option(
         None,
         "Steps between sample grids; 0 draws none. [default: as --save-every]",
-        group="Running",
+        group="Watching",
         low=0,
     )
-    log_every: int = option(50, "Steps between lines of metrics.jsonl.", group="Running", low=1)
-    wandb: bool = option(False, "Log to Weights & Biases too (pip install wandb).", group="Running")
+    log_every: int = option(50, "Steps between lines of metrics.jsonl.", group="Watching", low=1)
+    wandb: bool = option(
+        False, "Log to Weights & Biases too (pip install wandb).", group="Watching"
+    )
     seed: int = option(0, "Everything random is a function of it.", group="Running", low=0)
     device: str = option("auto", DEVICE_HELP, group="Running")
     precision: names.Precision = option("auto", PRECISION_HELP, group="Running")

@@ -16,14 +16,17 @@ def register(app: typer.Typer) -> None:
     def run(settings: TrainSettings, invocation: Invocation) -> None:
         """Train a transformer on a latent store.
 
-        The same command goes on where a killed one stopped, with the same losses to the last bit.
-        Ctrl-C and SIGTERM save first.
+        The same command goes on where a killed one stopped: with the same losses to the last bit,
+        or to rounding with another number of processes or another --zero. Ctrl-C and SIGTERM save
+        first.
 
         sit train --interpolant gvp
 
         sit train --model SiT-B/2 --latents in256.h5 --steps 400000 --batch-size 256
 
-        torchrun --nproc_per_node 8 -m sitcli train --model SiT-XL/2 --zero 2
+        sit train --gpus 8 --model SiT-XL/2 --zero 2
+
+        torchrun --nnodes 2 --nproc_per_node 8 ... -m sitcli train --model SiT-XL/2 --zero 2
         """
         from sitcli.stages import train as stage
 

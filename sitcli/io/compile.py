@@ -53,10 +53,12 @@ def compile_blocks(network: Transformer) -> None:
     """Compile every block in place, one by one; state-dict keys stay as they are.
 
     After DeepSpeed has the network: stage 3 refuses one that is compiled already. The blocks are
-    alike, so that one compilation serves all of them.
+    alike, so that one graph serves all of them; under stage 3, which gathers the weights of each
+    layer just before it, a block is several graphs.
     """
+    sharded = any(hasattr(parameter, "ds_id") for parameter in network.parameters())
     for block in network.blocks:
-        block.compile()
+        block.compile(fullgraph=not sharded)
 
 
 def compile_count() -> int:

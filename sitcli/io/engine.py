@@ -19,6 +19,7 @@ from sitcli.errors import UsageError
 from sitcli.io.launch import quiet_libraries
 from sitcli.io.optimizer_state import MOMENTS, pieces_of
 from sitcli.io.processes import World
+from sitcli.io.scaler import install_loss_scaler
 
 
 def join_group(world: World, device: torch.device) -> None:
@@ -184,6 +185,7 @@ def make_engine(
     config = {"steps_per_print": 10**9, **config}
     with contextlib.redirect_stdout(sys.stderr):
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
+    install_loss_scaler(engine)
     return engine
 
 

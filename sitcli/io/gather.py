@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 THREAD = getattr(resource, "RUSAGE_THREAD", None)  # Linux
-# Of rows that are in memory one or two in a batch wait, for Python's lock; of others nearly all.
+# A batch in memory waits once or twice, for Python's lock; for rows that are not there it waits
+# nearly once a row, on a file system that does not count what it reads, too.
 WAITING = 1 / 32
-# To ask for rows of 16 KiB in vain costs 1 us a row, not to have asked for one 20 to 300.
-ASKS = 256
+# Batches for which rows are asked for after the last that was not in memory. To ask for a row in
+# vain costs 1 us, not to have asked for one 20 to 5000.
+ASKS = 64
 
 
 class Gather:
@@ -22,7 +24,7 @@ class Gather:
 
     offsets: where the arrays begin, in bytes. The file is mapped into memory; rows that have to
     come from the disk are asked for all at once before they are copied. Without that the kernel
-    reads them one after the other, each with 16 times as much around it.
+    reads them one after the other, each with as much around it as it reads ahead.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Gather:
             offset=self._first,
             strides=(self._step, *np.empty(shape[1:], dtype).strides),
         )
-        self._asks = 1 if THREAD is not None else 0  # how many more batches are asked for
+        self._asks = ASKS
 
     def read(
         self, numbers: np.ndarray, *, array: np.ndarray | int = 0, used: slice = slice(None)
@@ -55,13 +57,19 @@ class Gather:
         caller's to refuse: another array's rows may lie there.
         """
         places = self._starts[array] + numbers * (self._row // self._step)
+        if THREAD is None:
+            return self._rows[places, used]
+        before = resource.getrusage(THREAD)
         if self._asks:
-            self._asks -= 1
             self._ask(places)
-        before = _waits()
+        between = resource.getrusage(THREAD)
         values = self._rows[places, used]
-        if _waits() - before > WAITING * len(places) + 2:
+        after = resource.getrusage(THREAD)
+        waits = after.ru_nvcsw - between.ru_nvcsw
+        if after.ru_inblock > before.ru_inblock or waits > WAITING * len(places) + 2:
             self._asks = ASKS
+        elif self._asks:
+            self._asks -= 1
         return values
 
     def _ask(self, places: np.ndarray) -> None:
@@ -71,8 +79,3 @@ class Gather:
         advise, length = self._map.madvise, self._row
         for start, more in zip((starts - before).tolist(), before.tolist(), strict=True):
             advise(mmap.MADV_WILLNEED, start, length + more)
-
-
-def _waits() -> int:
-    """How often this thread has waited so far, for a disk above all; not for a processor."""
-    return 0 if THREAD is None else resource.getrusage(THREAD).ru_nvcsw

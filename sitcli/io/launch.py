@@ -28,7 +28,10 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise UsageError(f"no device is called '{name}'", "use cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: this machine has no CUDA GPU that torch can use")
+        raise UsageError(
+            "this machine has no CUDA GPU that torch can use",
+            "--device cpu; several processes: --procs",
+        )
     if device.type == "cuda":
         if device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -116,9 +116,8 @@ class Transformer(nn.Module):
         tokens = self.x_embedder(x) + self.pos_embed  #           (B, T, d)
         time, label = self.t_embedder(t), self.y_embedder(y)  #   (B, d) each
         tokens, c = self.design.condition(tokens, time, label)  # as the design's blocks take them
-        every = self.checkpoint_every if torch.is_grad_enabled() else 0
         for i, block in enumerate(self.blocks):
-            if every and i % every == 0:
+            if self.checkpoint_every and i % self.checkpoint_every == 0:
                 # Nothing in a block is random, so that no generator's state need be kept.
                 tokens = checkpoint(block, tokens, c, use_reentrant=False, preserve_rng_state=False)
             else:

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import signal
 import statistics
 import tempfile
 import time
@@ -194,19 +195,23 @@ def _workers(task: _Task) -> Iterator[list[Connection]]:
     """Processes that run `_work`, each at the other end of a pipe."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
+    # Ctrl-C reaches every process of the terminal; this one alone answers it, and ends the others.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        for worker in range(task.workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, task, worker), daemon=True)
-            process.start()
-            theirs.close()
-            pipes.append(ours)
-            processes.append(process)
+        try:
+            for worker in range(task.workers):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_work, args=(theirs, task, worker), daemon=True)
+                process.start()
+                theirs.close()
+                pipes.append(ours)
+                processes.append(process)
+        finally:
+            signal.signal(signal.SIGINT, before)
         yield pipes
     finally:
-        for pipe in pipes:
-            pipe.close()  # ends the process at the other end
         for process in processes:
+            process.terminate()
             process.join()
 
 
@@ -223,13 +228,13 @@ def _round(pipes: list[Connection], name: str) -> list[float]:
 
 
 def _work(pipe: Connection, task: _Task, worker: int) -> None:
-    """Measure what the pipe names, until it closes."""
+    """Measure what the pipe names, until it closes or this process is ended."""
     torch.set_num_threads(1)  # as the feed's thread
     # glibc gives what is freed back to the kernel, page by page, until it has seen a large block
     # freed. A process that trains has.
     np.empty(30 << 20, np.uint8)
     readings: dict[str, Callable[[], int]] = {}
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
+    with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             name = pipe.recv()
             if name not in readings:

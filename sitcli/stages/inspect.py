@@ -305,7 +305,8 @@ def _describe_run(run: RunDir) -> Result:
         summary["settings"] = ", ".join(shown)
     metrics = run.read_metrics()
     if metrics:
-        pairs = [(k, v) for k, v in metrics[-1].items() if isinstance(v, (int, float))]
+        shown = {k: v for k, v in metrics[-1].items() if k != "time"}
+        pairs = [(k, v) for k, v in shown.items() if isinstance(v, (int, float))]
         summary["last logged"] = ", ".join(f"{k.replace('_', ' ')} {v:.6g}" for k, v in pairs)
     if partial:
         summary["interrupted"] = f"{_some(partial)}: not counted, and removed when training goes on"

@@ -662,6 +662,11 @@ class Trainer:
             "peak memory": f"{entry['peak_memory_bytes'] / 1e9:.2f} GB",
             "kept per process": ", ".join(f"{k} {format_bytes(n)}" for k, n in fullest.items()),
         }
+        if self.costs:
+            stall, seconds = (sum(each) / len(self.costs) for each in zip(*self.costs, strict=True))
+            self.summary["saving"] = (
+                f"{stall:.2g} s of training a checkpoint, {seconds:.2g} s more beside it"
+            )
         if self.world.size > 1:
             self.summary["ranks"] = spread(entry["rank_seconds"])
         if self.job.compiled:

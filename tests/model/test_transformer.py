@@ -14,6 +14,7 @@ from sitcli.model.transformer import (
     Transformer,
     TransformerConfig,
     infer_config,
+    parse_checkpoint_blocks,
     parse_model,
 )
 
@@ -162,6 +163,65 @@ def test_unknown_models_are_refused(name: str) -> None:
     """Fault: a misspelt model silently taken for another."""
     with pytest.raises(ValueError, match="no model"):
         parse_model(name)
+
+
+def gradients(network: Transformer) -> list[torch.Tensor]:
+    """Of all parameters, for a fixed batch."""
+    random = torch.Generator().manual_seed(1)
+    network.zero_grad()
+    x, t = torch.randn(3, 4, 8, 8, generator=random), torch.rand(3, generator=random)
+    network(x, t, torch.arange(3)).float().square().mean().backward()
+    return [parameter.grad.clone() for parameter in network.parameters()]
+
+
+@every_block
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputed_activations_give_the_same_gradients(block: str, dtype: torch.dtype) -> None:
+    """Fault: blocks recomputed from other inputs, left out of the gradient, or backward in fp32
+    what was bf16 forward."""
+    network = filled(dataclasses.replace(TINY, block=block, depth=3))
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        plain = gradients(network)
+        for every in (1, 2):
+            network.checkpoint_every = every
+            assert all(map(torch.equal, gradients(network), plain))
+    network.checkpoint_every = 1
+    assert network.state_dict().keys() == Transformer(network.config).state_dict().keys()
+
+
+@every_block
+def test_every_recomputed_block_frees_its_activations(block: str) -> None:
+    """Fault: an option that saves nothing, or recomputes other blocks than it says."""
+    network = filled(dataclasses.replace(TINY, block=block, depth=6))
+    own = {p.data_ptr() for p in network.parameters()}
+    kept = {}
+    for every in range(4):
+        network.checkpoint_every = every
+        saved = {}
+
+        def keep(tensor: torch.Tensor, saved: dict = saved) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                saved[storage.data_ptr()] = storage  # held, so that no address comes twice
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            network(torch.randn(3, 4, 8, 8), torch.rand(3), torch.arange(3))
+        kept[every] = sum(storage.nbytes() for storage in saved.values())
+    # What recomputing 1 of the 6 frees, from 6, 3 and 2 recomputed.
+    (one,) = {(kept[0] - kept[every]) / (6 / every) for every in (1, 2, 3)}
+    # Of (3, T, 32): the inputs of the MLP's GELU (4), of fc2 (4) and of the packed attention (3).
+    tokens = TINY.tokens + BLOCKS[block].appended
+    assert one > (4 + 4 + 3) * 3 * tokens * 32 * 4
+
+
+def test_checkpoint_blocks_are_parsed() -> None:
+    """Fault: every-0, which divides by zero, or a misspelling that means none."""
+    texts = ["none", "all", "every-1", "every-12"]
+    assert [*map(parse_checkpoint_blocks, texts)] == [0, 1, 1, 12]
+    for text in ("", "every", "every-0", "every-", "2", "All", "every-1.5", "every--2"):
+        with pytest.raises(ValueError, match="is none of none, all, every-2"):
+            parse_checkpoint_blocks(text)
 
 
 def test_presets() -> None:
