@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -253,7 +254,7 @@ def test_training_on_a_full_disk(store: Path, tmp_path: Path) -> None:
             done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
             assert "Traceback" not in done.stderr, done.stderr
             assert done.returncode == 1
-            assert done.stderr.count("error: ") == 1
+            assert len(re.findall("^error: ", done.stderr, re.M)) == 1
             check_run(run)
             enlarge(disk, 4 * size)
             finish(command)
@@ -276,7 +277,7 @@ def test_encoding_on_a_full_disk(tmp_path: Path) -> None:
             done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
             assert "Traceback" not in done.stderr, done.stderr
             assert done.returncode == 1
-            assert done.stderr.count("error: ") == 1
+            assert len(re.findall("^error: ", done.stderr, re.M)) == 1
             assert not list(disk.iterdir())
             enlarge(disk, 4 * size)
             finish(command)

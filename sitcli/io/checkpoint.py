@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from dataclasses import asdict, dataclass
@@ -246,7 +247,10 @@ def write_tensors(
         copies = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         save_file(copies, path, metadata=metadata)
     except SafetensorError as error:  # the operating system's own, in other words
-        raise OSError(str(error)) from None
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise OSError(str(error)) from None
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
     path.chmod(mode)  # it was made for its owner alone
     sync_file(path)
 

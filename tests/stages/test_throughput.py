@@ -51,24 +51,18 @@ def test_compiled_blocks_train_alike(tmp_path: Path, store: Path, zero: str) -> 
     assert newest[0].weights("ema").keys() == newest[1].weights("ema").keys()
 
 
-@pytest.mark.parametrize(("zero", "then"), [("0", "0"), ("1", "1"), ("3", "3"), ("2", "0")])
-def test_fp16_goes_on_with_its_loss_scale(
-    tmp_path: Path, store: Path, zero: str, then: str
-) -> None:
+def test_fp16_goes_on_with_its_loss_scale(tmp_path: Path, store: Path) -> None:
     """Fault: a resumed fp16 run that begins with the first scale again: other skipped steps."""
-    more = dict(precision="fp16", width=32, depth=1)
-    finish(train(settings(store, tmp_path / "whole", steps=4, zero=zero, **more)))
-    finish(train(settings(store, tmp_path / "parts", steps=2, zero=zero, **more)))
+    # Few log lines: each measures a matrix product, and this takes seconds in fp16.
+    more = dict(precision="fp16", depth=1, log_every=4)
+    finish(train(settings(store, tmp_path / "whole", steps=4, **more)))
+    finish(train(settings(store, tmp_path / "parts", steps=2, **more)))
     newest = RunDir(tmp_path / "parts").newest()
     assert open_checkpoint(newest).meta["scaler"] == {"scale": 65536.0, "good_steps": 2}
-    finish(train(settings(store, tmp_path / "parts", steps=4, zero=then, **more)))
+    finish(train(settings(store, tmp_path / "parts", steps=4, **more)))
     states = [open_checkpoint(RunDir(tmp_path / name).newest()) for name in ("whole", "parts")]
     assert states[0].meta["scaler"] == states[1].meta["scaler"]
-    assert [entry["loss_scale"] for entry in RunDir(tmp_path / "parts").read_metrics()] == [
-        65536.0
-    ] * 4
-    if zero == then:
-        assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_misspelt_block_choice(tmp_path: Path, store: Path) -> None:
