@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
         sit train --gpus 8 --model SiT-XL/2 --zero 2
 
-        torchrun --nnodes 2 --nproc_per_node 8 ... -m sitcli train --model SiT-XL/2 --zero 2
+        torchrun --nnodes 2 --nproc_per_node 8 ... -m -- sitcli train --model SiT-XL/2 --zero 2
         """
         from sitcli.stages import train as stage
 

@@ -91,6 +91,8 @@ def adopt_slurm() -> None:
     here["RANK"] = here["SLURM_PROCID"]
     here["WORLD_SIZE"] = here["SLURM_STEP_NUM_TASKS"]
     here["LOCAL_RANK"] = here.get("SLURM_LOCALID", "0")
+    per_node = here.get("SLURM_STEP_TASKS_PER_NODE", "1")  # "8(x2),4": the most come first
+    here["LOCAL_WORLD_SIZE"] = re.match(r"\d+", per_node)[0]
     here.setdefault("MASTER_ADDR", re.sub(r"\[(\w+)[^]]*\]", r"\1", first))
     # Below the ports that systems give to others; jobs and steps of one node differ.
     here.setdefault("MASTER_PORT", str(10000 + (32 * job + step) % 20000))

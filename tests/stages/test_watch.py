@@ -77,8 +77,8 @@ def test_a_real_training_is_followed_to_its_end(tmp_path: Path) -> None:
     """Fault: a name in the run directory, or a key of a log line, that train no longer writes."""
     store, out = make_store(tmp_path / "tiny.h5").path, tmp_path / "run"
     settings = TrainSettings(
-        latents=[store], out=out, model="SiT-Mi/4", width=32, depth=1, heads=2, batch_size=8, steps=6,
-        log_every=1, save_every=2, sample_every=3, precision="fp32", device="cpu",
+        latents=[store], out=out, model="SiT-Mi/4", width=32, depth=1, heads=2, batch_size=8,
+        steps=6, log_every=1, save_every=2, sample_every=3, precision="fp32", device="cpu",
     )  # fmt: skip
     watcher, states = None, []
     for event in train(settings):

@@ -1,0 +1,148 @@
+"""Who a process is among several, and starting them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sitcli.errors import UsageError
+from sitcli.io.processes import World, adopt_slurm, device_name, local_size, number_of, world_for
+
+CLUSTER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """None of a launcher's variables."""
+    kept = {k: v for k, v in os.environ.items() if k not in CLUSTER and k[:6] != "SLURM_"}
+    monkeypatch.setattr(os, "environ", kept)
+    return kept
+
+
+def test_alone_without_a_launcher(environment) -> None:
+    """Fault: a process that waits for others nobody started."""
+    assert World.from_environment() == World(0, 1)
+    assert World(1, 4).slice(8) == slice(2, 4)
+
+
+def test_torchrun_and_an_option_that_contradicts(environment) -> None:
+    """Fault: eight processes of a launcher that each start two more, or ignore --procs 2."""
+    environment |= {"RANK": "3", "WORLD_SIZE": "8"}
+    assert world_for(gpus=None, procs=None) == world_for(gpus=8, procs=None) == World(3, 8)
+    with pytest.raises(UsageError, match=r"--procs 2: a launcher has started 8"):
+        world_for(gpus=None, procs=2)
+    with pytest.raises(UsageError, match="both say how many"):
+        number_of(gpus=1, procs=1)
+
+
+def test_the_device_of_gpus_and_procs() -> None:
+    """Fault: --gpus that trains on a CPU, or --device cuda under --procs ignored."""
+    assert device_name("auto", gpus=2, procs=None) == "cuda"
+    assert device_name("auto", gpus=None, procs=2) == "cpu"
+    assert device_name("mps", gpus=None, procs=None) == "mps"
+    with pytest.raises(UsageError, match="--gpus runs on cuda, not on --device cpu"):
+        device_name("cpu", gpus=2, procs=None)
+    with pytest.raises(UsageError, match="--procs runs on cpu, not on --device cuda"):
+        device_name("cuda", gpus=None, procs=2)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("gpu[007-012,020],other3", "gpu007"), ("a3,b[1-2]", "a3"), ("n[1,5]", "n1"), ("one", "one")],
+)
+def test_srun(environment, nodes: str, first: str) -> None:
+    """Fault: tasks of srun that each train alone, or look for the first node in vain."""
+    environment |= {
+        "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1",
+        "SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "1234567",
+        "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+    }  # fmt: skip
+    adopt_slurm()
+    assert World.from_environment() == World(9, 16)
+    assert environment["LOCAL_RANK"] == "1"
+    assert environment["MASTER_ADDR"] == first
+    assert 10000 <= int(environment["MASTER_PORT"]) < 30000
+    assert local_size() == 8
+
+
+def test_a_batch_script_is_no_task_of_srun(environment) -> None:
+    """Fault: a command typed in sbatch's script that waits for tasks srun never started."""
+    environment |= {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}
+    adopt_slurm()
+    assert World.from_environment() == World(0, 1)
+
+
+# A program that starts itself, as `run_processes` starts `python -m sitcli`.
+PROGRAM = """
+import os, sys, time, signal
+from unittest import mock
+import sitcli.io.processes as p
+
+def child(rank, what):
+    p.watch_lifeline()
+    print("rank", rank, os.getpid(), flush=True)
+    if what == "fail" and rank == 1:
+        print("error: rank 1: no luck", file=sys.stderr)
+        sys.exit(7)
+    if what == "die" and rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0 if what == "work" else 60)
+
+if "RANK" in os.environ:
+    child(int(os.environ["RANK"]), sys.argv[-1])
+else:
+    start = p.subprocess.Popen
+    def popen(words, **more):
+        return start([sys.executable, __file__, *words[3:]], **more)
+    p.subprocess.Popen, p.GRACE_SECONDS = popen, 1.0
+    try:
+        sys.exit(p.run_processes(sys.argv[1:], 3))
+    except p.SitError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        sys.exit(error.exit_code)
+"""
+
+
+def start(tmp_path, what: str) -> subprocess.Popen:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    return subprocess.Popen(
+        [sys.executable, str(program), what],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "words"),
+    [
+        ("work", 0, ""),
+        ("fail", 7, "error: rank 1: no luck\n"),
+        ("die", 1, "error: process 1 of 3 was killed (SIGKILL), and the others were ended\n"),
+    ],
+)
+def test_how_processes_end(tmp_path, what: str, code: int, words: str) -> None:
+    """Fault: processes that outlive one that failed, another exit code, a reason not told."""
+    began = time.monotonic()
+    process = start(tmp_path, what)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (code, words)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_signals_reach_all(tmp_path, number: int) -> None:
+    """Fault: processes that go on when the one that started them is told to end, or killed."""
+    process = start(tmp_path, "sleep")
+    pids = [int(process.stdout.readline().split()[2]) for _ in range(3)]
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode in (-number, 128 + number)
+    end = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < end, "a process is left"
+        time.sleep(0.05)
