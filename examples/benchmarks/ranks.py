@@ -85,7 +85,9 @@ def train(
     flags |= {"log-every": options.steps // 2, "sample-every": 0, "precision": "fp32"}
     command = [*SIT, "train", "--json", *(f"--{name}={value}" for name, value in flags.items())]
     environment = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // ranks)), **os.environ}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"ZeRO {zero} on {ranks} ranks failed:\n{done.stderr}")
     plan = subprocess.run([*command, "--dry-run"], check=True, capture_output=True, text=True)
     return json.loads(done.stdout) | dict(params=json.loads(plan.stdout)["params"])
 

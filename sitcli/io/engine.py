@@ -89,10 +89,13 @@ def engine_config(
     }
     if dtype != torch.float32:
         name = str(dtype).removeprefix("torch.")
-        config["torch_autocast"] = {"enabled": True, "dtype": name}
+        # Gradients are summed over ranks and micro-batches in float32: twice the traffic, and a
+        # batch in parts equals the whole one to rounding. A file may set this one otherwise.
+        config["torch_autocast"] = {"enabled": True, "dtype": name, **FLOAT32_SUMS}
     return config
 
 
+FLOAT32_SUMS: dict[str, Any] = {"lower_precision_safe_modules": []}
 # Keys of a DeepSpeed file that options of ours decide, and these options.
 DECIDED = {
     "train_batch_size": "--batch-size",
@@ -142,7 +145,7 @@ def _merged(ours: dict, theirs: dict, path: Path, above: tuple[str, ...]) -> dic
             continue
         if isinstance(ours.get(key), dict) and isinstance(value, dict):
             merged[key] = _merged(ours[key], value, path, place)
-        elif key in ours and value != ours[key]:
+        elif key in ours and key not in FLOAT32_SUMS and value != ours[key]:
             flag = DECIDED.get(place[0], "sit")
             name = ".".join(place)
             raise UsageError(

@@ -70,10 +70,11 @@ def snapshot(
         if engine.zero_optimization_stage() == 0:  # everybody has everything
             length = -(-stop // world_size)
             start, stop = min(stop, rank * length), min(stop, (rank + 1) * length)
-        steps = float(state["step"])
+        steps = float(state.get("step", 0.0))  # none where every step so far was skipped
         inside = slice(piece.offset + start - piece.start, piece.offset + stop - piece.start)
         for moment in MOMENTS if start < stop else ():
-            values = state[moment].flatten()[inside]
+            whole = state[moment] if state else torch.zeros_like(piece.flat)
+            values = whole.flatten()[inside]
             tensors[f"{moment} {piece.name} {start}"] = values.detach().to("cpu", copy=True)
     return tensors, {"step": repr(steps)}
 

@@ -27,7 +27,7 @@ from sitcli.io.imagesets import kind_of, open_images
 from sitcli.io.latents import LatentStore
 from sitcli.io.launch import precision_name, quiet_libraries
 from sitcli.io.pictures import save_grid
-from sitcli.io.processes import world_for
+from sitcli.io.processes import World, number_of
 from sitcli.io.samples import FILE, SampleSet
 from sitcli.settings import SampleSettings
 from sitcli.stages import sample as drawing
@@ -156,7 +156,8 @@ class _Job:
 
 def _prepare(settings: SampleSettings) -> _Job:
     _refuse_options(settings)
-    if world_for(gpus=settings.gpus, procs=settings.procs).size > 1:
+    asked = number_of(gpus=settings.gpus, procs=settings.procs)
+    if (asked or World.from_environment().size) > 1:
         error = UsageError("--invert runs in one process", "leave out --gpus and --procs")
         error.shared = True
         raise error

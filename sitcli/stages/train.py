@@ -270,9 +270,11 @@ def prepare(settings: TrainSettings, world: World) -> Job:
     newest = run.newest()
     resume = open_checkpoint(newest) if newest else None
     if resume and resume.latents["fingerprint"] != store.fingerprint:
+        before = resume.latents.get("stores", [resume.latents["store"]])
+        flags = " ".join(f"--latents {shlex.quote(path)}" for path in before)
         raise UsageError(
-            f"{run.path} was trained on other latents than {store.path}",
-            f"name them with --latents {resume.latents['store']}, or another --out",
+            f"{run.path} was trained on other latents than {', '.join(map(str, store.paths))}",
+            f"name them with {flags}; or another --out",
         )
     engine = engine_config(
         dtype=dtype,
@@ -895,6 +897,8 @@ def _step_flops(macs: int, batch: int) -> float:
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a plain matrix product on this device, measured in a moment."""
     side = 1024 if device.type == "cpu" else 8192
+    if device.type == "cpu" and dtype == torch.float16:
+        side = 256  # most CPUs emulate it
     a = torch.randn(side, side, device=device).to(dtype)
     best = math.inf
     for _ in range(3):

@@ -43,7 +43,8 @@ def test_the_file_adds_what_no_option_says(tmp_path: Path) -> None:
     assert merged["train_batch_size"] == 24
     assert merged["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
     assert merged["communication_data_type"] == "fp32"
-    assert merged["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    assert merged["torch_autocast"] == autocast
     assert "fp16" not in merged
     assert "bf16" not in merged
 

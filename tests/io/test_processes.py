@@ -111,9 +111,11 @@ else:
 def start(tmp_path, what: str) -> subprocess.Popen:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
+    # A test before this one may have trained in this very process, which says so here.
+    environment = {name: value for name, value in os.environ.items() if name not in CLUSTER}
     return subprocess.Popen(
         [sys.executable, str(program), what],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from sitcli.io.checkpoint import (
     write_tensors,
 )
 from sitcli.io.latents import LatentStore, ReadBack, create_store, row_checksums
+from sitcli.io.optimizer_state import MOMENTS, write_snapshot
 from sitcli.io.rows import BROKEN, DONE, Rows
 from sitcli.io.samples import SampleSet
 from sitcli.model.transformer import Transformer, TransformerConfig
@@ -218,6 +219,13 @@ def make_run(folder: Path) -> RunDir:
         write_tensors(path / "ema.safetensors", weights)
         arrays = {k: torch.from_numpy(v) for k, v in store.autoencoder_arrays.items()}
         write_tensors(path / "autoencoder.safetensors", arrays)
+        parameters = list(Transformer(config).named_parameters())
+        moments = {
+            f"{moment} {name} 0": torch.zeros(parameter.numel())
+            for name, parameter in parameters
+            for moment in MOMENTS
+        }
+        write_snapshot(path, moments, {"step": "1.0"}, rank=0, world_size=1)
         bins = {"sums": [0.0], "counts": [0]}
         process = Flow(interpolant="gvp")
         meta = checkpoint_meta(config, process, latents=latent_facts(store), loss_by_t=bins)

@@ -27,7 +27,7 @@ from sitcli.io.checkpoint import (
     write_tensors,
 )
 from sitcli.io.latents import LatentStore
-from sitcli.io.rows import Rows
+from sitcli.io.rows import MISSING, Rows
 from sitcli.io.samples import SampleSet
 from sitcli.model.transformer import Transformer, TransformerConfig
 from sitcli.settings import SampleSettings
@@ -272,6 +272,20 @@ def test_interrupted_sets_go_on(run: Path) -> None:
     parts = draw(run, "parts", batch_size=8)
     assert np.array_equal(whole.images, parts.images)
     assert parts.meta["evaluations_per_image"] == 8
+
+
+def test_a_set_of_format_1_goes_on(run: Path) -> None:
+    """Fault: sets begun before evaluations had rows of their own refused, or their count lost."""
+    whole = draw(run, "whole", batch_size=4)
+    with Rows(draw(run, "old", batch_size=4).path, writable=True) as rows:
+        rows.write([5], status=MISSING)
+        rows.set_attrs(complete=False, format_version=1, evaluations=[32, 4])
+    with h5py.File(rows.path, "r+") as file:
+        del file["evaluations"]
+    mended = draw(run, "old", batch_size=4)
+    assert mended.complete
+    assert np.array_equal(mended.images, whole.images)
+    assert (mended.evaluations, mended.meta["evaluations_per_image"]) == ((32, 4), 8)
 
 
 def test_progress_is_kept_in_place(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

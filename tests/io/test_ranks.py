@@ -1,0 +1,97 @@
+"""Ranks that meet, agree and fail as one, in three real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+from tests.tiny import ENVIRONMENT
+
+PROGRAM = """
+import json, os, sys, time
+
+from sitcli.errors import LostPeer, SitError, UsageError
+from sitcli.io.processes import World
+from sitcli.io.ranks import from_first, led, meeting, together, until_all, watching
+
+world = World.from_environment()
+said = {}
+
+def outcome(work):
+    try:
+        return work()
+    except SitError as error:
+        return [type(error).__name__, error.message, error.hint, error.shared]
+
+def fail_where(ranks):
+    if world.rank in ranks:
+        raise UsageError("it is wrong", "mend it")
+    return world.rank
+
+def events():
+    yield f"event of {world.rank}"
+    return world.rank
+
+with meeting(world):
+    said["all well"] = outcome(lambda: together(world, lambda: fail_where([])))
+    said["one fails"] = outcome(lambda: together(world, lambda: fail_where([1])))
+    said["first fails"] = outcome(lambda: together(world, lambda: fail_where([0, 2])))
+    said["all fail"] = outcome(lambda: together(world, lambda: fail_where([0, 1, 2])))
+    said["from first"] = outcome(lambda: from_first(world, lambda: fail_where([1, 2])))
+    said["first alone fails"] = outcome(lambda: from_first(world, lambda: fail_where([0])))
+    stage, said["led"] = led(world, events), []
+    while True:
+        try:
+            said["led"].append(next(stage))
+        except StopIteration as end:
+            said["led"].append(end.value)
+            break
+    time.sleep(0.5 * world.rank)
+    said["looks"] = len(list(until_all(world)))
+try:
+    with meeting(world), watching(world) as check:
+        check()
+        said["lost"] = False
+        if world.rank == 1:
+            print(json.dumps(said), flush=True)
+            os._exit(0)
+        for _ in range(1000):
+            time.sleep(0.01)
+            check()
+except LostPeer as error:
+    said["lost"] = True
+    print(json.dumps(said), flush=True)
+    os._exit(0)  # as after an error: nobody waits
+"""
+
+
+def test_three_ranks() -> None:
+    """Fault: a failure of one rank that the others do not see, that is said by all or names no
+    rank; work of the first done by each; a rank that does not wait, or does not notice that
+    another has gone (its end, 10 s later, would say lost: False)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = ENVIRONMENT | dict(WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    shared["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM], env=shared | {"RANK": str(rank)},
+            stdout=subprocess.PIPE, text=True,
+        )
+        for rank in range(3)
+    ]  # fmt: skip
+    said = [json.loads(process.communicate(timeout=90)[0]) for process in processes]
+    assert [s["all well"] for s in said] == [0, 1, 2]
+    for s in said:
+        assert s["one fails"] == ["UsageError", "rank 1: it is wrong", "mend it", True]
+        assert s["first fails"] == s["all fail"] == ["UsageError", "it is wrong", "mend it", True]
+        assert s["from first"] == 0
+        assert s["first alone fails"] == ["UsageError", "it is wrong", "mend it", True]
+    assert [s["led"] for s in said] == [["event of 0", 0], [0], [0]]
+    assert said[0]["looks"] >= 3 > said[2]["looks"]  # of 0.2 s, over a second
+    # Rank 0 holds a line to each; the others end when it does.
+    assert [s["lost"] for s in said] == [True, False, True]
