@@ -74,7 +74,7 @@ from sitcli.model.ema import ShardedEma, ema_decay
 from sitcli.model.flops import total_cost
 from sitcli.model.transformer import Transformer, TransformerConfig, parse_checkpoint_blocks
 from sitcli.settings import TrainSettings
-from sitcli.text import count, format_bytes
+from sitcli.text import count, format_bytes, format_shape
 
 LOSS_BINS = 20  # of the velocity loss over t
 LOSS_MEMORY = 0.999  # its decay per step
@@ -152,7 +152,8 @@ def plan(settings: TrainSettings) -> Result:
     # In fp32: the weights, their average, and Adam's two moments.
     checkpoint_bytes = cost.params * 4 * 4
     summary = {
-        "latents": f"{job.store.path}, {job.store.num_items} items {job.store.latent_shape}",
+        "latents": f"{', '.join(map(str, job.store.paths))}: "
+        f"{count(job.store.num_items, 'item')} of {format_shape(job.store.latent_shape)}",
         "model": f"{s.model}, {s.block} blocks, {cost.params / 1e6:.1f} M parameters, "
         f"{cost.macs / 1e9:.2f} GMACs",
         "objective": job.process.describe(),
