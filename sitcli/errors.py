@@ -11,15 +11,16 @@ class SitError(Exception):
 
     message: what is wrong, one line, no full stop needed.
     hint:    what to do about it, preferably the command to type; may be empty.
+    shared:  every process of the command raises it, so that the first alone speaks.
     """
 
     exit_code = 1
-    shared = False  # every process of the command raises it: the first alone speaks
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, shared: bool = False) -> None:
         super().__init__(message, hint)
         self.message = message
         self.hint = hint
+        self.shared = shared
 
     def __str__(self) -> str:
         return self.message

@@ -29,12 +29,11 @@ from sitcli.io.optimizer_state import StateFiles
 from sitcli.io.rows import Rows
 from sitcli.io.samples import SampleSet
 from tests.stages.test_train import TINY
-from tests.tiny import make_store, pictures, write_folder
+from tests.tiny import ENVIRONMENT, make_store, pictures, write_folder
 
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("SIT_KILLS", 20))
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SIT = [sys.executable, "-m", "sitcli"]
 STEPS = 4 * KILLS
 

@@ -6,10 +6,11 @@ import atexit
 import queue
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sitcli.io.launch import generator
 
@@ -41,6 +42,41 @@ class Order:
                 torch.randperm(self.num_items, generator=random).numpy(),
             )
         return self._order
+
+
+class Draw(NamedTuple):
+    """The random part of one step, for the whole global batch B."""
+
+    items: np.ndarray  #  (B,) which images
+    flip: np.ndarray  #   (B,) bool
+    hide: Tensor  #       (B,) bool: train without the label
+    t: Tensor  #          (B,)
+    eps: Tensor  #        (B, C, h, w)
+    posterior: Tensor | None  # (B, C, h, w), where the latents have a posterior to draw from
+
+
+def draw_step(
+    random: torch.Generator,
+    items: np.ndarray,
+    *,
+    shape: tuple[int, int, int],
+    draw_times: Callable[[int, torch.Generator], Tensor],
+    label_dropout: float,
+    flip: bool,
+    posterior: bool,
+) -> Draw:
+    """A step's draw for the images `items` (B,) of latents of `shape` (C, h, w).
+
+    draw_times: the process's; label_dropout: 1 hides every label; flip: mirror half of the images;
+    posterior: whether there is one to draw from.
+    """
+    size = len(items)
+    eps = torch.randn((size, *shape), generator=random)
+    t = draw_times(size, random)
+    hide = torch.rand(size, generator=random) < label_dropout
+    mirror = torch.rand(size, generator=random) < (0.5 if flip else 0.0)
+    noise = torch.randn((size, *shape), generator=random) if posterior else None
+    return Draw(items, mirror.numpy(), hide, t, eps, noise)
 
 
 class Feed(Generic[T]):

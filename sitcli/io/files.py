@@ -35,6 +35,11 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
+def lock_path(path: Path) -> Path:
+    """The hidden file, there while somebody holds it, whose lock is the right to write `path`."""
+    return path.with_name(f".{path.name}.lock")
+
+
 def make_folder(path: Path) -> None:
     """The folder and those above it, if they are not there. SitError if it cannot be made."""
     try:

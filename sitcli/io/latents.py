@@ -117,7 +117,27 @@ def encode_command(attrs: Mapping[str, Any], path: Path) -> str:
     return shlex.join(words + ([] if attrs["flips"] else ["--no-flip"]))
 
 
-class LatentStore:
+class _Batches:
+    """What a store and several that are read as one have in common: `read`, then `scaled`."""
+
+    def batch(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        flip: np.ndarray | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(latents - shift) * scaling of the items `indices`: (B, C, h, w) float32 on the CPU.
+
+        flip: (B,) bool, which to take of the mirrored image (the store must have flips).
+        noise: (B, C, h, w); draws mean + std * noise from the posterior. Without it, and where the
+        autoencoder is deterministic, the mode.
+        """
+        values = self.read(indices, flip=flip, whole=noise is not None)
+        return self.scaled(values, noise=noise)
+
+
+class LatentStore(_Batches):
     """An open latent store. Items are the readable images, 0..num_items-1 in source order.
 
     Holds no open HDF5 file: reading goes through memory maps, in any process.
@@ -180,22 +200,6 @@ class LatentStore:
         """What the autoencoder needs beside its spec, by name; {} for most."""
         names = [name for name in self.rows.names if name.startswith(ARRAY_PREFIX)]
         return {name[len(ARRAY_PREFIX) :]: np.array(self.rows.array(name)) for name in names}
-
-    def batch(
-        self,
-        indices: Sequence[int] | np.ndarray,
-        *,
-        flip: np.ndarray | None = None,
-        noise: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """(latents - shift) * scaling of the items `indices`: (B, C, h, w) float32 on the CPU.
-
-        flip: (B,) bool, which to take of the mirrored image (the store must have flips).
-        noise: (B, C, h, w); draws mean + std * noise from the posterior. Without it, and where the
-        autoencoder is deterministic, the mode.
-        """
-        values = self.read(indices, flip=flip, whole=noise is not None)
-        return self.scaled(values, noise=noise)
 
     def read(
         self,
@@ -267,7 +271,7 @@ class LatentStore:
                     yield copy, start, np.ascontiguousarray(array[start : start + step])
 
 
-class JoinedStores:
+class JoinedStores(_Batches):
     """Several stores read as one: the items of the first, then those of the second, ...
 
     What training needs of a `LatentStore`, under the same names. path and source are the first
@@ -303,17 +307,6 @@ class JoinedStores:
         """As `LatentStore.autoencoder_arrays`."""
         return self.parts[0].autoencoder_arrays
 
-    def batch(
-        self,
-        indices: Sequence[int] | np.ndarray,
-        *,
-        flip: np.ndarray | None = None,
-        noise: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """As `LatentStore.batch`."""
-        values = self.read(indices, flip=flip, whole=noise is not None)
-        return self.parts[0].scaled(values, noise=noise)
-
     def read(
         self,
         indices: Sequence[int] | np.ndarray,
@@ -332,6 +325,10 @@ class JoinedStores:
             flipped = None if flip is None else flip[here]
             values[here] = part.read(inside, flip=flipped, whole=whole)
         return values
+
+    def scaled(self, values: np.ndarray, *, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """As `LatentStore.scaled`."""
+        return self.parts[0].scaled(values, noise=noise)
 
     def image_paths(self) -> list[str]:
         """As `LatentStore.image_paths`: names within different sources."""

@@ -52,13 +52,17 @@ def world_for(*, gpus: int | None, procs: int | None) -> World:
     world = World.from_environment()
     if wanted is not None and wanted != world.size:
         flag = "--gpus" if gpus is not None else "--procs"
-        error = UsageError(
+        raise UsageError(
             f"{flag} {wanted}: a launcher has started {world.size} process(es) already",
             "leave the option to the launcher, or type the command without one",
+            shared=True,
         )
-        error.shared = True
-        raise error
     return world
+
+
+def planned_size(*, gpus: int | None, procs: int | None) -> int:
+    """In how many processes the command would run: as asked, or as a launcher has started."""
+    return number_of(gpus=gpus, procs=procs) or World.from_environment().size
 
 
 def number_of(*, gpus: int | None, procs: int | None) -> int | None:

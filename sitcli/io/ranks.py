@@ -71,8 +71,7 @@ def together(world: World, work: Callable[[], T]) -> T:
         result = work()
     except SitError as error:
         failure = error
-    failures: list[SitError | None] = [None] * world.size
-    dist.all_gather_object(failures, failure)
+    failures = of_all(world, failure)
     if not any(failures):
         return result
     rank, first = next((r, error) for r, error in enumerate(failures) if error)
@@ -81,6 +80,14 @@ def together(world: World, work: Callable[[], T]) -> T:
         first.message = f"rank {rank}: {first.message}"
     first.shared = True
     raise first
+
+
+def of_all(world: World, value: T) -> list[T]:
+    """This value of every rank, in their order; each must call it."""
+    values = [value] * world.size
+    if world.size > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def from_first(world: World, work: Callable[[], T]) -> T:

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from sitcli.errors import SitError
-from sitcli.io.files import sync_folder
+from sitcli.io.files import lock_path, sync_folder
 from sitcli.io.gather import Gather
 from sitcli.text import format_bytes
 
@@ -96,7 +96,7 @@ def lock(path: Path, *, what: Path | None = None) -> Iterator[None]:
     what: the artefact an error names, if it is more than the file.
     """
     check_writable(path)
-    name = path.with_name(f".{path.name}.lock")
+    name = lock_path(path)
     descriptor = _take_lock(name, path, what)
     _held_locks.add(descriptor)
     try:

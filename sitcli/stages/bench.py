@@ -23,11 +23,11 @@ from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Event, Note, Progress, Result, Stage, Table, Warn
 from sitcli.io import find
-from sitcli.io.feed import Feed, Order
+from sitcli.io.feed import Feed, Order, draw_step
 from sitcli.io.latents import LatentStore, create_store
 from sitcli.io.launch import generator
-from sitcli.io.rows import Rows
-from sitcli.settings import BenchSettings
+from sitcli.io.rows import DONE, Rows
+from sitcli.settings import BenchSettings, TrainSettings
 from sitcli.text import count, format_bytes, format_shape
 
 WARM_IMAGES, COLD_IMAGES = 65_536, 8_192  # read in a round, by each worker
@@ -267,7 +267,7 @@ def _open_memmap(task: _Task, worker: int) -> Callable[[], int]:
     store = LatentStore.open(task.store)
     rows = store.rows.array("latents")
     used = slice(None) if task.posterior else slice(store.channels)
-    items = np.flatnonzero(store.rows.written == 1)
+    items = np.flatnonzero(store.rows.written == DONE)
     numbers = [items[batch] for batch, _ in _batches(task, worker, store.num_items)]
     return lambda: sum(len(rows[batch, used]) for batch in numbers)
 
@@ -300,16 +300,18 @@ def _open_feed(task: _Task, worker: int) -> Callable[[], int]:
         order = Order(store.num_items, seed=0)
 
         def prepare(step: int) -> tuple[torch.Tensor, ...]:
-            random = generator(0, "step", step)
-            eps = torch.randn((size, *store.latent_shape), generator=random)
-            t = process.draw_times(size, random)
-            hide, flip = (torch.rand(size, generator=random) for _ in range(2))
-            flip = (flip < 0.5).numpy()[mine] if store.has_flips else None
-            noise = None
-            if task.posterior:
-                noise = torch.randn((size, *store.latent_shape), generator=random)[mine]
-            items = order.batch(step, size)[mine]
-            return store.batch(items, flip=flip, noise=noise), t[mine], eps[mine], hide[mine]
+            draw = draw_step(
+                generator(0, "step", step),
+                order.batch(step, size),
+                shape=store.latent_shape,
+                draw_times=process.draw_times,
+                label_dropout=TrainSettings.label_dropout,
+                flip=store.has_flips,
+                posterior=task.posterior,
+            )
+            noise = None if draw.posterior is None else draw.posterior[mine]
+            x = store.batch(draw.items[mine], flip=draw.flip[mine], noise=noise)
+            return x, draw.t[mine], draw.eps[mine], draw.hide[mine]
 
         feed = Feed(prepare, 0, task.batches)
         try:

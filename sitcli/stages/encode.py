@@ -45,7 +45,7 @@ from sitcli.io.processes import (
     device_name,
     local_size,
     num_processors,
-    number_of,
+    planned_size,
     world_for,
 )
 from sitcli.io.ranks import from_first, led, meeting, together, until_all, watching
@@ -109,7 +109,7 @@ def plan(settings: EncodeSettings) -> Result:
     num = file.num_rows if source is None else len(source)
     done = 0 if file is None else int(np.count_nonzero(file.written))
     size = None if shape is None else num * copies * 2 * int(np.prod(shape))
-    processes = number_of(gpus=settings.gpus, procs=settings.procs) or World.from_environment().size
+    processes = planned_size(gpus=settings.gpus, procs=settings.procs)
     summary = {
         "source": _describe(source) if source else f"{settings.source} (gone)",
         "autoencoder": settings.vae,

@@ -158,9 +158,9 @@ def _prepare(settings: SampleSettings) -> _Job:
     _refuse_options(settings)
     asked = number_of(gpus=settings.gpus, procs=settings.procs)
     if (asked or World.from_environment().size) > 1:
-        error = UsageError("--invert runs in one process", "leave out --gpus and --procs")
-        error.shared = True
-        raise error
+        raise UsageError(
+            "--invert runs in one process", "leave out --gpus and --procs", shared=True
+        )
     # The error of bf16's rounding would hide the solver's.
     precision = "fp32" if settings.precision == "auto" else settings.precision
     like = dataclasses.replace(settings, invert=None, ode=True, precision=precision)

@@ -35,7 +35,7 @@ from sitcli.io.launch import (
     resolve_precision,
 )
 from sitcli.io.pictures import save_grid
-from sitcli.io.processes import World, device_name, number_of, world_for
+from sitcli.io.processes import World, device_name, planned_size, world_for
 from sitcli.io.ranks import from_first, meeting, together, until_all, watching
 from sitcli.io.samples import FILE, SampleSet, file_of
 from sitcli.settings import SampleSettings
@@ -105,7 +105,7 @@ def plan(settings: SampleSettings) -> Result:
     evaluations = _planned_evaluations(job)
     height = job.checkpoint.latents["image_size"]
     facts = job.facts()
-    processes = number_of(gpus=s.gpus, procs=s.procs) or World.from_environment().size
+    processes = planned_size(gpus=s.gpus, procs=s.procs)
     summary = {
         "checkpoint": str(job.checkpoint.path),
         "model": f"{job.checkpoint.meta['model']}, {cost.params / 1e6:.1f} M parameters",

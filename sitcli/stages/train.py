@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -54,7 +53,7 @@ from sitcli.io.engine import (
     merge_config,
     whole_weights,
 )
-from sitcli.io.feed import Feed, Order
+from sitcli.io.feed import Draw, Feed, Order, draw_step
 from sitcli.io.files import make_folder
 from sitcli.io.latents import JoinedStores, LatentStore, open_stores
 from sitcli.io.launch import (
@@ -66,8 +65,8 @@ from sitcli.io.launch import (
     stream_seed,
 )
 from sitcli.io.pictures import save_curve, save_grid
-from sitcli.io.processes import World, device_name, number_of, world_for
-from sitcli.io.ranks import from_first, meeting, together
+from sitcli.io.processes import World, device_name, planned_size, world_for
+from sitcli.io.ranks import from_first, meeting, of_all, together
 from sitcli.io.samples import FILE as SAMPLES_FILE
 from sitcli.io.scaler import load_scaler_state, loss_scale, scaler_state
 from sitcli.model.ema import ShardedEma, ema_decay
@@ -131,20 +130,18 @@ def train(settings: TrainSettings) -> Stage:
 class NotFinite(SitError):
     """The loss of `step` was not finite; every rank raises it."""
 
-    shared = True
-
     def __init__(self, step: int) -> None:
         super().__init__(
             f"the loss was not finite at step {step}",
             "go on with a lower --lr, --clip 1, or --precision fp32, under another --out",
+            shared=True,
         )
         self.step = step
 
 
 def plan(settings: TrainSettings) -> Result:
     """What `train` would do; touches nothing."""
-    number = number_of(gpus=settings.gpus, procs=settings.procs)
-    world = World(0, number or World.from_environment().size)
+    world = World(0, planned_size(gpus=settings.gpus, procs=settings.procs))
     job = prepare(settings, world)
     s, cost = job.settings, total_cost(job.config)
     done = job.resume.step if job.resume else 0
@@ -192,6 +189,7 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     engine: dict[str, Any]  # DeepSpeed's configuration
+    checkpoint_every: int  # of the transformer's blocks
     compiled: bool
     run: RunDir
     resume: Checkpoint | None
@@ -237,7 +235,7 @@ def prepare(settings: TrainSettings, world: World) -> Job:
         raise UsageError(f"{store.path} holds {height} x {width} latents; the model takes squares")
     process = make_process(settings)
     try:
-        parse_checkpoint_blocks(settings.checkpoint_blocks)
+        checkpoint_every = parse_checkpoint_blocks(settings.checkpoint_blocks)
     except ValueError as error:
         raise UsageError(f"--checkpoint-blocks: {error}", "none, all, or every-2") from None
     if settings.wandb:
@@ -288,22 +286,20 @@ def prepare(settings: TrainSettings, world: World) -> Job:
     )
     if settings.deepspeed_config:
         engine = merge_config(engine, settings.deepspeed_config)
-    compiled = resolve_compile(settings.compile, device)
-    redrawn = tuple(map(tuple, resume.meta.get("redrawn", ()))) if resume else ()
     return Job(
-        settings, store, config, process, device, dtype, engine, compiled, run, resume, redrawn
+        settings=settings,
+        store=store,
+        config=config,
+        process=process,
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        checkpoint_every=checkpoint_every,
+        compiled=resolve_compile(settings.compile, device),
+        run=run,
+        resume=resume,
+        redrawn=tuple(map(tuple, resume.meta.get("redrawn", ()))) if resume else (),
     )
-
-
-class Draw(NamedTuple):
-    """The random part of one step, for the whole global batch B: a function of (seed, step)."""
-
-    items: np.ndarray  #  (B,) which images
-    flip: np.ndarray  #   (B,) bool
-    hide: Tensor  #       (B,) bool: train without the label
-    t: Tensor  #          (B,)
-    eps: Tensor  #        (B, C, h, w)
-    posterior: Tensor | None  # (B, C, h, w), where the latents have a posterior to draw from
 
 
 class Meter:
@@ -438,7 +434,7 @@ class Trainer:
         s = job.settings
         torch.manual_seed(stream_seed(s.seed, "weights"))
         network = Transformer(job.config)
-        network.checkpoint_every = parse_checkpoint_blocks(s.checkpoint_blocks)
+        network.checkpoint_every = job.checkpoint_every
         if job.resume:
             network.load_state_dict(job.resume.weights("model"))
         self.engine = make_engine(
@@ -488,7 +484,7 @@ class Trainer:
                 name=run.path.name,
                 config=as_plain(s),
             )
-            yield from map(Note, self.board.notes)
+            yield from self._news()
         yield Note(f"run: {run.path}" + (f", going on after step {self.step}" if self.step else ""))
         flops = _step_flops(total_cost(self.job.config).macs, s.batch_size)
         yield self._progress("")
@@ -517,6 +513,7 @@ class Trainer:
             self.timed = (steps + 1, seconds + time.perf_counter() - began)
             if logged:
                 text = self._log(state, flops)
+                yield from self._news()
             yield self._progress(text)
             signalled = yield from self._exchange(stop)
             last = self.step == s.steps or bool(signalled)
@@ -588,21 +585,16 @@ class Trainer:
     def _draw(self, step: int) -> Draw:
         s, store = self.job.settings, self.job.store
         size = s.batch_size
-        shape = (size, *store.latent_shape)
         again = any(first <= step < last for first, last in self.job.redrawn)
         random = generator(s.seed, "step", step, *(["again"] if again else []))
-        eps = torch.randn(shape, generator=random)
-        t = self.job.process.draw_times(size, random)
-        hide = torch.rand(size, generator=random) < s.label_dropout
-        flip = torch.rand(size, generator=random) < (0.5 if s.flip else 0.0)
-        drawn = store.kind == "moments" and s.posterior == "sample"
-        return Draw(
-            items=self.order.batch(step, size),
-            flip=flip.numpy(),
-            hide=hide if store.num_classes else torch.ones_like(hide),
-            t=t,
-            eps=eps,
-            posterior=torch.randn(shape, generator=random) if drawn else None,
+        return draw_step(
+            random,
+            self.order.batch(step, size),
+            shape=store.latent_shape,
+            draw_times=self.job.process.draw_times,
+            label_dropout=s.label_dropout if store.num_classes else 1.0,
+            flip=s.flip,
+            posterior=store.kind == "moments" and s.posterior == "sample",
         )
 
     def _checked(self) -> dict[str, Any]:
@@ -617,7 +609,7 @@ class Trainer:
         # The best so far: on a busy machine a single measurement says little.
         self.peak = max(self.peak, _matmul_rate(self.job.device, self.job.dtype))
         rate = self.timed[0] / self.timed[1]
-        seconds = _of_all_ranks(self.world, self.watch.read())
+        seconds = of_all(self.world, self.watch.read())
         entry: dict[str, Any] = dict(
             step=self.step,
             time=time.time(),
@@ -655,7 +647,7 @@ class Trainer:
     def _summarise(self, entry: dict[str, Any], steps: int) -> None:
         """What the end of the run tells; every rank must call it."""
         held = held_bytes(self.engine) | {"ema": self.ema.num_bytes}
-        of_ranks = _of_all_ranks(self.world, held)
+        of_ranks = of_all(self.world, held)
         fullest = {kind: max(one[kind] for one in of_ranks) for kind in held}
         self.data = {"bytes_per_rank": fullest, "processes": self.world.size}
         self.summary = {
@@ -676,6 +668,11 @@ class Trainer:
             self.summary["compiled"] = (
                 f"{count(self.compiled, 'graph')}, and {entry['recompiles']} again"
             )
+
+    def _news(self) -> Iterator[Event]:
+        """What the board has to say since it was last asked."""
+        while self.board is not None and self.board.notes:
+            yield Note(self.board.notes.pop(0))
 
     def _progress(self, text: str) -> Progress:
         return Progress(done=self.step, total=self.job.settings.steps, unit="steps", text=text)
@@ -704,7 +701,7 @@ class Trainer:
             yield from self._settle(last=last)
         meter = self._checked()
         # The last update may have ruined the weights, and with them their average.
-        if any(_of_all_ranks(self.world, not self.ema.is_finite())):
+        if any(of_all(self.world, not self.ema.is_finite())):
             raise NotFinite(self.step)
         run, step, world = self.job.run, self.step, self.world
         error = from_first(world, lambda: _error_of(lambda: run.begin_save(step)))
@@ -742,7 +739,7 @@ class Trainer:
         """
         saving, run, s = self.saving, self.job.run, self.job.settings
         self.saving = None
-        errors = _of_all_ranks(self.world, saving.error)
+        errors = of_all(self.world, saving.error)
         error = next((error for error in errors if error), None)
         if error is None:
             error = from_first(
@@ -760,9 +757,7 @@ class Trainer:
         message = f"cannot save step {saving.step}: {error.strerror or error}"
         kept = f"the last good checkpoint is {newest}" if newest else "nothing was saved yet"
         if last or s.strict:
-            failure = SitError(message, f"free some space; {kept}")
-            failure.shared = True
-            raise failure
+            raise SitError(message, f"free some space; {kept}", shared=True)
         yield Warn(f"{message}; training goes on, {kept}")
 
     def _meta(self, meter: dict[str, Any]) -> dict[str, Any]:
@@ -846,14 +841,6 @@ def _error_of(work: Callable[[], Any]) -> OSError | None:
     except OSError as error:
         return error
     return None
-
-
-def _of_all_ranks(world: World, value: Any) -> list[Any]:
-    """This value of every rank; each must call it."""
-    values = [value] * world.size
-    if world.size > 1:
-        dist.all_gather_object(values, value)
-    return values
 
 
 def _result(job: Job, measured: dict[str, str], more: dict[str, Any]) -> Result:

@@ -23,6 +23,7 @@ import yaml
 
 from sitcli.errors import SitError
 from sitcli.io import find
+from sitcli.io.files import lock_path
 from sitcli.settings import WatchSettings
 
 State = Literal["waiting", "training", "silent", "stopped", "finished", "gone"]
@@ -184,7 +185,7 @@ class Watcher:
         state = _state(
             finished=steps is not None and _step_of(checkpoint) >= steps,
             # There while a trainer works, and afterwards only if that was killed.
-            locked=_modified(path / ".config.yaml.lock") is not None,
+            locked=_modified(lock_path(path / "config.yaml")) is not None,
             # NFS may hide a new lock for a minute.
             fresh=self.seen is not None and now - self.seen < 2 * (interval or 0),
             starting=logged is None or (began or 0) > logged,

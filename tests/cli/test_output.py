@@ -68,6 +68,8 @@ def test_no_escapes_in_logs_whatever_the_environment_says():
 
 def test_on_a_terminal_there_is_a_bar():
     """Would catch a bar on stdout, or none at all, or notes lost behind it."""
+    from tests.cli.terminal import rest_of  # here: PROGRAM imports this file, from anywhere
+
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
@@ -76,14 +78,7 @@ def test_on_a_terminal_there_is_a_bar():
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
     )
     os.close(theirs)
-    screen = b""
-    try:
-        while chunk := os.read(ours, 4096):
-            screen += chunk
-    except OSError:
-        pass  # Linux: the other end was closed
-    finally:
-        os.close(ours)
+    screen = rest_of(ours)
     assert process.communicate(timeout=60)[0] == b""
     assert process.returncode == 0
     text = screen.decode()

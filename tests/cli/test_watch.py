@@ -16,6 +16,7 @@ import pytest
 
 from sitcli.cli.watch import loss_text, sparkline, state_text
 from sitcli.stages.watch import Snapshot
+from tests.cli.terminal import rest_of
 from tests.stages.test_watch import make_run
 
 
@@ -141,13 +142,7 @@ def test_ctrl_c_on_a_terminal_leaves_quietly(tmp_path: Path) -> None:
     while screen.count(b"training") < 3 and time.monotonic() < deadline:
         screen += os.read(ours, 4096)
     process.send_signal(signal.SIGINT)
-    try:
-        while chunk := os.read(ours, 4096):
-            screen += chunk
-    except OSError:
-        pass  # Linux: the other end was closed
-    finally:
-        os.close(ours)
+    screen += rest_of(ours)
     assert process.communicate(timeout=30)[1] == b""
     assert process.returncode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.decode())

@@ -18,8 +18,8 @@ from sitcli.settings import InspectSettings, SampleSettings
 from sitcli.stages.inspect import inspect
 from sitcli.stages.sample import sample
 from sitcli.stages.train import plan, train
-from tests.stages.test_train import finish, losses, settings
-from tests.tiny import make_store
+from tests.stages.test_train import losses, settings
+from tests.tiny import finish, make_store
 
 
 @pytest.fixture

@@ -21,10 +21,9 @@ from sitcli.stages.encode import encode
 from sitcli.stages.encode import plan as plan_encoding
 from sitcli.stages.sample import sample
 from sitcli.stages.train import train
-from tests.stages.test_train import finish, settings
-from tests.tiny import make_store, pictures, write_folder
+from tests.stages.test_train import settings
+from tests.tiny import ENVIRONMENT, finish, make_store, pictures, write_folder
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SIT = [sys.executable, "-m", "sitcli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 ENCODE = dict(vae="patch-pca", image_size=8, crop="none", batch_size=5, workers=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import signal
@@ -28,21 +27,12 @@ from sitcli.io.processes import World
 from sitcli.io.rows import Rows
 from sitcli.settings import TrainSettings
 from sitcli.stages.train import learning_rate, plan, prepare, train
-from tests.tiny import make_store, pictures, write_samples
+from tests.tiny import ENVIRONMENT, finish, make_store, pictures, write_samples
 
 TINY = dict(
     model="SiT-Mi/4", width=32, depth=2, heads=2, batch_size=8, log_every=1, save_every=2,
     sample_every=0, precision="fp32", lr=1e-3, device="cpu",
 )  # fmt: skip
-
-
-def finish(stage):
-    """Run a stage to its end."""
-    while True:
-        try:
-            next(stage)
-        except StopIteration as end:
-            return end.value
 
 
 def losses(run: Path) -> list[tuple[int, float, float]]:
@@ -62,9 +52,6 @@ def command(store: Path, out: Path, **more) -> list[str]:
     options = {**TINY, **more, "latents": store, "out": out}
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in options.items()]
     return ["-m", "sitcli", "train", *flags]
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def test_resume_is_exact(store: Path, tmp_path: Path) -> None:
