@@ -80,12 +80,12 @@ def test_a_batch_script_is_no_task_of_srun(environment) -> None:
 # A program that starts itself, as `run_processes` starts `python -m sitcli`.
 PROGRAM = """
 import os, sys, time, signal
-from unittest import mock
 import sitcli.io.processes as p
 
 def child(rank, what):
     p.watch_lifeline()
-    print("rank", rank, os.getpid(), flush=True)
+    # One write: print makes two where streams are unbuffered, and lines of three would mix.
+    os.write(1, f"rank {rank} {os.getpid()}\\n".encode())
     if what == "fail" and rank == 1:
         print("error: rank 1: no luck", file=sys.stderr)
         sys.exit(7)
