@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 
 from sitcli.events import Result, Stage
 from sitcli.io.autoencoder import load_autoencoder, to_signed
+from sitcli.io.distances import Moments
 from sitcli.io.latents import LatentStore, create_store
 from sitcli.io.rows import Rows
 from sitcli.io.samples import SampleSet
@@ -92,4 +94,34 @@ def write_samples(path: Path, images: np.ndarray, *, finish: bool = True, **meta
     samples.rows.write(numbers, images=images)
     if finish:
         samples.finish()
+    return path
+
+
+def moments(vectors: np.ndarray, block: int = 7) -> Moments:
+    """Of vectors (N, D), taken in block by block."""
+    total = Moments(vectors.shape[1])
+    for start in range(0, len(vectors), block):
+        total.add(vectors[start : start + block])
+    return total
+
+
+def inception_file(path: Path) -> Path:
+    """The real InceptionV3 with seeded random weights, as a file of the official one's form."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    path_empty = path.with_name("empty.pth")
+    torch.save({}, path_empty)
+    # The constructor has no "do not load": give it nothing to load.
+    with patch.object(FeatureExtractorInceptionV3, "load_state_dict"):
+        network = FeatureExtractorInceptionV3(
+            "x", ["2048"], feature_extractor_weights_path=str(path_empty)
+        )
+    # Plain random weights shrink every image to the same features; He's keep their spread.
+    rng = torch.Generator().manual_seed(0)
+    for name, weight in network.state_dict().items():
+        if name.endswith("conv.weight"):
+            weight.normal_(0, (2 / weight[0].numel()) ** 0.5, generator=rng)
+        elif name == "fc.weight":
+            weight.normal_(0, 0.1, generator=rng)
+    torch.save(network.state_dict(), path)
     return path

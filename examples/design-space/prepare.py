@@ -142,7 +142,7 @@ def floors(out: Path, store: Path) -> tuple[dict[str, float], float]:
 def score(out: Path, samples: Path) -> dict[str, Any]:
     """`sit evaluate SAMPLES --features OUT/classifier.pt --fid`: the figure."""
     settings = EvaluateSettings(
-        samples=samples,
+        samples=[samples],
         reference=out / "train.h5",
         features=str(out / "classifier.pt"),
         fid=True,

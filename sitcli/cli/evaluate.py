@@ -16,10 +16,10 @@ def register(app: typer.Typer) -> None:
     def run(settings: EvaluateSettings, invocation: Invocation) -> None:
         """Measure how close samples are to real images.
 
-        FID, Inception Score, KID, precision and recall on InceptionV3's features, each beside its
-        floor: the same metric between two random halves of the reference. Writes metrics.json
-        beside the samples. Features are kept, so that a second metric is quick and an
-        interrupted evaluation goes on when the command is typed again.
+        FID, sFID, Inception Score, KID, precision, recall, density and coverage on InceptionV3's
+        features, each beside its floor: the same metric between two random halves of the
+        reference. Writes metrics.json beside the samples. Features are kept, so that a second
+        metric is quick and an interrupted evaluation goes on when the command is typed again.
 
         The newest samples against the images their model was trained on:
 
@@ -27,7 +27,13 @@ def register(app: typer.Typer) -> None:
 
         ADM's protocol, 50,000 samples against its reference batch:
 
-        sit evaluate samples/xl --fid --isc --prc --reference VIRTUAL_imagenet256_labeled.npz
+        sit evaluate samples/xl --fid --sfid --isc --prc --reference VIRTUAL_imagenet256_labeled.npz
+
+        Several sets in one table, with intervals; every checkpoint of a run, plotted:
+
+        sit evaluate samples/ode samples/sde --all --bootstrap 100
+
+        sit evaluate --history runs/xl --fid --num 5000
 
         A folder of pictures against another, without a download (not FID, and labelled so):
 
@@ -43,7 +49,10 @@ def register(app: typer.Typer) -> None:
         samples' size, as sit encode-latents does; sample sets and .npz files keep their size,
         which must be the samples' own but for InceptionV3, which resizes all it sees.
         """
-        if settings.nll:
+        if settings.history is not None and not settings.nll:
+            from sitcli.stages.history import history as stage
+            from sitcli.stages.history import plan
+        elif settings.nll:
             from sitcli.stages.likelihood import likelihood as stage
             from sitcli.stages.likelihood import plan
         else:

@@ -1,4 +1,4 @@
-"""Features of many images, kept beside the images row by row.
+"""Features of many images, kept beside the images row by row, by any number of processes.
 
 An interrupted extraction goes on where it was, and a second metric costs no second pass through
 the network. What is too large to keep is reduced to mean and covariance on the way.
@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,19 +23,19 @@ from sitcli import __version__
 from sitcli.errors import SitError
 from sitcli.events import Event, Progress, Warn
 from sitcli.io import rows as row_file
-from sitcli.io.features import (
-    Extractor,
-    Features,
-    Gaussian,
-    Moments,
-    load_statistics,
-    save_statistics,
-)
-from sitcli.io.files import make_folder
+from sitcli.io.distances import Gaussian, Moments
+from sitcli.io.features import DAMAGE, Extractor, Features, Layer
+from sitcli.io.files import make_folder, replacing
 from sitcli.io.imagesets import ImageSet, batches
+from sitcli.io.processes import World
+from sitcli.io.ranks import from_first, together, until_all
+from sitcli.text import first_line
 
 KEEP_BYTES = 1 << 30  # features of more than this are not kept, only their mean and covariance
 BLOCK = 256  # images whose features are written together; what an interruption can lose
+CHUNK = 1024  # images whose sums are taken together where features are not kept
+SAVE_SECONDS = 60.0  # between writing such sums
+ADM_NAMES = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
 def most_kept(width: int) -> int:
@@ -40,89 +43,114 @@ def most_kept(width: int) -> int:
     return KEEP_BYTES // (4 * width)
 
 
-def kept_path(images: ImageSet, indices: np.ndarray, features: Features, ending: str) -> Path:
+def kept_path(images: ImageSet, indices: np.ndarray, layer: Layer, ending: str) -> Path:
     """Where something about the features of images[indices] is kept."""
-    tag = features.tag.replace(":", "-")
     which = hashlib.sha256(images.version.encode() + np.asarray(indices, "<i8").tobytes())
-    return images.stats_folder / f"{tag}-{which.hexdigest()[:16]}-{len(indices)}{ending}"
+    name = f"{layer.tag}-{which.hexdigest()[:16]}-{len(indices)}{ending}"
+    return images.stats_folder / name
 
 
 def collect(
     images: ImageSet,
     indices: np.ndarray,
     parts: np.ndarray,
+    widths: Mapping[Layer, int],
     *,
-    features: Features,
-    extractor: Extractor,
-    width: int,
-    moments: bool,
+    summed: Sequence[Layer],
+    extractors: Mapping[Features, Extractor],
+    world: World,
+    check_peers: Callable[[], None],
     batch_size: int,
     count: Count,
-) -> Generator[Event, None, Collected]:
-    """Extract the features of images[indices], counting images in `count`.
+) -> Generator[Event, None, dict[Layer, Collected]]:
+    """Extract the features of images[indices], each rank its share, counting images in `count`.
 
-    parts: (N,) of 0 and 1; with `moments`, the moments of each part are taken apart.
-    Kept features are used instead of images; where they cannot be kept a warning says why.
+    widths: the layers wanted, and the features each gives. parts: (N,) of 0 and 1; of the layers
+    `summed` the moments of each part are taken apart. Kept features are used instead of images;
+    where they cannot be kept a warning says why. What comes back is the first rank's alone.
     """
-    sums = [Moments(width) for _ in range(int(parts.max()) + 1)] if moments else []
-    if len(indices) > most_kept(width):
-        position = 0
-        for block in _extract(images, indices, extractor, batch_size):
-            _accumulate(sums, parts[position : position + len(block)], block)
-            position += len(block)
-            yield count.step(len(block))
-        return Collected(features=None, parts=parts, moments=sums)
+    job = _Job(images, indices, parts, widths, extractors, world, check_peers, batch_size, count)
+    if len(indices) > most_kept(max(widths.values())):
+        result = yield from _collect_sums(job)
+    else:
+        result = yield from _collect_rows(job, summed)
+    count.base += len(indices)
+    return result
 
+
+def _collect_rows(
+    job: _Job, summed: Sequence[Layer]
+) -> Generator[Event, None, dict[Layer, Collected]]:
+    world, count = job.world, job.count
     with contextlib.ExitStack() as stack:
-        try:
-            path = kept_path(images, indices, features, ".features")
-            rows = _open_rows(path, len(indices), width, features, stack)
-        except SitError as error:
-            yield Warn(f"features are not kept for another time: {error.message}")
-            rows = None
-        if rows is None:
-            table, todo = np.empty((len(indices), width), np.float32), np.arange(len(indices))
-        else:
-            table = rows.array("features")
-            todo = np.flatnonzero(rows.written == row_file.MISSING)
-        yield count.step(len(indices) - len(todo))
-        waiting: list[np.ndarray] = []
-        for batch in _extract(images, indices[todo], extractor, batch_size):
-            waiting.append(batch)
-            held = sum(map(len, waiting))
-            if held >= BLOCK or held == len(todo):
-                block, waiting = np.concatenate(waiting), []
-                if rows is None:
-                    table[todo[:held]] = block
-                else:
-                    rows.write(todo[:held], features=block)
-                todo = todo[held:]
-            yield count.step(len(batch))
-    if moments:
-        for start in range(0, len(table), BLOCK):
-            _accumulate(sums, parts[start : start + BLOCK], table[start : start + BLOCK])
-    return Collected(features=table, parts=parts, moments=sums)
+
+        def begin() -> tuple[list[Path], np.ndarray, str]:
+            paths = [kept_path(job.images, job.indices, layer, ".features") for layer in job.widths]
+            lost = ""
+            try:
+                files = _open_all(paths, job, stack)
+            except SitError as error:
+                lost = error.message
+                paths = _elsewhere(paths, stack)
+                files = _open_all(paths, job, stack)
+            missing = np.any([file.written == row_file.MISSING for file in files], axis=0)
+            return paths, np.flatnonzero(missing), lost
+
+        paths, todo, lost = from_first(world, begin)
+        if lost:
+            yield Warn(f"features are not kept for another time: {lost}")
+        files = together(world, lambda: [row_file.Rows(path, writable=True) for path in paths])
+        for file in files:
+            stack.enter_context(file)
+        flags = [file.array("written") for file in files]
+
+        def progress(waiting: int = 0) -> Progress:
+            return count.at(waiting + min(int((f == row_file.DONE).sum()) for f in flags))
+
+        yield progress()
+        for start in range(world.rank * BLOCK, len(todo), world.size * BLOCK):
+            block, found = todo[start : start + BLOCK], []
+            for batch in job.extract(block):
+                found.append(batch)
+                yield progress(sum(len(next(iter(b.values()))) for b in found))
+                job.check_peers()
+            for layer, file in zip(job.widths, files, strict=True):
+                file.write(block, features=np.concatenate([batch[layer] for batch in found]))
+            yield progress()
+        for _ in until_all(world):
+            yield progress()
+            job.check_peers()
+        tables = {
+            layer: file.array("features") for layer, file in zip(job.widths, files, strict=True)
+        }
+        # On Linux a map outlives its file's name, as it must where the folder is temporary.
+    if world.rank:
+        return {}
+    result = {}
+    for layer, table in tables.items():
+        sums = job.no_sums(layer) if layer in summed else []
+        for start in range(0, len(table), BLOCK) if sums else ():
+            _accumulate(sums, job.parts[start : start + BLOCK], table[start : start + BLOCK])
+        result[layer] = Collected(features=table, parts=job.parts, moments=sums)
+    return result
 
 
-def _extract(
-    images: ImageSet, indices: np.ndarray, extractor: Extractor, batch_size: int
-) -> Iterator[np.ndarray]:
-    with contextlib.closing(batches(images, indices, batch_size)) as reader:
-        for batch in reader:
-            with torch.inference_mode():
-                features = extractor.extract(batch)
-            if not torch.isfinite(features).all():
-                raise SitError(f"{images.path}: the extractor gives features that are not finite")
-            yield features.numpy()
+def _open_all(paths: Sequence[Path], job: _Job, stack: contextlib.ExitStack) -> list[row_file.Rows]:
+    num = len(job.indices)
+    return [
+        _open_rows(path, num, width, layer, stack)
+        for path, (layer, width) in zip(paths, job.widths.items(), strict=True)
+    ]
 
 
-def _accumulate(sums: list[Moments], parts: np.ndarray, block: np.ndarray) -> None:
-    for part, total in enumerate(sums):
-        total.add(block[parts == part])
+def _elsewhere(paths: Sequence[Path], stack: contextlib.ExitStack) -> list[Path]:
+    """The same names in a temporary folder that goes when `stack` ends."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sit-features-")))
+    return [folder / path.name for path in paths]
 
 
 def _open_rows(
-    path: Path, num: int, width: int, features: Features, stack: contextlib.ExitStack
+    path: Path, num: int, width: int, layer: Layer, stack: contextlib.ExitStack
 ) -> row_file.Rows:
     """The row file of features at `path`, made if it is not there, open and locked by `stack`."""
     make_folder(path.parent)
@@ -134,25 +162,165 @@ def _open_rows(
             if "features" in rows.names and rows.shape("features") == (num, width):
                 return stack.enter_context(rows)
             rows.close()
-    attrs = {"format": "sit-features", "features": features.tag, "sit_version": __version__}
+    attrs = dict(format="sit-features", features=layer.features.tag, layer=layer.name)
+    attrs["sit_version"] = __version__
     row_file.create(path, {"features": ((num, width), "<f4")}, attrs=attrs)
     return stack.enter_context(row_file.Rows(path, writable=True))
 
 
-def load_kept_statistics(path: Path) -> Statistics:
+def _collect_sums(job: _Job) -> Generator[Event, None, dict[Layer, Collected]]:
+    """Moments of chunk after chunk; each rank saves its own now and then, and they are merged."""
+    world, num = job.world, len(job.indices)
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> tuple[Path, _Sums, str]:
+            path = kept_path(job.images, job.indices, next(iter(job.widths)), job.sums_ending())
+            lost = ""
+            try:
+                make_folder(path.parent)
+                stack.enter_context(row_file.lock(path))
+            except SitError as error:
+                lost = error.message
+                (path,) = _elsewhere([path], stack)
+            sums = _merge_saved(path, job)
+            sums.save(_rank_path(path, 0))
+            for other in _saved(path):
+                if other != _rank_path(path, 0):
+                    other.unlink(missing_ok=True)
+            return path, sums, lost
+
+        path, sums, lost = from_first(world, begin)
+        if lost:
+            yield Warn(f"sums of features are not kept for another time: {lost}")
+        chunks = [c for c in range(math.ceil(num / CHUNK)) if c not in sums.chunks]
+        done = num - sum(min(CHUNK, num - c * CHUNK) for c in chunks)
+        if world.rank:
+            sums = _Sums(set(), {layer: job.no_sums(layer) for layer in job.widths})
+        yield job.count.at(done)
+        saved = time.monotonic()
+        for chunk in chunks[world.rank :: world.size]:
+            rows = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, num))
+            # Sums are taken in only when the chunk is whole: what is saved has no half chunks.
+            fresh = {layer: job.no_sums(layer) for layer in job.widths}
+            for batch in job.extract(rows):
+                some, rows = np.split(rows, [len(next(iter(batch.values())))])
+                for layer, features in batch.items():
+                    _accumulate(fresh[layer], job.parts[some], features)
+                done += len(some) * world.size  # the others are about as far
+                yield job.count.at(min(done, num))
+                job.check_peers()
+            sums.merge(_Sums({chunk}, fresh))
+            if time.monotonic() - saved > SAVE_SECONDS:
+                sums.save(_rank_path(path, world.rank))
+                saved = time.monotonic()
+        together(world, lambda: sums.save(_rank_path(path, world.rank)))
+        for _ in until_all(world):
+            yield job.count.at(min(done, num))
+            job.check_peers()
+        if world.rank:
+            return {}
+        whole = _merge_saved(path, job)
+    yield job.count.at(num)
+    return {
+        layer: Collected(features=None, parts=job.parts, moments=moments)
+        for layer, moments in whole.moments.items()
+    }
+
+
+def _rank_path(path: Path, rank: int) -> Path:
+    return path.with_name(f"{path.name}.{rank}.npz")
+
+
+def _saved(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.*.npz"))
+
+
+def _merge_saved(path: Path, job: _Job) -> _Sums:
+    """All sums that ranks of this or an earlier run saved; each chunk once."""
+    found = []
+    for file in _saved(path):
+        with contextlib.suppress(*DAMAGE):
+            found.append(_Sums.load(file, job))
+    merged = _Sums(set(), {layer: job.no_sums(layer) for layer in job.widths})
+    # A run killed between merging and removing leaves the merged file and its parts.
+    for sums in sorted(found, key=lambda sums: -len(sums.chunks)):
+        if not sums.chunks & merged.chunks:
+            merged.merge(sums)
+    return merged
+
+
+def _accumulate(sums: Sequence[Moments], parts: np.ndarray, block: np.ndarray) -> None:
+    for part, total in enumerate(sums):
+        total.add(block[parts == part])
+
+
+def save_statistics(path: Path, gaussian: Gaussian, *, layer: str = "pool", **more: object) -> None:
+    """Write an npz with `mu`, `sigma` (`mu_s`, `sigma_s` of the spatial layer), as ADM names them,
+    `num` and whatever else is given.
+
+    Raises SitError when it cannot be written, or another process is writing it.
+    """
+    mean, covariance = ADM_NAMES[layer]
+    with row_file.lock(path):
+        try:
+            with replacing(path) as temporary, open(temporary, "wb") as file:
+                values = {mean: gaussian.mean, covariance: gaussian.covariance}
+                np.savez(file, **values, num=gaussian.num, **more)
+        except OSError as error:
+            raise SitError(f"cannot write {path}: {error.strerror}") from None
+
+
+def load_statistics(path: Path) -> StatisticsFile | None:
+    """Mean and covariance of each layer an npz has them of; None if it has none.
+
+    Raises SitError for damage.
+    """
+    gaussians: dict[str, Gaussian] = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = {name for pair in ADM_NAMES.values() for name in pair}
+            more = {n: archive[n] for n in set(archive.files) - {"arr_0"} - names}
+            num = int(more["num"]) if "num" in more else None
+            for layer, pair in ADM_NAMES.items():
+                if not set(pair) <= set(archive.files):
+                    continue
+                mean, covariance = (archive[name].astype(np.float64) for name in pair)
+                gaussians[layer] = Gaussian(mean, covariance, num)
+    except DAMAGE as error:
+        raise SitError(f"{path} is not a readable npz: {first_line(error)}") from None
+    for layer, (mean, covariance, _) in gaussians.items():
+        names = " and ".join(ADM_NAMES[layer])
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            shapes = f"{mean.shape} and {covariance.shape}"
+            raise SitError(f"{path}: {names}, {shapes}, do not fit together")
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise SitError(f"{path}: {names} are not finite")
+    return StatisticsFile(gaussians, more) if gaussians else None
+
+
+def load_kept_statistics(path: Path, layer: Layer) -> Statistics:
     """What `keep_statistics` wrote. Raises SitError if it is damaged."""
     loaded = load_statistics(path)
-    if loaded is None or loaded.gaussian.num is None or "floor" not in loaded.more:
+    gaussian = loaded and loaded.gaussians.get(layer.name)
+    if gaussian is None or gaussian.num is None or "floor" not in loaded.more:
         raise SitError(f"{path} is not complete")
     floor = float(loaded.more["floor"])
-    return Statistics(loaded.gaussian, None if math.isnan(floor) else floor)
+    return Statistics(gaussian, None if math.isnan(floor) else floor)
 
 
-def keep_statistics(path: Path, statistics: Statistics, *, features: Features, seed: int) -> None:
+def keep_statistics(path: Path, statistics: Statistics, *, layer: Layer, seed: int) -> None:
     """Write them at `path`; the file can also be a --reference. Raises SitError."""
     make_folder(path.parent)
     floor = math.nan if statistics.floor is None else statistics.floor
-    save_statistics(path, statistics.gaussian, floor=floor, seed=seed, features=features.tag)
+    facts = dict(floor=floor, seed=seed, features=layer.features.tag)
+    save_statistics(path, statistics.gaussian, layer=layer.name, **facts)
+
+
+class StatisticsFile(NamedTuple):
+    """What an npz says: the Gaussian of each layer; more: its other entries but `arr_0`."""
+
+    gaussians: Mapping[str, Gaussian]
+    more: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -180,12 +348,96 @@ class Collected:
 
 @dataclass
 class Count:
-    """Images done, of the total over all sets."""
+    """Images done, of the total over all sets; base: those of the sets before this one."""
 
     total: int
-    done: int = 0
+    base: int = 0
 
-    def step(self, num: int) -> Progress:
-        """`num` more are done."""
-        self.done += num
-        return Progress(done=self.done, total=self.total)
+    def at(self, num: int) -> Progress:
+        """`num` of this set are done."""
+        return Progress(done=self.base + num, total=self.total)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What `collect` was asked for."""
+
+    images: ImageSet
+    indices: np.ndarray
+    parts: np.ndarray
+    widths: Mapping[Layer, int]
+    extractors: Mapping[Features, Extractor]
+    world: World
+    check_peers: Callable[[], None]
+    batch_size: int
+    count: Count
+
+    def extract(self, rows: np.ndarray) -> Iterator[dict[Layer, np.ndarray]]:
+        """Features of images[indices[rows]], a batch at a time."""
+        reader = batches(self.images, self.indices[rows], self.batch_size)
+        with contextlib.closing(reader):
+            for batch in reader:
+                found = {}
+                for features, extractor in self.extractors.items():
+                    with torch.inference_mode():
+                        layers = extractor.extract(batch)
+                    for name, values in layers.items():
+                        if not torch.isfinite(values).all():
+                            raise SitError(
+                                f"{self.images.path}: the extractor gives features that are not "
+                                "finite"
+                            )
+                        found[Layer(features, name)] = values.numpy()
+                yield {layer: found[layer] for layer in self.widths}
+
+    def no_sums(self, layer: Layer) -> list[Moments]:
+        """Empty moments of each part."""
+        return [Moments(self.widths[layer]) for _ in range(int(self.parts.max()) + 1)]
+
+    def sums_ending(self) -> str:
+        """Part of the name of saved sums: of which layers and which parts they are."""
+        tags = ",".join(layer.tag for layer in self.widths)
+        return "-" + hashlib.sha256(tags.encode() + self.parts.tobytes()).hexdigest()[:8] + ".sums"
+
+
+@dataclass
+class _Sums:
+    """Moments of each part of each layer over whole chunks of images."""
+
+    chunks: set[int]
+    moments: dict[Layer, list[Moments]] = field(default_factory=dict)
+
+    def merge(self, other: _Sums) -> None:
+        """Take in everything `other` has."""
+        self.chunks |= other.chunks
+        for layer, parts in other.moments.items():
+            for total, part in zip(self.moments[layer], parts, strict=True):
+                total.merge(part)
+
+    def save(self, path: Path) -> None:
+        """Raises SitError when it cannot be written."""
+        values: dict[str, Any] = {"chunks": np.array(sorted(self.chunks), np.int64)}
+        for layer, parts in self.moments.items():
+            for i, part in enumerate(parts):
+                for name in ("num", "mean", "scatter"):
+                    values[f"{layer.tag}/{i}/{name}"] = getattr(part, name)
+        try:
+            with replacing(path, durable=False) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **values)
+        except OSError as error:
+            raise SitError(f"cannot write {path}: {error.strerror}") from None
+
+    @classmethod
+    def load(cls, path: Path, job: _Job) -> _Sums:
+        """Raises one of DAMAGE."""
+        with np.load(path, allow_pickle=False) as archive:
+            sums = cls(set(archive["chunks"].tolist()), {})
+            for layer, width in job.widths.items():
+                sums.moments[layer] = job.no_sums(layer)
+                for i, part in enumerate(sums.moments[layer]):
+                    part.num = int(archive[f"{layer.tag}/{i}/num"])
+                    part.mean = archive[f"{layer.tag}/{i}/mean"]
+                    part.scatter = archive[f"{layer.tag}/{i}/scatter"]
+                    if part.mean.shape != (width,) or part.scatter.shape != (width, width):
+                        raise ValueError("other shapes")
+        return sums

@@ -64,6 +64,30 @@ def save_curve(path: Path, steps: Sequence[float], values: Sequence[float], *, l
     _save(figure.savefig, path)
 
 
+def save_history(
+    path: Path, steps: Sequence[int], panels: dict[str, tuple[Sequence[float], float | None]]
+) -> None:
+    """Write metrics over the training step as a PNG: a panel each, dashed its floor if known.
+
+    panels: label -> (a value for each step, the floor).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(panels), 4), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (label, (values, floor)) in zip(grid, panels.items(), strict=True):
+        axes.plot(steps, values, color="#1f4e79", marker="o", markersize=4, linewidth=1.5)
+        if floor is not None:
+            axes.axhline(floor, color="#7f7f7f", linestyle="--", linewidth=1, label="floor")
+            axes.legend(fontsize=9)
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    _save(figure.savefig, path)
+
+
 # A dash pattern of its own for each row of `core.wt.WT`, readable without colour. Wide and pale
 # below narrow and dark, since some coincide: sigma is t on the linear interpolant.
 WT_STYLES: dict[str, dict] = {

@@ -6,6 +6,7 @@ bound. Which of the two is a row of METHODS.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,8 +38,8 @@ from sitcli.text import count, format_shape
 
 FORMAT_VERSION = 1
 NUM = 64
-OPTIONS = ("num", "probes", "solver", "steps", "rtol", "atol")
-METRICS = ("fid", "isc", "kid", "prc")
+# Options of --nll that --history has too.
+HISTORY_TOO = ("num", "solver", "steps", "rtol", "atol")
 OWN = "their own"
 
 
@@ -99,20 +100,42 @@ def plan(settings: EvaluateSettings) -> Result:
 
 
 def refuse_options(settings: EvaluateSettings) -> None:
-    """UsageError for an option that does nothing with --nll, or nothing without it."""
+    """UsageError for an option that does nothing in the mode that was asked for.
+
+    The modes: metrics of samples, --history of a run's checkpoints, --nll of a model.
+    """
+    fields = dataclasses.fields(settings)
+    given = [f for f in fields if getattr(settings, f.name) != f.default]
+    groups = {f.name: f.metadata["group"] for f in given}
+    flags = {f.name: "--" + f.name.replace("_", "-") for f in given}
     if not settings.nll:
-        if given := [name for name in OPTIONS if getattr(settings, name) is not None]:
-            raise UsageError(f"--{given[0]} is an option of --nll", "leave it out, or add --nll")
+        for name, group in groups.items():
+            if group == "Likelihood" and not (settings.history and name in HISTORY_TOO):
+                raise UsageError(
+                    f"{flags[name]} is an option of --nll", "leave it out, or add --nll"
+                )
+        if settings.history and settings.samples:
+            raise UsageError(
+                "--history draws its own samples of a run", "leave out the sample sets"
+            )
         return
-    if given := [metric for metric in METRICS if getattr(settings, metric)]:
-        raise UsageError(
-            f"--{given[0]} measures samples, and --nll a model", "type a command for each"
-        )
-    if settings.reference_num is not None:
-        raise UsageError("--reference-num is for samples", "--num says how many images --nll takes")
-    if settings.features_weights is not None or settings.features != "inception":
-        name = "features" if settings.features_weights is None else "features-weights"
-        raise UsageError(f"--{name} is for samples: --nll extracts no features", "leave it out")
+    for name, group in groups.items():
+        if group == "Metrics" or name == "history":
+            raise UsageError(
+                f"{flags[name]} measures samples, and --nll a model", "type a command for each"
+            )
+        if name == "reference_num":
+            raise UsageError(
+                "--reference-num is for samples", "--num says how many images --nll takes"
+            )
+        if group == "Features":
+            raise UsageError(
+                f"{flags[name]} is for samples: --nll extracts no features", "leave it out"
+            )
+        if name in ("gpus", "procs"):
+            raise UsageError(f"{flags[name]}: --nll runs in one process", "leave it out")
+    if settings.samples and len(settings.samples) > 1:
+        raise UsageError("--nll takes one run or step", "type a command for each")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +220,7 @@ class _Task:
 
 def _resolve(settings: EvaluateSettings) -> _Task:
     refuse_options(settings)
-    checkpoint = open_checkpoint(settings.samples or find.newest_run())
+    checkpoint = open_checkpoint(settings.samples[0] if settings.samples else find.newest_run())
     method = METHODS[type(checkpoint.process)].resolve(settings, checkpoint.process)
     store = _open_store(settings, checkpoint)
     if settings.num is not None and settings.num > store.num_items:

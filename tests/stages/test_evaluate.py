@@ -1,5 +1,6 @@
 """`sit evaluate` end to end on small real artefacts, with extractors that need no download."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,11 +12,13 @@ import torch
 
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Progress, Warn
-from sitcli.io.features import Moments, gaussian_of, save_statistics
+from sitcli.io.distances import Moments, gaussian_of
+from sitcli.io.extraction import save_statistics
 from sitcli.settings import EncodeSettings, EvaluateSettings
 from sitcli.stages.encode import encode
 from sitcli.stages.evaluate import evaluate, plan
-from tests.tiny import write_folder, write_samples
+from sitcli.stages.metrics import METRICS
+from tests.tiny import inception_file, write_folder, write_samples
 
 
 def finish(stage):
@@ -171,7 +174,8 @@ def test_more_images_than_can_be_kept_give_the_same_distance(pipeline, monkeypat
     shutil.rmtree(pipeline / "out.stats")
     monkeypatch.setattr(extraction, "KEEP_BYTES", 4 * 192 * 20)
     _, result = finish(evaluate(pixel_settings()))
-    assert [path.suffix for path in (pipeline / "out.stats").iterdir()] == [".npz"]
+    kept = {"".join(path.suffixes[-3:]) for path in (pipeline / "out.stats").iterdir()}
+    assert kept == {".npz", ".sums.0.npz"}
     assert values(result)["FD[pixels]"] == pytest.approx(values(expected)["FD[pixels]"], rel=1e-9)
     with pytest.raises(UsageError, match="at most 20 images"):
         finish(evaluate(pixel_settings(kid=True)))
@@ -197,7 +201,7 @@ def test_every_kind_of_reference_gives_the_same_figure(pipeline, kind):
 
 def test_several_stores_are_one_reference(pipeline):
     """Fault: samples of a run on several stores compared with the images of the first alone."""
-    _, expected = finish(evaluate(pixel_settings(samples=pipeline / "samples/a")))
+    _, expected = finish(evaluate(pixel_settings(samples=[pipeline / "samples/a"])))
     stores = [str(pipeline / f"{name}.h5") for name in ("cat", "dog")]
     for store in stores:
         settings = EncodeSettings(
@@ -213,13 +217,13 @@ def test_several_stores_are_one_reference(pipeline):
         store=stores[0], stores=stores, checkpoint="runs/a/step-0000010", mode="ode", cfg_scale=1.0
     )
     write_samples(pipeline / "samples" / "b", pixels(20, 3), **meta)
-    _, result = finish(evaluate(pixel_settings(samples=pipeline / "samples/b")))
+    _, result = finish(evaluate(pixel_settings(samples=[pipeline / "samples/b"])))
     assert values(result) == pytest.approx(values(expected), rel=1e-9)
     assert result.data["figures"][0]["reference"]["num"] == 24
     assert (pipeline / "cat+dog.stats").is_dir()
     os.remove(stores[1])
     with pytest.raises(SitError, match=r"dog\.h5, is not there any more"):
-        finish(evaluate(pixel_settings(samples=pipeline / "samples/b")))
+        finish(evaluate(pixel_settings(samples=[pipeline / "samples/b"])))
 
 
 @pytest.mark.parametrize("kind", ["folder", "npz"])
@@ -232,9 +236,9 @@ def test_other_samples_get_their_figures_beside_them(pipeline, kind):
         path = pipeline / "drawn.npz"
         np.savez(path, arr_0=images)
     with pytest.raises(UsageError) as caught:
-        finish(evaluate(pixel_settings(samples=path)))
+        finish(evaluate(pixel_settings(samples=[path])))
     assert "--reference" in caught.value.hint
-    _, result = finish(evaluate(pixel_settings(samples=path, reference=pipeline / "out.h5")))
+    _, result = finish(evaluate(pixel_settings(samples=[path], reference=pipeline / "out.h5")))
     assert result.path == pipeline / "drawn.metrics.json"
     assert result.path.exists()
 
@@ -282,10 +286,10 @@ def test_what_cannot_be_compared_is_refused(pipeline):
     one = write_samples(pipeline / "samples/one", pixels(1, 1))
     store = pipeline / "out.h5"
     cases = [
-        (dict(samples=one, reference=store), "1 image"),
-        (dict(samples=small, reference=store), "4x4"),
-        (dict(samples=store), "latent store"),
-        (dict(samples=pipeline / "samples/a", reference_num=25), "24 images"),
+        (dict(samples=[one], reference=store), "1 image"),
+        (dict(samples=[small], reference=store), "4x4"),
+        (dict(samples=[store]), "latent store"),
+        (dict(samples=[pipeline / "samples/a"], reference_num=25), "24 images"),
         (dict(isc=True), "--isc"),
     ]
     for more, words in cases:
@@ -305,7 +309,7 @@ def test_a_plan_writes_nothing(pipeline):
     before = sorted(pipeline.rglob("*"))
     result = plan(pixel_settings(fid=True, reference_num=10))
     assert result.data["reference"]["num"] == 10
-    assert result.data["out"].endswith("samples/a/metrics.json")
+    assert result.data["out"][0].endswith("samples/a/metrics.json")
     assert sorted(pipeline.rglob("*")) == before
 
 
@@ -339,3 +343,144 @@ def test_without_samples_that_is_what_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nowhere"))
     with pytest.raises(SitError, match="no sample set"):
         finish(evaluate(EvaluateSettings(device="cpu")))
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    return inception_file(tmp_path_factory.mktemp("weights") / "random.pth")
+
+
+def test_all_metrics_take_one_pass_and_are_adms(pipeline, inception):
+    """Faults: a pass for each metric; an sFID of other channels or laid out NCHW, which a distance
+    alone would not show; an npz reference whose mu_s is not used; the word FID for other weights.
+    """
+    reference = pipeline / "ref.npz"
+    drawn, images = pixels(9, 3), pixels(8, 1)
+    np.savez(reference, arr_0=images)
+    samples = pipeline / "drawn.npz"
+    np.savez(samples, arr_0=drawn)
+    metrics = dict.fromkeys(("sfid", "isc", "kid", "prc", "dc"), True)
+    settings = EvaluateSettings(
+        samples=[samples],
+        **metrics,
+        features_weights=inception,
+        reference=reference,
+        device="cpu",
+        batch_size=7,
+    )
+    events, result = finish(evaluate(settings))
+    tag = result.data["figures"][0]["features"]["weights_sha256"][:8]
+    names = ["sFD", "IS", "KD", "precision", "recall", "density", "coverage"]
+    assert list(values(result)) == [f"{name}[inception:{tag}]" for name in names]
+    assert {event.total for event in events if isinstance(event, Progress)} == {17}
+    floors = [figure["floor"] is None for figure in result.data["figures"]]
+    assert floors == [False] * 3 + [False, False] + [True, True]  # density needs 6 a side
+
+    # The same from the network itself, as ADM describes it: channels 0 to 6 of mixed_6, NHWC.
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    network = FeatureExtractorInceptionV3(
+        "x", ["2048"], feature_extractor_weights_path=str(inception)
+    )
+    maps = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda m, i, output: maps.append(output))
+    with torch.inference_mode():
+        for batch in (drawn, images):
+            network(torch.from_numpy(batch).permute(0, 3, 1, 2))
+    fake, real = (m[:, :7].permute(0, 2, 3, 1).reshape(len(m), 2023).numpy() for m in maps)
+    first, second = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (fake.astype(float), real))
+    mean = real.mean(0, dtype=float)
+    exact = np.square(fake.mean(0, dtype=float) - mean).sum() + np.square(first).sum()
+    exact += np.square(second).sum() - 2 * np.linalg.svd(first @ second.T, compute_uv=False).sum()
+    assert values(result)[f"sFD[inception:{tag}]"] == pytest.approx(exact, rel=1e-4)
+
+    other = pipeline / "adm.npz"
+    np.savez(other, arr_0=images, mu=np.zeros(2048), sigma=np.eye(2048), mu_s=mean + 1,
+             sigma_s=second.T @ second)  # fmt: skip
+    _, shifted = finish(
+        evaluate(
+            EvaluateSettings(
+                samples=[samples],
+                sfid=True,
+                features_weights=inception,
+                reference=other,
+                device="cpu",
+            )
+        )
+    )
+    (figure,) = shifted.data["figures"]
+    cross = 2 * (fake.mean(0, dtype=float) - mean) @ np.ones(2023)
+    assert figure["value"] == pytest.approx(exact + 2023 - cross, rel=1e-4)
+    assert figure["recipe"]["statistics"] == "the file's mu_s and sigma_s"
+
+
+def test_several_sets_stand_in_one_table(pipeline):
+    """Fault: figures under the wrong set, or a reference extracted for each of them."""
+    for name, seed in (("b", 4), ("c", 5)):
+        write_samples(pipeline / "samples" / name, pixels(20, seed, shift=10 * seed))
+    paths = [pipeline / "samples" / name for name in "abc"]
+    reference = pipeline / "out.h5"
+    events, result = finish(
+        evaluate(pixel_settings(samples=paths, fid=True, kid=True, reference=reference))
+    )
+    assert {event.total for event in events if isinstance(event, Progress)} == {24 + 3 * 20}
+    (table,) = result.tables
+    assert table.header == ["samples", "N", "FD[pixels]", "KD[pixels]"]
+    assert [row[0] for row in table.rows] == [*map(str, paths), "floor"]
+    for path, each in zip(paths, result.data["sets"], strict=True):
+        _, alone = finish(
+            evaluate(pixel_settings(samples=[path], fid=True, kid=True, reference=reference))
+        )
+        figures = json.loads((path / "metrics.json").read_text())["figures"]
+        assert [f["value"] for f in figures] == [f["value"] for f in each["figures"]]
+        assert [f["value"] for f in figures] == [f["value"] for f in alone.data["figures"]]
+    small = write_samples(pipeline / "samples/small", pixels(20, 1, side=4))
+    for wrong, words in (([paths[0], small], "one size"), ([paths[0], paths[0]], "named twice")):
+        with pytest.raises(UsageError, match=words):
+            finish(evaluate(pixel_settings(samples=wrong, reference=reference)))
+    with pytest.raises(UsageError, match="different images"):
+        finish(evaluate(pixel_settings(samples=paths)))
+
+
+def test_an_interval_holds_the_figure_and_follows_the_seed(pipeline):
+    """Fault: quantiles of resamples, which for a Frechet distance lie above the figure itself."""
+    settings = pixel_settings(fid=True, kid=True, prc=True, dc=True, bootstrap=12)
+    _, result = finish(evaluate(settings))
+    for figure in result.data["figures"]:
+        if figure["metric"].split("[")[0] in ("precision", "recall", "coverage"):
+            assert figure["interval"] is None
+            continue
+        low, high = figure["interval"]["low"], figure["interval"]["high"]
+        assert low < figure["value"] < high
+        assert low + high == pytest.approx(2 * figure["value"])
+    assert "[" in result.tables[0].rows[0][1]
+    _, again = finish(evaluate(settings))
+    assert again.data["figures"] == result.data["figures"]
+
+
+def test_sums_of_a_large_set_go_on_where_they_were(pipeline, monkeypatch):
+    """Fault: chunks counted twice or lost when features are too many to keep and a run is cut."""
+    import sitcli.io.extraction as extraction
+
+    _, expected = finish(evaluate(pixel_settings()))
+    shutil.rmtree(pipeline / "out.stats")
+    monkeypatch.setattr(extraction, "KEEP_BYTES", 1)
+    monkeypatch.setattr(extraction, "CHUNK", 5)
+    monkeypatch.setattr(extraction, "SAVE_SECONDS", 0.0)
+    stage = evaluate(pixel_settings(batch_size=3))
+    for event in stage:
+        if isinstance(event, Progress) and event.done >= 13:
+            break
+    stage.close()
+    (pipeline / "out.stats").joinpath("x.sums.9.npz").write_bytes(b"damaged")
+    events, result = finish(evaluate(pixel_settings()))
+    assert first_done(events) == 10
+    assert values(result)["FD[pixels]"] == pytest.approx(values(expected)["FD[pixels]"], rel=1e-9)
+    events, result = finish(evaluate(pixel_settings()))
+    assert first_done(events) == 20  # of the samples; the reference's statistics are kept
+
+
+def test_every_metric_has_its_flag():
+    """Fault: a row of METRICS that no option asks for."""
+    fields = {field.name for field in dataclasses.fields(EvaluateSettings)}
+    assert set(METRICS) <= fields

@@ -90,7 +90,7 @@ def test_the_set_that_is_written(run: Path, tmp_path: Path) -> None:
     assert Image.open(samples.directory / "grid.png").height > 3 * 64
     finish(inspect(InspectSettings(path=samples.directory, verify=True, device="cpu")))
     settings = EvaluateSettings(
-        samples=samples.directory, reference=folder, features="pixels", device="cpu"
+        samples=[samples.directory], reference=folder, features="pixels", device="cpu"
     )
     assert finish(evaluate(settings)).data["figures"][0]["value"] < 0.01
 

@@ -105,7 +105,7 @@ def store(tmp_path: Path) -> LatentStore:
 def measure(run: Path, **options) -> dict:
     """The document that is written."""
     options = dict(num=6, solver="heun", steps=4) | options
-    settings = EvaluateSettings(samples=run, nll=True, device="cpu", **options)
+    settings = EvaluateSettings(samples=[run], nll=True, device="cpu", **options)
     return json.loads(finish(likelihood(settings)).path.read_text())
 
 
@@ -204,7 +204,7 @@ def test_a_discrete_model_has_its_bound(store: LatentStore) -> None:
     assert document["evaluations_per_image"] == 10
     again = measure(run, solver=None, steps=10, batch_size=4)
     np.testing.assert_allclose(again["nats"], document["nats"], rtol=1e-4)
-    full = plan(EvaluateSettings(samples=run, nll=True, device="cpu"))
+    full = plan(EvaluateSettings(samples=[run], nll=True, device="cpu"))
     assert full.data["evaluations"] == 1000
     for options in ({"probes": 2}, {"solver": "rk4"}, {"rtol": 1e-3}):
         with pytest.raises(UsageError, match="is for the ODE of a SiT model"):
