@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from sitcli.errors import SitError, UsageError
 from sitcli.io.files import hash_file
+from sitcli.io.weights import named_tensors, read_content
 from sitcli.text import first_line
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -118,7 +119,8 @@ def _load_inception(path: Path, device: torch.device, layers: Sequence[str]) -> 
 
     try:
         # torch-fidelity unpickles whatever the file holds; let only tensors through to it.
-        torch.load(path, weights_only=True, map_location="cpu")
+        if not named_tensors(read_content(path)):
+            raise SitError("there are no named tensors")
         network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
         )
@@ -162,8 +164,6 @@ def _load_dinov2(path: Path, device: torch.device) -> Extractor:
     is resized as DINOv2's own code does, which no other library does alike. Oquab et al. 2023.
     """
     import timm
-
-    from sitcli.io.weights import named_tensors, read_content
 
     state = {k: v.float() for k, v in named_tensors(read_content(path)).items()}
     state.pop("mask_token", None)
