@@ -265,9 +265,17 @@ class SampleSettings:
         "Sample set to write, a folder or NAME.h5. [default: samples/RUN-STEP-HASH]",
         group="Files",
     )
-    num: int = option(64, "Images to draw.", group="Images", low=1)
+    num: int | None = option(
+        None, "Images to draw. [default: 64; under --noise its rows]", group="Images", low=1
+    )
     classes: str | None = option(
         None, "Only these classes, numbers or names: 207,360 or 'goldfish,teapot'.", group="Images"
+    )
+    noise: Path | None = option(
+        None,
+        "Begin with this noise, NOISE.npy (N, C, h, w) at t = 1, image i with row i, instead of "
+        "drawing it from the seed.",
+        group="Images",
     )
     labels: names.LabelPolicy = option(
         "balanced", "balanced: every class in turn; random: drawn from the seed.", group="Images"
@@ -345,11 +353,17 @@ class SampleSettings:
     )
     cfg_channels: names.GuidedChannels | None = option(
         None,
-        "Channels that are guided; 3 is what the published DiT and SiT figures use. [default: all]",
+        "Channels that are guided; 3 is what the published DiT and SiT figures use. [default: all; "
+        "of imported weights what their figures were made with]",
         group="Guidance",
     )
     weights: names.Weights = option("ema", "Averaged or last weights.", group="Sampler")
     latents: bool = option(False, "Keep the latents in the sample set too.", group="Files")
+    latents_only: bool = option(
+        False,
+        "Keep the latents, float32, and decode none: no autoencoder is needed.",
+        group="Files",
+    )
     png: bool = option(False, "Write a folder of PNG files too.", group="Files")
     npz: bool = option(False, "Write ADM's samples.npz (arr_0) too.", group="Files")
     show_path: bool = option(

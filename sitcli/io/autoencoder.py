@@ -88,6 +88,7 @@ def load_autoencoder(name: str, *, device: torch.device, dtype: torch.dtype) -> 
     dtype: what matrix products run in. Raises UsageError for a name that is none of these,
     SitError for weights that cannot be had or read.
     """
+    name = name.removeprefix("hf:")  # a hub name, which is known as one without it
     path = Path(name).expanduser()
     if name == "pixels":
         return _pixels(device)
@@ -136,7 +137,14 @@ def from_spec(
             "say where it is now with --vae PATH",
         )
     autoencoder = load_autoencoder(found, device=device, dtype=dtype)
-    if autoencoder.spec["hash"] != spec["hash"]:
+    if autoencoder.latent_channels != spec["latent_channels"]:
+        raise SitError(
+            f"{found} has {autoencoder.latent_channels} latent channels, and these latents have "
+            f"{spec['latent_channels']}",
+            "say which autoencoder they are of with --vae PATH",
+        )
+    # Of imported weights nobody has seen the autoencoder: what they name is believed.
+    if spec["hash"] not in (None, autoencoder.spec["hash"]):
         raise SitError(
             f"{found} holds other weights than the autoencoder these latents were made with",
             f"those were {name} with hash {spec['hash'][:12]}; say where they are with --vae PATH",

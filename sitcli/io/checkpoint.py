@@ -30,15 +30,18 @@ from torch import Tensor
 
 from sitcli import __version__
 from sitcli.core.ddpm import Diffusion
-from sitcli.core.flow import Flow
+from sitcli.core.flow import Flow, Network
+from sitcli.core.reversed_time import ReversedTime
 from sitcli.core.wt import LossCurve
 from sitcli.errors import SitError
 from sitcli.io.files import check_version, sync_file, sync_folder, write_json, write_text
+from sitcli.io.hub import local_path
 from sitcli.io.latents import JoinedStores, LatentStore
 from sitcli.model.transformer import Transformer, TransformerConfig
 
 FORMAT = "sit-checkpoint"
 FORMAT_VERSION = 2  # 1 had DeepSpeed's pickles in state/: readable, but not to go on from
+PAPER, REVERSED = "paper", "reversed"  # what the network calls t = 0: the data, or the noise
 NEEDED = ("format_version", "step", "transformer", "process", "latents", "loss_by_t")
 STEP_NAME = re.compile(r"step-(\d{7,})")
 
@@ -189,17 +192,46 @@ class Checkpoint:
         bins = self.meta["loss_by_t"]
         return LossCurve.from_bins(bins["sums"], bins["counts"]) if any(bins["counts"]) else None
 
-    def weights(self, which: str) -> dict[str, Tensor]:
-        """'ema' or 'model'. SitError if the file is damaged."""
-        return read_tensors(self.path / f"{which}.safetensors")
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of its images in pixels."""
+        size = self.latents["image_size"]
+        return (size, size) if isinstance(size, int) else tuple(size)
 
-    def network(self, which: str, device: torch.device) -> Transformer:
-        """The network in eval mode with these weights. SitError if they do not fit."""
+    @property
+    def kinds(self) -> list[str]:
+        """Which weights are here: model and ema; of imported ones perhaps one of them."""
+        both = ["model", "ema"]
+        if "lineage" not in self.meta:
+            return both
+        return [which for which in both if self._file(which).exists()]
+
+    def weights(self, which: str) -> dict[str, Tensor]:
+        """'ema' or 'model'. SitError if they are not there, or the file is damaged."""
+        if self.kinds not in ([], ["model", "ema"], [which]):
+            (other,) = self.kinds
+            raise SitError(f"{self.path} holds no {which} weights", f"--weights {other}")
+        return read_tensors(self._file(which))
+
+    def _file(self, which: str) -> Path:
+        return self.path / f"{which}.safetensors"
+
+    def network(self, which: str, device: torch.device) -> Network:
+        """The network in eval mode with these weights, fed times with t = 0 at the data.
+
+        SitError if they do not fit.
+        """
         try:
-            return build_network(self.config, self.weights(which), device)
+            network = build_network(self.config, self.weights(which), device)
         except RuntimeError as error:
             line = str(error).splitlines()[-1].strip()
             raise SitError(f"{self.path}: the weights do not fit the network: {line}") from None
+        convention = self.meta.get("time_convention", PAPER)
+        if convention == REVERSED:
+            return ReversedTime(network, prediction=self.process.prediction)
+        if convention != PAPER:
+            raise SitError(f"{self.path} names a time convention '{convention}' sit does not know")
+        return network
 
     def autoencoder_arrays(self) -> dict[str, np.ndarray]:
         """What the autoencoder needs beside its spec."""
@@ -260,21 +292,23 @@ def process_from(facts: dict[str, Any]) -> Flow:
     return (Diffusion if facts["interpolant"] == Diffusion.interpolant else Flow)(**facts)
 
 
-def checkpoint_meta(config: TransformerConfig, process: Flow, **more: Any) -> dict[str, Any]:
-    """The meta.json of a checkpoint of ours: what `Checkpoint` reads back.
+def checkpoint_meta(
+    config: TransformerConfig, process: Flow, *, time_convention: str = PAPER, **more: Any
+) -> dict[str, Any]:
+    """The meta.json of a checkpoint: what `Checkpoint` reads back.
 
-    time_convention "paper": the network is fed t with t = 0 at the data.
+    time_convention: PAPER, the network is fed t with t = 0 at the data; or REVERSED, 1 - t.
     """
-    return dict(
-        transformer=asdict(config), process=asdict(process), time_convention="paper", **more
-    )
+    facts = dict(transformer=asdict(config), process=asdict(process))
+    return dict(facts, time_convention=time_convention, **more)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at a step's folder, or the newest of a run.
+    """The checkpoint at a step's folder, or the newest of a run; of the hub too (hf:OWNER/NAME).
 
     Raises SitError if there is none or it is of a newer format.
     """
+    path = local_path(path)
     if not path.exists():
         raise SitError(f"there is no run or checkpoint {path}", "name a folder below runs/")
     if (path / "meta.json").exists():

@@ -58,7 +58,7 @@ def newest_written_run() -> Path:
 def newest_samples() -> Path:
     """The sample set below samples/ that was completed last; SitError if there is none.
 
-    Inverted images are not among them: they are no samples of the model.
+    Inverted images are not among them, which are no samples of the model, nor latents alone.
     """
     from sitcli.io.samples import SampleSet
 
@@ -66,7 +66,7 @@ def newest_samples() -> Path:
     for path in _by_age(SAMPLES.glob("**/*.h5")):
         try:
             samples = SampleSet.open(path)
-            if "invert" in samples.meta:
+            if "invert" in samples.meta or samples.images is None:
                 continue
             if samples.complete:
                 return path

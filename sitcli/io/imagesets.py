@@ -67,7 +67,7 @@ def kind_of(path: Path) -> str:
     if path.suffix in ARCHIVES:
         return "folder"
     names = Rows(path).names if path.suffix in (".h5", ".hdf5") else []
-    if "images" in names:
+    if {"images", "seeds"} & set(names):
         return "sample set"
     if "latents" in names:
         return "latent store"
@@ -119,6 +119,9 @@ def _sample_set(path: Path) -> ImageSet:
     samples = SampleSet.open(path)
     if not samples.complete:
         raise SitError(f"{path} is not finished", "type its `sit sample` command again to go on")
+
+    if samples.images is None:
+        raise SitError(f"{path} holds latents only, no images", "sit sample without --latents-only")
 
     def read(indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
         return (samples.images[i] for i in indices)

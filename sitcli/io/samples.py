@@ -2,7 +2,8 @@
 
 A folder with samples.h5 (a row file: images (N, H, W, 3) uint8, evaluations (N,) float64, labels
 and seeds (N,) int64, latents (N, C, h, w) float32 on request), grid.png and meta.json. A set of
-inverted images holds the noise they were found to be drawn from, noise (N, C, h, w) float32.
+inverted images holds the noise they were found to be drawn from, noise (N, C, h, w) float32; one
+of latents alone has no images and no grid.
 
 Format 1 counted the evaluations of all images in an attribute, which one process alone can write.
 """
@@ -38,7 +39,7 @@ class SampleSet:
         self.rows = file
         self.path = file.path
         self.directory = file.path.parent
-        self.images = file.array("images")
+        self.images = file.array("images") if "images" in file.names else None
         self.labels = np.array(file.array("labels"))
         self.seeds = np.array(file.array("seeds"))
         self.num = file.num_rows
@@ -76,20 +77,20 @@ class SampleSet:
         *,
         labels: np.ndarray,
         seeds: np.ndarray,
-        image_size: tuple[int, int],
+        image_size: tuple[int, int] | None,
         latent_shape: tuple[int, int, int] | None,
         noise_shape: tuple[int, int, int] | None = None,
         meta: dict[str, Any],
     ) -> SampleSet:
         """Lay out an empty set in the row file `path`.
 
-        latent_shape, noise_shape: only if latents, or the noise of inverted images, are kept.
+        image_size: height and width, None if no images are kept; latent_shape, noise_shape: only
+            if latents, or the noise of inverted images, are.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        datasets = {
-            "images": ((len(labels), *image_size, 3), "uint8"),
-            "evaluations": ((len(labels),), "float64"),
-        }
+        datasets = {"evaluations": ((len(labels),), "float64")}
+        if image_size is not None:
+            datasets["images"] = ((len(labels), *image_size, 3), "uint8")
         if latent_shape is not None:
             datasets["latents"] = ((len(labels), *latent_shape), "float32")
         if noise_shape is not None:

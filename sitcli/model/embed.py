@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 
-def position_embedding(width: int, side: int) -> Tensor:
-    """Fixed 2-D sine-cosine embedding, shape (1, side*side, width), float32.
+def position_embedding(width: int, rows: int, columns: int) -> Tensor:
+    """Fixed 2-D sine-cosine embedding, shape (1, rows*columns, width), float32.
 
     The first half of the channels encodes the column, the second the row; each half is
     [sin | cos] with omega_i = 10000^(-i / (width/4)), as in MAE and DiT.
     """
     omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * omega
+    angles = torch.arange(max(rows, columns), dtype=torch.float64)[:, None] * omega
     line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width/2)
-    column = line[None, :, :].expand(side, side, -1)
-    row = line[:, None, :].expand(side, side, -1)
-    return torch.cat([column, row], dim=2).reshape(1, side * side, width).float()
+    column = line[None, :columns].expand(rows, columns, -1)
+    row = line[:rows, None].expand(rows, columns, -1)
+    return torch.cat([column, row], dim=2).reshape(1, rows * columns, width).float()
 
 
 def sinusoid(t: Tensor, dim: int, *, max_period: float = 10000.0) -> Tensor:

@@ -113,7 +113,7 @@ def measure_cost(config: TransformerConfig) -> Cost:
     """
     with torch.device("meta"):
         network = Transformer(config)
-        x = torch.empty(1, config.channels, config.input_size, config.input_size)
+        x = torch.empty(1, *config.latent_shape)
         t, y = torch.empty(1), torch.empty(1, dtype=torch.int64)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(x, t, y)
@@ -124,7 +124,8 @@ def measure_cost(config: TransformerConfig) -> Cost:
 def published_cost(config: TransformerConfig) -> Published | None:
     """The paper's figure for this very network, if the paper gives one."""
     table = PUBLISHED.get((config.block, config.input_size), {})
-    if (config.channels, config.out_channels, config.num_classes) != (4, 8, 1000):
+    others = config.channels, config.out_channels, config.num_classes, config.input_width
+    if others != (4, 8, 1000, None):
         return None
     for (size, patch), published in table.items():
         shape = (config.depth, config.width, config.heads)

@@ -27,8 +27,9 @@ PRESETS: dict[str, tuple[int, int, int]] = {
 class TransformerConfig:
     """Everything that fixes the shapes of the parameters.
 
-    input_size: side of the square latent; channels: its channels; num_classes: 0 is unconditional;
-    block: one of BLOCKS. Raises ValueError for sizes that do not fit together.
+    input_size: height of the latent; input_width: its width, None if it is square; channels: its
+    channels; num_classes: 0 is unconditional; block: one of BLOCKS. Raises ValueError for sizes
+    that do not fit together.
     """
 
     input_size: int
@@ -40,22 +41,33 @@ class TransformerConfig:
     heads: int
     num_classes: int
     block: str = "adaln-zero"
+    input_width: int | None = None
 
     def __post_init__(self) -> None:
         if self.block not in BLOCKS:
             raise ValueError(f"no block design is called '{self.block}'")
-        if self.input_size % self.patch:
-            raise ValueError(
-                f"patch {self.patch} does not divide the latent side {self.input_size}"
-            )
+        for side in self.latent_shape[1:]:
+            if side % self.patch:
+                raise ValueError(f"patch {self.patch} does not divide the latent side {side}")
         if self.width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
         if self.width % 4:
             raise ValueError(f"the width {self.width} is not a multiple of 4")
 
     @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        return self.channels, self.input_size, self.input_width or self.input_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return tuple(side // self.patch for side in self.latent_shape[1:])
+
+    @property
     def tokens(self) -> int:
-        return (self.input_size // self.patch) ** 2
+        rows, columns = self.grid
+        return rows * columns
 
     @property
     def null_class(self) -> int:
@@ -98,13 +110,12 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_every = 0
-        side = config.input_size // config.patch
         self.design = BLOCKS[config.block]
         self.x_embedder = PatchEmbed(config.patch, config.channels, config.width)
         self.t_embedder = TimestepEmbedder(config.width)
         self.y_embedder = LabelEmbedder(config.num_classes, config.width)
         # A buffer under the official key: ZeRO-1 consolidation loses frozen parameters.
-        self.register_buffer("pos_embed", position_embedding(config.width, side))
+        self.register_buffer("pos_embed", position_embedding(config.width, *config.grid))
         self.blocks = nn.ModuleList(
             self.design.block(config.width, config.heads) for _ in range(config.depth)
         )
@@ -129,9 +140,9 @@ class Transformer(nn.Module):
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """(B, T, p*p*C) -> (B, C, h, w): a token holds (p, q, c) in this order."""
         p, C = self.config.patch, self.config.out_channels
-        side = self.config.input_size // p
-        x = tokens.view(-1, side, side, p, p, C)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, C, side * p, side * p)
+        rows, columns = self.config.grid
+        x = tokens.view(-1, rows, columns, p, p, C)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, C, rows * p, columns * p)
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -157,15 +168,18 @@ class Transformer(nn.Module):
 
 
 def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
-    """The config of official-layout weights, from their shapes alone (heads leave no trace).
+    """The config of official-layout weights, from their tensors alone (heads leave no trace).
 
-    Raises KeyError for a missing tensor, ValueError for blocks of no known design.
+    Raises KeyError for a missing tensor, ValueError for blocks of no known design, or a position
+    embedding of no grid.
     """
     width, channels, patch, _ = state["x_embedder.proj.weight"].shape
     out = state["final_layer.linear.weight"].shape[0]
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    rows, columns = infer_grid(state["pos_embed"])
     return TransformerConfig(
-        input_size=round(state["pos_embed"].shape[1] ** 0.5) * patch,
+        input_size=rows * patch,
+        input_width=None if rows == columns else columns * patch,
         patch=patch,
         channels=channels,
         out_channels=out // patch**2,
@@ -175,6 +189,23 @@ def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
         num_classes=state["y_embedder.embedding_table.weight"].shape[0] - 1,
         block=_infer_block(state, width),
     )
+
+
+def infer_grid(pos_embed: Tensor) -> tuple[int, int]:
+    """Rows and columns of a position embedding (1, T, d): the grid that gives these values.
+
+    One of other values, learned ones, is a square. Raises ValueError if it can be none.
+    """
+    _, tokens, width = pos_embed.shape
+    for rows in range(1, tokens + 1):
+        if tokens % rows == 0:
+            grid = rows, tokens // rows
+            if torch.allclose(pos_embed.float(), position_embedding(width, *grid), atol=1e-5):
+                return grid
+    side = round(tokens**0.5)
+    if side * side != tokens:
+        raise ValueError(f"pos_embed has {tokens} tokens, which are no known grid")
+    return side, side
 
 
 def _infer_block(state: dict[str, Tensor], width: int) -> str:

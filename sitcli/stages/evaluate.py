@@ -718,6 +718,8 @@ def _next(task: _Task, settings: EvaluateSettings) -> str:
     (samples,) = task.sets
     if "invert" in samples.meta:
         return ""  # there are no more of the images it was made of
+    if samples.meta.get("noise"):
+        return ""  # nor of the noise it was drawn from
     if {"checkpoint", "mode"} <= samples.meta.keys() and samples.num < FEW_SAMPLES:
         return _more_samples(samples.meta)
     others = [f"--{metric}" for metric in ("kid", "prc") if metric not in task.metrics]

@@ -217,7 +217,10 @@ def _draw_store(
 def _describe_samples(samples: SampleSet) -> Result:
     attrs, meta = samples.rows.attrs, samples.meta
     done = int(samples.done.sum())
-    height, width = samples.images.shape[1:3]
+    pictures, shape = "latents alone", None
+    if samples.images is not None:
+        shape = list(samples.images.shape[1:])
+        pictures = f"{shape[1]} x {shape[0]} pixels"
     names = list(meta.get("class_names") or [])
     counts = np.bincount(samples.labels[samples.done], minlength=len(names))
     size = _bytes_below(samples.directory if _owns_folder(samples) else samples.path)
@@ -226,7 +229,7 @@ def _describe_samples(samples: SampleSet) -> Result:
         "kind": f"sample set, format {attrs['format_version']}, by sit {attrs['sit_version']}",
         "complete": "yes" if samples.complete else "no",
         "images": (f"{done}" if samples.complete else f"{done} of {samples.num} drawn")
-        + f", {width} x {height} pixels{kept}",
+        + f", {pictures}{kept}",
         "classes": _describe_classes(names, counts),
     }
     # What the sampler recorded, as it recorded it: one short value a line.
@@ -240,7 +243,7 @@ def _describe_samples(samples: SampleSet) -> Result:
         **{name: attrs[name] for name in ("format_version", "sit_version", "complete")},
         "num": samples.num,
         "num_done": done,
-        "image_shape": list(samples.images.shape[1:]),
+        "image_shape": shape,
         **{name: name in samples.rows.names for name in KEPT},
         "class_counts": counts.tolist(),
         "meta": meta,
@@ -257,7 +260,7 @@ def _verify_samples(samples: SampleSet) -> Problems:
     written = samples.rows.written
     problems = _check_flags(written, complete=samples.complete)
     blank = 0
-    for start, stop in _pieces(samples.images):
+    for start, stop in _pieces(samples.images) if samples.images is not None else ():
         one_colour = np.ptp(samples.images[start:stop], axis=(1, 2)).max(axis=-1) == 0
         blank += int((one_colour & (written[start:stop] == rows.DONE)).sum())
         yield Progress(done=stop, total=samples.num, unit="images")
@@ -280,6 +283,8 @@ def _verify_samples(samples: SampleSet) -> Problems:
 def _draw_samples(
     samples: SampleSet, settings: InspectSettings
 ) -> tuple[np.ndarray, int, list[str] | None]:
+    if samples.images is None:
+        raise UsageError(f"{samples.path} holds latents only, no pictures", "leave out --preview")
     done = np.flatnonzero(samples.done)
     names = list(samples.meta.get("class_names") or [])
     chosen, columns, labels = _choose(samples.labels[done], names)
@@ -371,13 +376,14 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> Result:
         "step": str(checkpoint.step),
         "network": f"{config.depth} {design}blocks of width {config.width}, {config.heads} heads, "
         f"patch {config.patch}: {params / 1e6:.4g} M parameters",
-        "latents": f"{format_shape((config.channels, config.input_size, config.input_size))} of "
-        f"{latents['store']} ({latents['num_items']} images)",
+        "latents": format_shape(config.latent_shape) + _origin(latents),
         "classes": _some(latents["class_names"]) if num_classes else "none",
         "process": process.describe(),
-        "autoencoder": f"{spec['name']} ({spec['class']}, {spec['hash'][:12]})",
+        "autoencoder": f"{spec['name']} ({spec['class']}, {(spec['hash'] or 'unseen')[:12]})",
         "size": format_bytes(size),
     }
+    if "lineage" in meta:
+        summary["imported"] = f"{meta['lineage']}, from {meta['weights_source']['path']}"
     data = {
         "kind": "checkpoint",
         "path": str(checkpoint.path),
@@ -390,11 +396,19 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> Result:
     return Result(summary=summary, data=data, next=f"sit sample {quote(str(checkpoint.path))}")
 
 
+def _origin(latents: dict[str, Any]) -> str:
+    """The store the latents were read from; imported weights know none."""
+    if latents["store"] is None:
+        return ""
+    return f" of {latents['store']} ({latents['num_items']} images)"
+
+
 def _verify_checkpoint(checkpoint: Checkpoint) -> Problems:
     problems = []
     with torch.device("meta"):
         expected = {k: v.shape for k, v in Transformer(checkpoint.config).state_dict().items()}
-    for done, which in enumerate(("model", "ema"), start=1):
+    kinds = checkpoint.kinds
+    for done, which in enumerate(kinds, start=1):
         weights = checkpoint.weights(which)
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         wrong = sorted(k for k in {*shapes, *expected} if shapes.get(k) != expected.get(k))
@@ -403,7 +417,7 @@ def _verify_checkpoint(checkpoint: Checkpoint) -> Problems:
         bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
         if bad:
             problems.append(f"{which}.safetensors is not finite: {_some(bad)}")
-        yield Progress(done=done, total=2, unit="files")
+        yield Progress(done=done, total=len(kinds), unit="files")
     problems += _check_moments(checkpoint)
     arrays = checkpoint.autoencoder_arrays()
     return problems + _check_arrays(checkpoint.latents["autoencoder"], arrays)

@@ -38,7 +38,8 @@ FORMAT_VERSION = 1
 FIGURES = "invert.json"
 GRID_BANDS, GRID_COLUMNS = 3, 10
 # Options of drawing that say nothing here.
-FOREIGN = ("labels", "seed", "show_path", "cfg_scale", "cfg_channels", "sde", "ddpm", "ddim")
+FOREIGN = ("labels", "seed", "noise", "show_path", "latents_only", "cfg_scale", "cfg_channels",
+           "sde", "ddpm", "ddim")  # fmt: skip
 
 
 def invert(settings: SampleSettings) -> Stage:
@@ -79,14 +80,14 @@ def plan(settings: SampleSettings) -> Result:
     evaluations = None
     if ode.solver != "dopri5":
         evaluations = 2 * ode.steps * ODE_STEPS[ode.solver].evaluations
-    size = job.checkpoint.latents["image_size"]
+    height, width = job.checkpoint.image_size
     summary = {
         "checkpoint": str(job.checkpoint.path),
         "images": job.text,
         "sampler": _describe(job.facts()),
         "evaluations": f"{evaluations} an image" if evaluations else "as dopri5 needs",
         "cost": f"{cost.macs / 1e9:.3g} GMACs an evaluation",
-        "size": format_bytes(len(job.items) * size * size * 3),
+        "size": format_bytes(len(job.items) * height * width * 3),
         "out": str(job.file.parent),
     }
     data = dict(job.facts(), out=str(job.file.parent), evaluations=evaluations)
@@ -127,8 +128,7 @@ class _Job:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        config = self.checkpoint.config
-        return config.channels, config.input_size, config.input_size
+        return self.checkpoint.config.latent_shape
 
     @property
     def text(self) -> str:
@@ -167,7 +167,7 @@ def _prepare(settings: SampleSettings) -> _Job:
     drawn = drawing.prepare(like)
     checkpoint = drawn.checkpoint
     real = _open(settings.invert, checkpoint)
-    num = min(settings.num, real.num)
+    num = min(drawn.settings.num, real.num)
     items = np.arange(num) * real.num // num
     labels, policy = _labels(drawn, real, items)
     job = _Job(drawn, real, items, labels, policy, drawn.file)
@@ -194,12 +194,13 @@ def _open(path: Path, checkpoint: Checkpoint) -> _Real:
         check_same_latents(store, checkpoint)
         facts = path, "its latents", store.num_items, store.fingerprint
         return _Real(*facts, store.labels, store.class_names, store=store)
-    size, crop = checkpoint.latents["image_size"], checkpoint.latents["crop"]
-    images = open_images(path, size=(size, size), crop=crop)
-    if images.size != (size, size):
-        height, width = images.size
+    size = checkpoint.image_size
+    images = open_images(path, size=size, crop=checkpoint.latents["crop"])
+    if images.size != size:
+        (height, width), (rows, columns) = images.size, size
         raise UsageError(
-            f"{path} holds images of {width} x {height} pixels, and the run's are {size} x {size}",
+            f"{path} holds images of {width} x {height} pixels, and the run's are {columns} x "
+            f"{rows}",
             "give a folder of pictures, which are cropped",
         )
     labels = np.zeros(images.num, np.int64) if images.labels is None else images.labels
@@ -237,12 +238,11 @@ def _finished(job: _Job) -> SampleSet | None:
 
 def _create(job: _Job) -> SampleSet:
     latents, settings = job.checkpoint.latents, job.drawn.settings
-    size = latents["image_size"]
     meta = job.facts() | dict(
         store=latents["store"],
         stores=latents.get("stores", [latents["store"]]),
         source=latents["source"],
-        image_size=size,
+        image_size=latents["image_size"],
         crop=latents["crop"],
         class_names=latents["class_names"] if job.labelled else [],
         precision=precision_name(job.drawn.dtype),
@@ -253,7 +253,7 @@ def _create(job: _Job) -> SampleSet:
         # Without a class they have no label, as an unconditional model's have not.
         labels=job.labels if job.labelled else np.zeros_like(job.labels),
         seeds=np.zeros(len(job.items), np.int64),
-        image_size=(size, size),
+        image_size=job.checkpoint.image_size,
         latent_shape=job.latent_shape if settings.latents else None,
         noise_shape=job.latent_shape,
         meta=meta,

@@ -266,7 +266,7 @@ def _open_store(settings: EvaluateSettings, checkpoint: Checkpoint) -> LatentSto
 def check_same_latents(store: LatentStore | JoinedStores, checkpoint: Checkpoint) -> None:
     """SitError unless the store's latents are of the kind that the run was trained on."""
     latents, config = checkpoint.latents, checkpoint.config
-    shape = (config.channels, config.input_size, config.input_size)
+    shape = config.latent_shape
     if store.latent_shape != shape:
         what = f"latents {format_shape(store.latent_shape)}, and the run's {format_shape(shape)}"
     elif store.autoencoder["hash"] != latents["autoencoder"]["hash"]:

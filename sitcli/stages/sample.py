@@ -34,6 +34,7 @@ from sitcli.io.launch import (
     resolve_device,
     resolve_precision,
 )
+from sitcli.io.noise import Noise, open_noise
 from sitcli.io.pictures import save_grid
 from sitcli.io.processes import World, device_name, planned_size, world_for
 from sitcli.io.ranks import from_first, meeting, together, until_all, watching
@@ -43,6 +44,7 @@ from sitcli.text import count, format_bytes
 
 Sampler = Ode | Sde | Ddpm | Ddim
 LEAVE = "leave it out"
+NUM = 64
 GRID_ROWS, GRID_COLUMNS = 10, 10
 PATH_ROWS, PATH_COLUMNS = 6, 10
 # How the images are computed or stored; anything else in the settings decides what they show.
@@ -103,7 +105,7 @@ def plan(settings: SampleSettings) -> Result:
     job = prepare(settings)
     cost, s = total_cost(job.checkpoint.config), job.settings
     evaluations = _planned_evaluations(job)
-    height = job.checkpoint.latents["image_size"]
+    height, width = job.checkpoint.image_size
     facts = job.facts()
     processes = planned_size(gpus=s.gpus, procs=s.procs)
     summary = {
@@ -114,7 +116,9 @@ def plan(settings: SampleSettings) -> Result:
         "cost": f"{cost.macs * evaluations * s.num / 1e12:.3g} TMACs"
         if evaluations
         else f"{cost.macs / 1e9:.3g} GMACs an evaluation",
-        "images": f"{s.num}, {height} x {height}, {format_bytes(s.num * height * height * 3)}",
+        "images": f"{s.num}, latents alone"
+        if s.latents_only
+        else f"{s.num}, {width} x {height}, {format_bytes(s.num * height * width * 3)}",
         "processes": str(processes),
         "out": str(job.file.parent),
     }
@@ -137,6 +141,7 @@ class Job:
     checkpoint: Checkpoint
     sampler: Sampler
     labels: np.ndarray  # (N,) int64
+    noise: Noise | None
     device: torch.device
     dtype: torch.dtype
     file: Path
@@ -158,7 +163,9 @@ class Job:
             mode=mode_of(s),
             cfg_scale=s.cfg_scale,
             cfg_channels=s.cfg_channels or "all",
-            latents_kept=s.latents,
+            latents_kept=s.latents or s.latents_only,
+            noise=None if self.noise is None else self.noise.hash,
+            latents_only=s.latents_only or None,
         )
         values = {name: getattr(s, name) for name in ALL_OPTIONS}
         return facts | {name: value for name, value in values.items() if value is not None}
@@ -187,6 +194,17 @@ def prepare(settings: SampleSettings) -> Job:
     """Check everything that can be checked before anything is written."""
     checkpoint = _checkpoint(settings)
     settings = resolve(settings, checkpoint)
+    noise = None
+    if settings.noise is not None:
+        noise = open_noise(settings.noise, checkpoint.config.latent_shape)
+        if settings.num not in (None, noise.num):
+            raise UsageError(
+                f"--num {settings.num}: {settings.noise} holds {noise.num} images' noise",
+                "leave out --num",
+            )
+    num = noise.num if noise is not None else settings.num or NUM
+    settings = dataclasses.replace(settings, num=num)
+    _check_latents_only(settings)
     device = resolve_device(device_name(settings.device, gpus=settings.gpus, procs=settings.procs))
     dtype = resolve_precision(settings.precision, device)
     sampler = _sampler(settings, checkpoint)
@@ -198,9 +216,15 @@ def prepare(settings: SampleSettings) -> Job:
             LEAVE,
         )
     labels = _labels(settings, checkpoint)
-    return Job(
-        settings, checkpoint, sampler, labels, device, dtype, _out_file(settings, checkpoint)
-    )
+    file = _out_file(settings, checkpoint, noise)
+    return Job(settings, checkpoint, sampler, labels, noise, device, dtype, file)
+
+
+def _check_latents_only(settings: SampleSettings) -> None:
+    for name in ("png", "npz", "show_path", "vae"):
+        if settings.latents_only and getattr(settings, name):
+            flag = name.replace("_", "-")
+            raise UsageError(f"--latents-only decodes no images, which --{flag} is about", LEAVE)
 
 
 def _checkpoint(settings: SampleSettings) -> Checkpoint:
@@ -269,7 +293,8 @@ def resolve(settings: SampleSettings, checkpoint: Checkpoint) -> SampleSettings:
         raise UsageError(f"--{flag} means nothing to --{mode}{choice}", hint)
     if settings.cfg_scale == 1 and settings.cfg_channels is not None:
         raise UsageError("--cfg-channels means nothing without guidance", "--cfg-scale 1.5, say")
-    channels = None if settings.cfg_scale == 1 else settings.cfg_channels or "all"
+    usual = checkpoint.meta.get("guided_channels", "all")
+    channels = None if settings.cfg_scale == 1 else settings.cfg_channels or usual
     return dataclasses.replace(settings, **{mode: True}, **options, cfg_channels=channels)
 
 
@@ -353,7 +378,7 @@ def _parse_classes(text: str, num_classes: int, class_names: list[str]) -> list[
     return classes
 
 
-def _out_file(s: SampleSettings, checkpoint: Checkpoint) -> Path:
+def _out_file(s: SampleSettings, checkpoint: Checkpoint, noise: Noise | None) -> Path:
     if s.out is not None:
         if s.out.suffix == ".h5" and s.out.is_dir():
             raise UsageError(f"{s.out} is a folder", "name a file that is none, or a folder")
@@ -362,13 +387,14 @@ def _out_file(s: SampleSettings, checkpoint: Checkpoint) -> Path:
             raise UsageError(f"{s.out} is a run", "samples take a folder of their own")
         return file_of(s.out)
     kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in FREE}
+    kept |= {"noise": noise.hash} if noise is not None else {}
     mark = hash_json([kept, str(checkpoint.path.resolve())])[:6]
     name = f"{checkpoint.path.parent.name}-{checkpoint.path.name}-{mark}"
     return find.SAMPLES / name / FILE
 
 
 def _open_or_create(job: Job) -> SampleSet:
-    latents, config = job.checkpoint.latents, job.checkpoint.config
+    latents, settings = job.checkpoint.latents, job.settings
     if job.file.exists():
         samples = SampleSet.open(job.file, writable=True)
         for key, value in job.facts().items():
@@ -378,25 +404,23 @@ def _open_or_create(job: Job) -> SampleSet:
                     "name another --out, or remove it",
                 )
         return samples
-    size = latents["image_size"]
     meta = job.facts() | dict(
         store=latents["store"],
         stores=latents.get("stores", [latents["store"]]),
         source=latents["source"],
-        image_size=size,
+        image_size=latents["image_size"],
         crop=latents["crop"],
         class_names=latents["class_names"],
         precision=precision_name(job.dtype),
-        batch_size=job.settings.batch_size,
+        batch_size=settings.batch_size,
     )
+    keep = settings.latents or settings.latents_only
     return SampleSet.create(
         job.file,
         labels=job.labels,
-        seeds=np.full(job.settings.num, job.settings.seed, np.int64),
-        image_size=(size, size),
-        latent_shape=(config.channels, config.input_size, config.input_size)
-        if job.settings.latents
-        else None,
+        seeds=np.full(settings.num, settings.seed, np.int64),
+        image_size=None if settings.latents_only else job.checkpoint.image_size,
+        latent_shape=job.checkpoint.config.latent_shape if keep else None,
         meta=meta,
     )
 
@@ -434,7 +458,10 @@ def _fill(
 
     yield progress()
     mine = missing[world.rank :: world.size]
-    parts = together(world, lambda: (job.autoencoder(), job.network()) if mine else None)
+    only = job.settings.latents_only
+    parts = together(
+        world, lambda: (None if only else job.autoencoder(), job.network()) if mine else None
+    )
     for batch in mine:
         autoencoder, network = parts
         began = network.evaluations
@@ -450,9 +477,11 @@ def _fill(
                 "the sampler's result is not finite",
                 "use --precision fp32, more --steps, or another sampler",
             )
-        images = decode_latents(autoencoder, x, job.checkpoint.latents["scaling"]).numpy()
         kept = {"latents": x.float().cpu().numpy()} if "latents" in samples.rows.names else {}
-        samples.write(batch, evaluations=network.evaluations - began, images=images, **kept)
+        if autoencoder is not None:
+            scaling = job.checkpoint.latents["scaling"]
+            kept["images"] = decode_latents(autoencoder, x, scaling).numpy()
+        samples.write(batch, evaluations=network.evaluations - began, **kept)
         if frames:
             _save_path(samples, job, autoencoder, frames)
         yield progress()
@@ -466,15 +495,16 @@ def _trajectory(
     job: Job, network: GuidedNetwork, batch: np.ndarray
 ) -> Iterator[tuple[float, Tensor]]:
     """(t, x_t) from t = 1 on, for the images `batch`; image i depends on (seed, i) alone."""
-    config = job.checkpoint.config
-    shape = (config.channels, config.input_size, config.input_size)
+    shape = job.checkpoint.config.latent_shape
     random = [generator(job.settings.seed, "image", int(i)) for i in batch]
 
     def randn() -> Tensor:
         return torch.stack([torch.randn(shape, generator=r) for r in random]).to(job.device)
 
     y = torch.from_numpy(job.labels[batch]).to(job.device)
-    noise = randn()
+    noise = randn()  # where it is given too, so that what is drawn later is the same
+    if job.noise is not None:
+        noise = job.noise.rows(batch).to(job.device)
     yield 1.0, noise
     steps = job.checkpoint.process.sample(network, noise, y, job.sampler, randn=randn)
     yield from solver_steps(job, steps)
@@ -507,7 +537,9 @@ def _save_path(
 
 
 def _export(samples: SampleSet, job: Job) -> None:
-    """grid.png, and what was asked for beside it."""
+    """grid.png, and what was asked for beside it; of latents alone nothing."""
+    if samples.images is None:
+        return
     class_names = samples.meta["class_names"]
     images, columns, labels = _grid(samples, class_names)
     save_grid(samples.beside("grid.png"), images, columns=columns, row_labels=labels)
@@ -582,16 +614,20 @@ def _describe(facts: dict[str, Any]) -> str:
 
 def _result(samples: SampleSet, job: Job) -> Result:
     meta = samples.meta
-    grid = samples.beside("grid.png")
+    path = samples.directory if samples.path.name == FILE else samples.path
     summary = {
-        "images": f"{samples.num}, {samples.images.shape[1]} x {samples.images.shape[2]}",
+        "images": f"{samples.num} of latents alone, float32",
         "sampler": _describe(meta),
         "evaluations": f"{meta['evaluations_per_image']:g} an image",
-        "grid": str(grid),
     }
+    if samples.images is None:
+        data = dict(meta, samples=str(samples.path))
+        return Result(summary=summary, data=data, path=path)
+    grid = samples.beside("grid.png")
+    _, height, width, _ = samples.images.shape
+    summary |= {"images": f"{samples.num}, {width} x {height}", "grid": str(grid)}
     if job.settings.show_path:
         summary["path"] = str(samples.beside("path.png"))
-    path = samples.directory if samples.path.name == FILE else samples.path
     data = dict(meta, grid=str(grid), samples=str(samples.path))
     return Result(summary=summary, data=data, path=path, next=_evaluate_command(samples.path, path))
 

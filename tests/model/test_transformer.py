@@ -242,3 +242,24 @@ def test_unknown_block_designs_are_refused() -> None:
     """Fault: a misspelt design found only when the network is built."""
     with pytest.raises(ValueError, match="no block design is called 'adaln0'"):
         dataclasses.replace(TINY, block="adaln0")
+
+
+def test_a_grid_that_is_not_square() -> None:
+    """Faults: rows and columns exchanged in the embedding, the patches or their inverse; a grid
+    that is not found again from the embedding alone."""
+    config = dataclasses.replace(TINY, input_size=4, input_width=12)
+    assert (config.grid, config.latent_shape, config.tokens) == ((2, 6), (4, 4, 12), 12)
+    model = filled(config)
+    assert infer_config(model.state_dict(), heads=4) == config
+    square = filled(dataclasses.replace(TINY, input_size=12)).pos_embed.view(6, 6, 32)
+    torch.testing.assert_close(model.pos_embed.view(2, 6, 32), square[:2])
+    t, y = torch.tensor([0.3]), torch.tensor([1])
+    x = torch.randn(1, 4, 4, 12)
+    out = model(x, t, y)
+    assert out.shape == (1, 8, 4, 12)
+    # Without positions the network does not know where a token is: move patches, move outputs.
+    model.pos_embed.zero_()
+    moved = model(x.roll((2, 4), dims=(2, 3)), t, y)
+    torch.testing.assert_close(moved, model(x, t, y).roll((2, 4), dims=(2, 3)))
+    with pytest.raises(ValueError, match="does not divide the latent side 7"):
+        dataclasses.replace(TINY, input_width=7)

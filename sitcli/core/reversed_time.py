@@ -1,0 +1,25 @@
+"""Networks whose time runs the other way: the official SiT's t is 1 - ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class ReversedTime:
+    """A network trained with t = 0 at the noise, as one with t = 0 at the data.
+
+    It is fed 1 - t. Of a velocity the sign turns too, d/dt = -d/d(1 - t); score, noise and data are
+    the same seen from either end.
+    """
+
+    def __init__(self, network: Network, *, prediction: str) -> None:
+        self.network = network
+        self.sign = -1 if prediction == "velocity" else 1
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """x (B, C, h, w), t (B,), y (B,) -> (B, C_out, h, w)."""
+        return self.sign * self.network(x, 1 - t, y)
