@@ -30,6 +30,8 @@ Compile = Literal["auto", "on", "off"]
 OnNan = Literal["stop", "rollback"]
 Bench = Literal["loader"]
 Block = Literal["adaln-zero", "adaln", "cross-attention", "in-context"]
+Lineage = Literal["official-sit", "official-dit", "repa", "diffusers"]
+ExportFormat = Literal["official-sit", "official-dit", "diffusers", "safetensors"]
 Size = Literal["Mi", "Ti", "S", "B", "L", "XL"]
 PaperSize = Literal["S", "B", "L", "XL"]
 
@@ -43,6 +45,8 @@ SDE_SOLVERS = get_args(SdeSolver)
 LAST_STEPS = get_args(LastStep)
 WTS = get_args(Wt)
 SCHEDULES = get_args(Schedule)
+LINEAGES = get_args(Lineage)
+EXPORT_FORMATS = get_args(ExportFormat)
 BLOCKS = get_args(Block)
 SIZES = get_args(Size)
 PAPER_MODELS = tuple(f"{size}/{patch}" for size in get_args(PaperSize) for patch in (8, 4, 2))

@@ -11,7 +11,19 @@ import time
 import typer
 
 from sitcli import __version__
-from sitcli.cli import bench, encode, evaluate, flops, inspect, quickstart, sample, train, watch
+from sitcli.cli import (
+    bench,
+    encode,
+    evaluate,
+    export,
+    flops,
+    import_weights,
+    inspect,
+    quickstart,
+    sample,
+    train,
+    watch,
+)
 from sitcli.cli.options import unwrap
 from sitcli.cli.output import error
 from sitcli.errors import Interrupted, LostPeer, SitError
@@ -53,7 +65,9 @@ def root(
     """The options before the subcommand."""
 
 
-for module in (encode, train, sample, evaluate, flops, inspect, watch, bench, quickstart):
+STAGES = (encode, train, sample, evaluate, flops)
+OTHERS = (import_weights, export, inspect, watch, bench, quickstart)
+for module in (*STAGES, *OTHERS):
     module.register(app)
 
 

@@ -90,6 +90,18 @@ def load_hub(name: str, *, device: torch.device, dtype: torch.dtype) -> Autoenco
     return load_folder(folder, name=name, device=device, dtype=dtype)
 
 
+def find_folder(name: str) -> Path | None:
+    """Where the autoencoder of this name or path is on this machine; None if it is not."""
+    path = Path(name).expanduser()
+    for folder in (path, path / "vae"):
+        if (folder / "config.json").is_file():
+            return folder
+    if path.exists() or path.is_absolute() or name.count("/") < 1:
+        return None
+    owner, repo, *inner = name.removeprefix("hf:").split("/")
+    return _find_cached(f"{owner}/{repo}", ["/".join(inner) + "/"] if inner else ["", "vae/"])
+
+
 def is_original(weights: dict[str, torch.Tensor]) -> bool:
     """Whether these are the tensors of an original (CompVis) KL autoencoder, alone or in a model.
 

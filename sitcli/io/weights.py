@@ -50,6 +50,17 @@ def read_content(path: Path) -> Any:
         raise SitError(f"cannot read {path}: {first_line(error)}", "fetch it again") from None
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a .safetensors file says beside its tensors. SitError for one that is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError, ValueError) as error:
+        raise SitError(f"cannot read {path}: {first_line(error)}", "fetch it again") from None
+
+
 def named_tensors(content: Any) -> dict[str, Tensor]:
     """The tensors of what was read, by name, out of any `state_dict` around them; {} if none."""
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):

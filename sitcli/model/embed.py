@@ -22,10 +22,17 @@ def position_embedding(width: int, rows: int, columns: int) -> Tensor:
     return torch.cat([column, row], dim=2).reshape(1, rows * columns, width).float()
 
 
+def frequencies(
+    dim: int, *, max_period: float = 10000.0, device: torch.device | None = None
+) -> Tensor:
+    """The angular frequencies of `sinusoid`, (dim // 2,), falling from 1 to about 1/max_period."""
+    half = dim // 2
+    return torch.exp(-math.log(max_period) / half * torch.arange(half, device=device))
+
+
 def sinusoid(t: Tensor, dim: int, *, max_period: float = 10000.0) -> Tensor:
     """[cos | sin] features of t, shape (B,) -> (B, dim), float32."""
-    half = dim // 2
-    omega = torch.exp(-math.log(max_period) / half * torch.arange(half, device=t.device))
+    omega = frequencies(dim, max_period=max_period, device=t.device)
     angles = t[:, None].float() * omega[None]
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 

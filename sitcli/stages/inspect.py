@@ -427,7 +427,8 @@ def _check_moments(checkpoint: Checkpoint) -> list[str]:
     """What keeps training from going on with the optimizer's moments."""
     with torch.device("meta"):
         network = Transformer(checkpoint.config)
-    if checkpoint.meta["format_version"] < 2 or not (checkpoint.path / "state").exists():
+    state = checkpoint.path / "state"
+    if checkpoint.meta["format_version"] < 2 or "lineage" in checkpoint.meta or not state.exists():
         return []  # DeepSpeed's own files, which this version does not read; or weights alone
     try:
         with contextlib.ExitStack() as stack:

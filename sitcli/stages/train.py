@@ -268,6 +268,11 @@ def prepare(settings: TrainSettings, world: World) -> Job:
     dtype = resolve_precision(precision, device)
     newest = run.newest()
     resume = open_checkpoint(newest) if newest else None
+    if resume and "lineage" in resume.meta:
+        raise UsageError(
+            f"{run.path} holds imported weights, without an optimizer's state to go on from",
+            "name another --out",
+        )
     if resume and resume.latents["fingerprint"] != store.fingerprint:
         before = resume.latents.get("stores", [resume.latents["store"]])
         flags = " ".join(f"--latents {shlex.quote(path)}" for path in before)

@@ -16,8 +16,8 @@ from sitcli import __version__
 from sitcli.cli.app import app
 
 COMMANDS = [
-    "encode-latents", "train", "sample", "evaluate", "flops", "inspect", "watch", "bench",
-    "quickstart",
+    "encode-latents", "train", "sample", "evaluate", "flops", "import", "export", "inspect",
+    "watch", "bench", "quickstart",
 ]  # fmt: skip
 HEAVY = {"torch", "numpy", "h5py", "diffusers", "deepspeed", "torchvision", "matplotlib", "PIL"}
 GOLDEN = Path(__file__).parent / "options.txt"

@@ -1,0 +1,39 @@
+"""``sit import``."""
+
+from __future__ import annotations
+
+import typer
+
+from sitcli.cli.options import Invocation, command
+from sitcli.cli.output import finish, follow
+from sitcli.settings import ImportSettings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+
+    @command(app, "import", ImportSettings, dry_run=True, panel="Weights")
+    def run(settings: ImportSettings, invocation: Invocation) -> None:
+        """Make a run of published weights, which every other command reads.
+
+        Official SiT and DiT releases and their trainers' checkpoints, fast-DiT's, REPA's,
+        diffusers' DiT folders, and what sit export wrote. Sizes are inferred from the tensors;
+        process, direction of time and guided channels follow from whose weights they are, and are
+        shown. Files are read without running any code of theirs.
+
+        sit import SiT-XL-2-256x256.pt runs/sit-xl
+
+        sit import 0400000.pt runs/mine --model SiT-B/2 --interpolant gvp
+
+        sit import hf:facebook/DiT-XL-2-256 runs/dit-xl
+
+        Then, as of any run:
+
+        sit sample runs/sit-xl --cfg-scale 1.5 --classes 207,360 --vae sd-vae-ft-ema
+        """
+        from sitcli.stages.import_weights import import_weights, plan
+
+        if invocation.dry_run:
+            finish(plan(settings), invocation)
+        else:
+            finish(follow(import_weights(settings), title="import"), invocation)

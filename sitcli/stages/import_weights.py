@@ -1,0 +1,531 @@
+"""``sit import``: published weights to a run that every other command reads."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sitcli import names
+from sitcli.errors import SitError, UsageError
+from sitcli.events import Note, Progress, Result, Stage, Warn
+from sitcli.io.autoencoder import Autoencoder, load_autoencoder
+from sitcli.io.checkpoint import (
+    NEEDED,
+    Checkpoint,
+    RunDir,
+    checkpoint_meta,
+    process_from,
+    step_name,
+    write_tensors,
+)
+from sitcli.io.dit_folder import EXTRAS, read_folder
+from sitcli.io.files import hash_file, make_folder
+from sitcli.io.hub import local_path
+from sitcli.io.launch import quiet_libraries
+from sitcli.io.lineage import (
+    AUTOENCODER,
+    LINEAGES,
+    config_of,
+    model_name,
+    official_keys,
+    process_of,
+    recognise,
+)
+from sitcli.io.weights import named_tensors, read_content, read_metadata
+from sitcli.model.embed import position_embedding
+from sitcli.model.transformer import TransformerConfig, infer_grid, parse_model
+from sitcli.settings import ImportSettings
+from sitcli.text import format_shape
+
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+SD_VAES = (names.DEFAULT_VAE, "stabilityai/sd-vae-ft-mse")
+SD_SCALING, SD_DOWNSAMPLE = 0.18215, 8
+ASIDE = "set-aside.safetensors"
+POSITIONS = 1e-6  # how far a position embedding may be from the recomputed one and count as it
+
+
+def import_weights(settings: ImportSettings) -> Stage:
+    """Read a file or folder of weights and write OUT_DIR with one checkpoint of them.
+
+    Raises UsageError if nothing tells what they are, SitError for a file that is damaged or holds
+    something else. Nothing is left behind then.
+    """
+    quiet_libraries()
+    plan = _resolve(settings)
+    for text in plan.notes:
+        yield Note(text)
+    for text in plan.warnings:
+        yield Warn(text)
+    yield Progress(done=0, total=len(plan.states), unit="files")
+    step = _write(plan)
+    checkpoint = Checkpoint(step, plan.meta)
+    return _result(plan, checkpoint)
+
+
+def plan(settings: ImportSettings) -> Result:
+    """What `import_weights` would do; reads the weights, writes nothing."""
+    quiet_libraries()
+    resolved = _resolve(settings)
+    step = resolved.run.step_path(resolved.step)
+    result = _result(resolved, Checkpoint(step, resolved.meta))
+    result.summary["would write"] = str(step)
+    result.data["dry_run"] = True
+    result.path, result.next = None, "the same command without --dry-run"
+    return result
+
+
+def _resolve(settings: ImportSettings) -> _Plan:
+    run = RunDir(settings.out_dir)
+    if run.config.exists() or run.steps():
+        raise UsageError(f"{run.path} is a run already", "name another OUT_DIR")
+    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise UsageError(f"{run.path} is there already", "name another OUT_DIR")
+    if settings.model is not None:
+        try:
+            parse_model(settings.model)
+        except ValueError as error:
+            raise UsageError(f"--model: {error}", "SiT-XL/2, DiT-B/4, ...") from None
+    found = _read(_only_file(local_path(settings.weights)))
+    plan = _Plan(run=run, found=found)
+    if found.meta is not None:
+        return _as_exported(plan, settings)
+    for which, state in found.states.items():
+        plan.states[which], aside = official_keys(state)
+        plan.aside |= aside
+    if plan.aside:
+        plan.notes.append(f"set aside in {ASIDE}: {len(plan.aside)} tensors of REPA's projectors")
+    if found.has_optimizer:
+        plan.notes.append("the optimizer's state is left out: what is imported is not trained on")
+    _settle_dtype(plan)
+    first = next(iter(plan.states.values()))
+    out, patches = first.get("final_layer.linear.weight"), first.get("x_embedder.proj.weight")
+    learned_sigma = (
+        out is not None
+        and patches is not None
+        and patches.ndim == 4
+        and out.shape[0] == 2 * patches.shape[1] * patches.shape[2] ** 2
+    )
+    lineage, why = recognise(
+        name=found.path.name,
+        lineage=settings.lineage or found.lineage,
+        model=settings.model or None,
+        keys=[*first, *plan.aside],
+        args=found.args,
+        learned_sigma=learned_sigma,
+    )
+    why = "its folder" if settings.lineage is None and found.lineage else why
+    model = settings.model or getattr(found.args, "model", None)
+    with_size = model if isinstance(model, str) and re.fullmatch(r"\w+-\w+/\d+", model) else None
+    autoencoder = _autoencoder(settings, found, patches)
+    downsample = autoencoder["spec"]["downsample"]
+    for state in plan.states.values():
+        _settle_positions(plan, state, settings, downsample)
+        config = config_of(found.path, state, heads=settings.heads or found.heads, model=with_size)
+    row = LINEAGES[lineage]
+    process = found.process or process_of(
+        lineage,
+        config=config,
+        args=found.args,
+        interpolant=settings.interpolant,
+        prediction=settings.prediction,
+    )
+    if config.channels != autoencoder["spec"]["latent_channels"]:
+        raise UsageError(
+            f"{found.path} is of latents of {config.channels} channels, and "
+            f"{autoencoder['spec']['name']} has {autoencoder['spec']['latent_channels']}",
+            "say whose latents they are: --vae",
+        )
+    _, height, width = config.latent_shape
+    plan.arrays = autoencoder["arrays"]
+    plan.step = found.step
+    plan.summary = {"lineage": f"{row.title} ({why})"}
+    plan.meta = checkpoint_meta(
+        config,
+        process,
+        time_convention=row.time_convention,
+        model=model_name(row.family, config),
+        ema=0.9999 if "ema" in plan.states else None,
+        label_dropout=0.1 if config.num_classes else None,
+        guided_channels=row.guided_channels,
+        lineage=lineage,
+        weights_source=_source(found),
+        loss_by_t=dict(sums=[], counts=[]),  # nobody measured it
+        latents=dict(
+            store=None,
+            stores=[],
+            fingerprint="",
+            source="",
+            sources=[],
+            image_size=height * downsample
+            if height == width
+            else [height * downsample, width * downsample],
+            crop="adm",
+            kind="latents" if autoencoder["spec"]["deterministic"] else "moments",
+            scaling=autoencoder["spec"]["scaling"],
+            autoencoder=autoencoder["spec"],
+            class_names=found.class_names if len(found.class_names) == config.num_classes else [],
+            num_items=0,
+        ),
+    )
+    return plan
+
+
+def _only_file(path: Path) -> Path:
+    """The file of weights in a folder that is not diffusers', else the path itself."""
+    if not path.exists():
+        raise SitError(f"there is no {path}", "name a file or folder of weights, or hf:OWNER/NAME")
+    if not path.is_dir() or (path / "model_index.json").exists() or (path / "config.json").exists():
+        return path
+    if (path / "meta.json").exists() or RunDir(path).steps():
+        raise UsageError(f"{path} is sit's own already", f"sit sample {path}")
+    files = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_FILES)
+    if len(files) == 1:
+        return files[0]
+    what = f"{len(files)} files of weights" if files else "no weights"
+    raise SitError(f"{path} holds {what}", "name one file, or a folder of diffusers")
+
+
+def _read(path: Path) -> _Found:
+    if path.is_dir():
+        return _read_diffusers(path)
+    if path.suffix == ".safetensors":
+        meta = read_metadata(path).get("sit")
+        tensors = named_tensors(read_content(path))
+        if meta is None:
+            return _Found(path=path, states={"ema": tensors}, step=_step_in(path))
+        meta = _checked(path, meta)
+        arrays = {
+            key.removeprefix(AUTOENCODER): tensors.pop(key)
+            for key in list(tensors)
+            if key.startswith(AUTOENCODER)
+        }
+        states = {meta["exported_weights"]: tensors}
+        return _Found(path=path, states=states, step=meta["step"], meta=meta, arrays=arrays)
+    content = read_content(path)
+    parts = {}
+    if isinstance(content, dict):
+        parts = {which: named_tensors(content.get(which)) for which in ("model", "ema")}
+        parts = {which: tensors for which, tensors in parts.items() if tensors}
+    args = content.get("args") if parts else None
+    step = content.get("steps") if parts else None
+    return _Found(
+        path=path,
+        # A released file is the average alone.
+        states=parts or {"ema": named_tensors(content)},
+        args=args if isinstance(args, Namespace) else None,
+        step=step if isinstance(step, int) and 0 <= step < 10**9 else _step_in(path),
+        has_optimizer=bool(parts) and "opt" in content,
+    )
+
+
+def _read_diffusers(path: Path) -> _Found:
+    state, facts = read_folder(path)
+    heads = facts["config"].get("num_attention_heads")
+    extras = path / EXTRAS
+    if extras.exists():  # written by sit export
+        meta = _checked(extras, read_metadata(extras).get("sit"))
+        tensors = named_tensors(read_content(extras))
+        if "pos_embed" in tensors:
+            state["pos_embed"] = tensors.pop("pos_embed")
+        arrays = {key.removeprefix(AUTOENCODER): value for key, value in tensors.items()}
+        states = {meta["exported_weights"]: state}
+        return _Found(path=path, states=states, step=meta["step"], meta=meta, arrays=arrays)
+    scheduler = facts["scheduler"]
+    schedules = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
+    betas = schedules.get(scheduler.get("beta_schedule", "linear"))
+    target = scheduler.get("prediction_type", "epsilon")
+    if betas is None or target != "epsilon":
+        raise SitError(
+            f"{path}: its scheduler is of {scheduler.get('beta_schedule')} betas and predicts "
+            f"{target}, which sit does not know"
+        )
+    size, patch = facts["config"].get("sample_size"), facts["config"].get("patch_size")
+    proj = state.get("x_embedder.proj.weight")
+    if not all(isinstance(n, int) and 0 < n <= 4096 for n in (size, patch)) or size % patch:
+        raise SitError(f"{path}: sample_size {size} and patch_size {patch} do not fit together")
+    if proj is not None and proj.ndim == 4:
+        width = proj.shape[0]
+        state["pos_embed"] = position_embedding(width, size // patch, size // patch)
+    process = dict(interpolant="ddpm", prediction="noise", loss_weight="none", betas=betas)
+    out = facts["config"].get("out_channels") or facts["config"].get("in_channels")
+    learned = out == 2 * (facts["config"].get("in_channels") or 0)
+    process["variance"] = "learned-range" if learned else "fixed-large"
+    labels = facts["index"].get("id2label") or {}
+    names_ = [str(labels.get(str(i), "")).split(",")[0] for i in range(len(labels))]
+    return _Found(
+        path=path,
+        states={"ema": state},
+        lineage="diffusers",
+        heads=heads if isinstance(heads, int) and heads > 0 else None,
+        process=process_from(process),
+        class_names=names_ if all(names_) else [],
+        vae=path / "vae" if (path / "vae").is_dir() else None,
+    )
+
+
+def _checked(path: Path, text: str | None) -> dict[str, Any]:
+    """The meta.json that sit export put into a file. SitError if it is damaged."""
+    try:
+        meta = json.loads(text or "")
+        lacking = [key for key in (*NEEDED, "exported_weights") if key not in meta]
+        if lacking or meta["exported_weights"] not in ("model", "ema"):
+            raise ValueError(f"no '{(lacking or ['exported_weights'])[0]}'")
+        TransformerConfig(**meta["transformer"])
+        process_from(meta["process"])
+        if not isinstance(meta["step"], int):
+            raise ValueError("its step is no number")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise SitError(f"{path} is damaged: what it says of itself: {error}") from None
+    return meta
+
+
+def _as_exported(plan: _Plan, settings: ImportSettings) -> _Plan:
+    """A file that sit export wrote says all itself."""
+    said = ("model", "lineage", "heads", "image_size", "vae", "interpolant", "prediction")
+    for name in said:
+        if getattr(settings, name) is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')}: {plan.found.path} was exported by sit and says all "
+                "itself",
+                "leave it out",
+            )
+    found = plan.found
+    meta = dict(found.meta)
+    which = meta.pop("exported_weights")
+    for key in ("format", "format_version", "sit_version", "step"):
+        meta.pop(key, None)
+    heads = meta["transformer"]["heads"]
+    config = config_of(found.path, found.states[which], heads=heads, model=None)
+    if config != TransformerConfig(**meta["transformer"]):
+        raise SitError(f"{found.path} says it is another network than its tensors are")
+    plan.states, plan.step, plan.arrays = dict(found.states), found.step, found.arrays
+    meta.setdefault("lineage", "sit")
+    plan.meta = meta | {"weights_source": _source(found)}
+    plan.summary = {"lineage": f"{meta['lineage']}, exported by sit"}
+    return plan
+
+
+def _source(found: _Found) -> dict[str, Any]:
+    path = found.path
+    return {
+        "path": str(path.resolve()),
+        "sha256": hash_file(path) if path.is_file() else None,
+    }
+
+
+def _step_in(path: Path) -> int:
+    """0400000.pt, the official trainers' name of a checkpoint, is of step 400000; else 0."""
+    return int(path.stem) if re.fullmatch(r"\d{7}", path.stem) else 0
+
+
+def _settle_dtype(plan: _Plan) -> None:
+    """Everything in float32, as checkpoints are."""
+    others = {
+        str(value.dtype).removeprefix("torch.")
+        for state in plan.states.values()
+        for value in state.values()
+        if value.is_floating_point() and value.dtype != torch.float32
+    }
+    if others:
+        plan.notes.append(f"converted from {', '.join(sorted(others))} to float32")
+    for state in plan.states.values():
+        for key, value in state.items():
+            if value.is_floating_point():
+                state[key] = value.float()
+
+
+def _settle_positions(
+    plan: _Plan, state: dict[str, Tensor], settings: ImportSettings, downsample: int
+) -> None:
+    """The position embedding of the file, or one recomputed for --image-size."""
+    patches, given = state.get("x_embedder.proj.weight"), state.get("pos_embed")
+    if patches is None or patches.ndim != 4 or not patches.shape[2]:
+        return  # which is said where keys are checked
+    width, patch = patches.shape[0], patches.shape[2]
+    if settings.image_size is None:
+        if given is None:
+            raise UsageError(
+                f"{plan.found.path} has no pos_embed, so that the size of its images is unknown",
+                "--image-size 256, say",
+            )
+        if given.ndim == 3 and given.shape[2] == width:
+            _note_positions(plan, given)
+        return
+    grid = _grid(settings.image_size, patch * downsample)
+    if width % 4:
+        return
+    computed = position_embedding(width, *grid)
+    if given is not None and given.ndim == 3 and given.shape[2] == width:
+        old = _grid_or_none(given)
+        standard = old is not None and _near(given, position_embedding(width, *old))
+        if old == grid:
+            _note_positions(plan, given)
+            return
+        if not standard:
+            raise UsageError(
+                f"--image-size {settings.image_size}: the positions in {plan.found.path} are "
+                "learned, and cannot be recomputed for another size",
+                "leave it out",
+            )
+        note = f"positions recomputed: {format_shape(grid)} tokens instead of {format_shape(old)}"
+    else:
+        note = f"positions recomputed: {format_shape(grid)} tokens"
+    if note not in plan.notes:
+        plan.notes.append(note)
+    state["pos_embed"] = computed
+
+
+def _note_positions(plan: _Plan, given: Tensor) -> None:
+    grid = _grid_or_none(given)
+    if grid is None or given.shape[2] % 4:
+        return
+    text = "its position embedding is not the standard one, and kept as it is"
+    if not _near(given, position_embedding(given.shape[2], *grid)) and text not in plan.warnings:
+        plan.warnings.append(text)
+
+
+def _near(given: Tensor, computed: Tensor) -> bool:
+    return given.shape == computed.shape and bool((given - computed).abs().max() <= POSITIONS)
+
+
+def _grid_or_none(given: Tensor) -> tuple[int, int] | None:
+    try:
+        return infer_grid(given)
+    except ValueError:
+        return None
+
+
+def _grid(text: str, pixels: int) -> tuple[int, int]:
+    """'512' or '256x512' (height first) pixels -> rows and columns of tokens of `pixels` each."""
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
+    if match is None:
+        raise UsageError(f"--image-size {text} is no size", "512, or HEIGHTxWIDTH: 256x512")
+    height, width = int(match[1]), int(match[2] or match[1])
+    if height % pixels or width % pixels or not height * width:
+        raise UsageError(
+            f"--image-size {text}: a token is {pixels} x {pixels} pixels, and both sides must be "
+            "multiples of it",
+            f"--image-size {max(1, round(height / pixels)) * pixels}",
+        )
+    return height // pixels, width // pixels
+
+
+def _autoencoder(settings: ImportSettings, found: _Found, patches: Tensor | None) -> dict[str, Any]:
+    """Spec and arrays of the autoencoder whose latents these are."""
+    name = settings.vae or (str(found.vae) if found.vae else None)
+    channels = patches.shape[1] if patches is not None and patches.ndim == 4 else 4
+    if name is None and channels != 4:
+        raise UsageError(
+            f"{found.path} is of latents of {channels} channels, which are not the SD VAE's",
+            "say whose they are: --vae FOLDER, --vae STORE.h5, or --vae pixels",
+        )
+    if name in (None, *SD_VAES):
+        # Known without being looked at, and not needed for --latents-only.
+        spec = {
+            "name": name or names.DEFAULT_VAE,
+            "class": "AutoencoderKL",
+            "kind": "kl",
+            "latent_channels": 4,
+            "downsample": SD_DOWNSAMPLE,
+            "deterministic": False,
+            "scaling": SD_SCALING,
+            "shift": 0.0,
+            "hash": None,
+        }
+        return {"spec": spec, "arrays": {}}
+    autoencoder: Autoencoder = load_autoencoder(
+        name, device=torch.device("cpu"), dtype=torch.float32
+    )
+    arrays = {key: torch.from_numpy(value) for key, value in autoencoder.arrays.items()}
+    return {"spec": autoencoder.spec, "arrays": arrays}
+
+
+def _write(plan: _Plan) -> Path:
+    """The run with its one checkpoint; nothing of it is left if it cannot be written."""
+    there = plan.run.path.exists()
+    make_folder(plan.run.path)
+    try:
+        folder = plan.run.begin_save(plan.step)
+        for which, state in plan.states.items():
+            write_tensors(folder / f"{which}.safetensors", state)
+        if plan.aside:
+            write_tensors(folder / ASIDE, plan.aside)
+        if plan.arrays:
+            write_tensors(folder / "autoencoder.safetensors", plan.arrays)
+        return plan.run.commit_save(plan.step, plan.meta)
+    except OSError as error:
+        raise SitError(f"cannot write {plan.run.path}: {error.strerror or error}") from None
+    finally:
+        if not plan.run.steps():
+            shutil.rmtree(plan.run.saving_path(plan.step), ignore_errors=True)
+            if not there:
+                shutil.rmtree(plan.run.path, ignore_errors=True)
+
+
+def _result(plan: _Plan, checkpoint: Checkpoint) -> Result:
+    meta, config = plan.meta, checkpoint.config
+    params = sum(value.numel() for value in next(iter(plan.states.values())).values())
+    height, width = checkpoint.image_size
+    spec = meta["latents"]["autoencoder"]
+    times = "t = 0 is the data" if meta["time_convention"] == "paper" else "t = 0 is the noise"
+    summary = plan.summary | {
+        "network": f"{meta['model']}: {config.depth} blocks of width {config.width}, "
+        f"{config.heads} heads, patch {config.patch}, {params / 1e6:.4g} M parameters",
+        "output": f"{config.out_channels} channels for {config.channels}"
+        + (", learned sigma" if config.out_channels == 2 * config.channels else ""),
+        "process": checkpoint.process.describe(),
+        "its time": times,
+        "classes": str(config.num_classes or "none"),
+        "images": f"{width} x {height} of {spec['name']}, scaling {spec['scaling']}",
+        "guidance": f"on {meta.get('guided_channels', 'all')} channels, unless --cfg-channels "
+        "says otherwise",
+        "weights": " and ".join(plan.states),
+    }
+    data = dict(meta, notes=plan.notes, warnings=plan.warnings, step=plan.step)
+    words = f"sit sample {plan.run.path}"
+    if config.num_classes:
+        words += " --cfg-scale 1.5"
+    path = plan.run.path / step_name(plan.step)
+    return Result(summary=summary, data=data, path=path, next=words)
+
+
+@dataclass(kw_only=True)
+class _Found:
+    """What a file or folder of weights holds; meta: what sit export put beside them."""
+
+    path: Path
+    states: dict[str, dict[str, Tensor]]
+    args: Namespace | None = None
+    step: int = 0
+    has_optimizer: bool = False
+    lineage: str | None = None
+    heads: int | None = None
+    process: Any = None
+    class_names: list[str] = field(default_factory=list)
+    vae: Path | None = None
+    meta: dict[str, Any] | None = None
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class _Plan:
+    """What will be written, all of it checked."""
+
+    run: RunDir
+    found: _Found
+    states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    aside: dict[str, Tensor] = field(default_factory=dict)
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    summary: dict[str, str] = field(default_factory=dict)
