@@ -38,11 +38,20 @@ from sitcli.io.files import check_version, sync_file, sync_folder, write_json, w
 from sitcli.io.hub import local_path
 from sitcli.io.latents import JoinedStores, LatentStore
 from sitcli.model.transformer import Transformer, TransformerConfig
+from sitcli.text import first_line
 
 FORMAT = "sit-checkpoint"
 FORMAT_VERSION = 2  # 1 had DeepSpeed's pickles in state/: readable, but not to go on from
 PAPER, REVERSED = "paper", "reversed"  # what the network calls t = 0: the data, or the noise
 NEEDED = ("format_version", "step", "transformer", "process", "latents", "loss_by_t")
+META: dict[str, type | tuple] = dict(
+    step=int, transformer=dict, process=dict, latents=dict, loss_by_t=dict, model=str,
+    time_convention=str, lineage=str, guided_channels=str, weights_source=dict,
+)  # fmt: skip
+LATENTS: dict[str, type | tuple] = dict(
+    image_size=(int, list), scaling=(int, float, list), autoencoder=dict, class_names=list,
+)  # fmt: skip
+MOST_BLOCKS, MOST_TOKENS = 1024, 1 << 16
 STEP_NAME = re.compile(r"step-(\d{7,})")
 
 
@@ -321,14 +330,46 @@ def open_checkpoint(path: Path) -> Checkpoint:
         meta = json.loads((step / "meta.json").read_text())
     except OSError as error:
         raise SitError(f"cannot read {step / 'meta.json'}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise SitError(f"{step / 'meta.json'} is damaged", _without(step)) from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise SitError(f"{step} is not a checkpoint", "name a folder below runs/")
-    check_version(step, meta.get("format_version", 0), FORMAT_VERSION)
-    if lacking := [key for key in NEEDED if key not in meta]:
-        raise SitError(f"{step / 'meta.json'} is damaged: no '{lacking[0]}'", _without(step))
+    version = meta.get("format_version", 0)
+    if not isinstance(version, int):
+        raise SitError(f"{step / 'meta.json'} is damaged", _without(step))
+    check_version(step, version, FORMAT_VERSION)
+    if wrong := wrong_in_meta(meta):
+        raise SitError(f"{step / 'meta.json'} is damaged: {wrong}", _without(step))
     return Checkpoint(step, meta)
+
+
+def wrong_in_meta(meta: dict[str, Any]) -> str:
+    """The first thing that keeps a meta.json from being read, "" if nothing does."""
+    if lacking := [key for key in NEEDED if key not in meta]:
+        return f"no '{lacking[0]}'"
+    for key, kind in META.items():
+        if key in meta and not isinstance(meta[key], kind):
+            return f"{key} is {str(meta[key])[:40]!r}"
+    for key, kind in LATENTS.items():
+        if not isinstance(meta["latents"].get(key), kind):
+            return f"its latents' {key} is {str(meta['latents'].get(key))[:40]!r}"
+    spec, bins = meta["latents"]["autoencoder"], meta["loss_by_t"]
+    if not all(isinstance(spec.get(key), str) for key in ("name", "kind")) or "hash" not in spec:
+        return "its autoencoder has no name, kind or hash"
+    counts = [bins.get("sums"), bins.get("counts")]
+    if not all(isinstance(part, list) for part in counts) or len(counts[0]) != len(counts[1]):
+        return "its loss over t"
+    if not all(isinstance(number, (int, float)) for part in counts for number in part):
+        return "its loss over t"
+    try:
+        config = TransformerConfig(**meta["transformer"])
+        # A network of any other size would be built before its weights are looked at.
+        if not 0 < config.depth <= MOST_BLOCKS or config.tokens > MOST_TOKENS:
+            return f"a network of {config.depth} blocks and {config.tokens} tokens"
+        process_from(meta["process"])
+    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+        return f"its network or process: {first_line(error)}"
+    return ""
 
 
 def _without(step: Path) -> str:

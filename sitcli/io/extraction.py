@@ -24,17 +24,20 @@ from sitcli.errors import SitError
 from sitcli.events import Event, Progress, Warn
 from sitcli.io import rows as row_file
 from sitcli.io.distances import Gaussian, Moments
-from sitcli.io.features import DAMAGE, Extractor, Features, Layer
+from sitcli.io.features import Extractor, Features, Layer
 from sitcli.io.files import make_folder, replacing
 from sitcli.io.imagesets import ImageSet, batches
+from sitcli.io.npz import DAMAGE, Npz
 from sitcli.io.processes import World
 from sitcli.io.ranks import from_first, together, until_all
-from sitcli.text import first_line
+from sitcli.text import format_shape
 
 KEEP_BYTES = 1 << 30  # features of more than this are not kept, only their mean and covariance
 BLOCK = 256  # images whose features are written together; what an interruption can lose
 CHUNK = 1024  # images whose sums are taken together where features are not kept
 SAVE_SECONDS = 60.0  # between writing such sums
+MOST_FEATURES = 8192  # of an extractor
+OUR_NAMES = ("num", "features", "floor", "seed")  # beside ADM's, in statistics that we keep
 ADM_NAMES = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
@@ -276,25 +279,26 @@ def load_statistics(path: Path) -> StatisticsFile | None:
     Raises SitError for damage.
     """
     gaussians: dict[str, Gaussian] = {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = {name for pair in ADM_NAMES.values() for name in pair}
-            more = {n: archive[n] for n in set(archive.files) - {"arr_0"} - names}
-            num = int(more["num"]) if "num" in more else None
-            for layer, pair in ADM_NAMES.items():
-                if not set(pair) <= set(archive.files):
-                    continue
-                mean, covariance = (archive[name].astype(np.float64) for name in pair)
-                gaussians[layer] = Gaussian(mean, covariance, num)
-    except DAMAGE as error:
-        raise SitError(f"{path} is not a readable npz: {first_line(error)}") from None
-    for layer, (mean, covariance, _) in gaussians.items():
-        names = " and ".join(ADM_NAMES[layer])
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            shapes = f"{mean.shape} and {covariance.shape}"
-            raise SitError(f"{path}: {names}, {shapes}, do not fit together")
-        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            raise SitError(f"{path}: {names} are not finite")
+    with Npz(path) as npz:
+        layers = {layer: pair for layer, pair in ADM_NAMES.items() if set(pair) <= set(npz.names)}
+        facts = [name for name in OUR_NAMES if name in npz.names]
+        more = {name: npz.read(name, most=1) for name in facts} if layers else {}
+        num = more.get("num")
+        if num is not None and (num.dtype.kind not in "iu" or num.size != 1 or num < 1):
+            raise SitError(f"{path}: num is not a number of images")
+        for layer, pair in layers.items():
+            headers = [npz.header(name) for name in pair]
+            mean, covariance = (npz.read(name, most=MOST_FEATURES**2) for name in pair)
+            names = " and ".join(pair)
+            if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
+                shapes = " and ".join(format_shape(header.shape) for header in headers)
+                raise SitError(f"{path}: {names}, {shapes}, do not fit together")
+            if {mean.dtype.kind, covariance.dtype.kind} != {"f"}:
+                raise SitError(f"{path}: {names} are not of floating point")
+            mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
+            if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+                raise SitError(f"{path}: {names} are not finite")
+            gaussians[layer] = Gaussian(mean, covariance, None if num is None else int(num))
     return StatisticsFile(gaussians, more) if gaussians else None
 
 
@@ -302,9 +306,10 @@ def load_kept_statistics(path: Path, layer: Layer) -> Statistics:
     """What `keep_statistics` wrote. Raises SitError if it is damaged."""
     loaded = load_statistics(path)
     gaussian = loaded and loaded.gaussians.get(layer.name)
-    if gaussian is None or gaussian.num is None or "floor" not in loaded.more:
+    floor = loaded and loaded.more.get("floor")
+    if gaussian is None or gaussian.num is None or floor is None or floor.dtype.kind != "f":
         raise SitError(f"{path} is not complete")
-    floor = float(loaded.more["floor"])
+    floor = float(floor)
     return Statistics(gaussian, None if math.isnan(floor) else floor)
 
 
@@ -317,7 +322,7 @@ def keep_statistics(path: Path, statistics: Statistics, *, layer: Layer, seed: i
 
 
 class StatisticsFile(NamedTuple):
-    """What an npz says: the Gaussian of each layer; more: its other entries but `arr_0`."""
+    """What an npz says: the Gaussian of each layer; more: those of OUR_NAMES that it has."""
 
     gaussians: Mapping[str, Gaussian]
     more: Mapping[str, np.ndarray]

@@ -7,8 +7,6 @@ made it.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +30,6 @@ DINOV2_URL = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{DINOV2_FILE}
 DINOV2_SIDE, DINOV2_PATCH = 224, 14
 DINOV2_SIZES = {384: "small", 768: "base", 1024: "large"}  # width: timm's name for it
 PIXELS_SIDE = 16
-
-# What a damaged .npy, .npz or zip member raises, depending on which byte is wrong.
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, OSError, SyntaxError)
 
 
 def choose_features(

@@ -11,23 +11,22 @@ import contextlib
 import hashlib
 import itertools
 import os
-import zipfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from sitcli.errors import SitError
-from sitcli.io.features import DAMAGE
 from sitcli.io.images import BrokenImage, Source, open_source, prepare
 from sitcli.io.latents import LatentStore
+from sitcli.io.npz import Npz
 from sitcli.io.rows import Rows
 from sitcli.io.samples import SampleSet
 from sitcli.names import Crop
@@ -35,6 +34,7 @@ from sitcli.names import Crop
 ARCHIVES = (".tar", ".zip", ".tgz", ".gz")
 READ_AHEAD = 4  # pictures per reading thread
 NAME_LENGTH = 100
+LARGEST = 1 << 26  # pixels of an image in an npz
 
 
 def open_images(path: Path, *, size: tuple[int, int] | None = None, crop: Crop = "adm") -> ImageSet:
@@ -262,29 +262,21 @@ def _stamp(source: Source) -> str:
 
 
 def _npz(path: Path) -> ImageSet:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = sorted((e.filename, e.CRC, e.file_size) for e in archive.infolist())
-            if "arr_0.npy" not in archive.namelist():
-                raise SitError(f"{path} holds no images (no arr_0)")
-            with archive.open("arr_0.npy") as member:
-                shape = _read_header(path, member)
-    except DAMAGE as error:
-        raise _damaged(path, error) from None
+    with Npz(path) as npz:
+        if "arr_0" not in npz.names:
+            raise SitError(f"{path} holds no images (no arr_0)")
+        shape, dtype, fortran = npz.header("arr_0")
+        identity = npz.identity
+    if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise SitError(
+            f"{path}: arr_0 is {dtype} {shape}, not uint8 (N, height, width, 3) in C order"
+        )
+    if shape[1] * shape[2] > LARGEST:
+        raise SitError(f"{path}: its images are {shape[2]} x {shape[1]}, too large to compare")
 
     def read(indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
-        row = int(np.prod(shape[1:]))
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
-                _read_header(path, member)
-                begin = member.tell()
-                for index in indices:
-                    # A seek to where we are already would switch the checksum off.
-                    if member.tell() != begin + index * row:
-                        member.seek(begin + index * row)
-                    yield np.frombuffer(_read_exactly(member, row), np.uint8).reshape(shape[1:])
-        except DAMAGE as error:
-            raise _damaged(path, error) from None
+        with Npz(path) as npz:
+            yield from npz.rows("arr_0", indices)
 
     return ImageSet(
         path=path,
@@ -293,34 +285,9 @@ def _npz(path: Path) -> ImageSet:
         size=shape[1:3],
         ordered=True,
         read=read,
-        identify=lambda: _digest(*map(repr, entries)),
+        identify=lambda: _digest(*map(repr, identity)),
         preparation="as they are",
     )
-
-
-def _read_header(path: Path, member: BinaryIO) -> tuple[int, ...]:
-    version = np.lib.format.read_magic(member)
-    reader = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }[version]
-    shape, fortran, dtype = reader(member)
-    if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-        raise SitError(
-            f"{path}: arr_0 is {dtype} {shape}, not uint8 (N, height, width, 3) in C order"
-        )
-    return shape
-
-
-def _read_exactly(member: BinaryIO, count: int) -> bytes:
-    data = member.read(count)
-    if len(data) < count:
-        raise EOFError("arr_0 is cut short")
-    return data
-
-
-def _damaged(path: Path, error: Exception) -> SitError:
-    return SitError(f"{path} is not a readable npz: {error}", "write or fetch it again")
 
 
 def _digest(*parts: str) -> str:

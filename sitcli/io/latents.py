@@ -42,9 +42,18 @@ from sitcli.text import format_shape
 FORMAT = "sit-latents"
 FORMAT_VERSION = 1
 PROBLEM_BYTES = 96
+MOST_PIXELS = 1 << 16  # a side
+SPEC: dict[str, type | tuple] = dict(name=str, hash=str, shift=(int, float))
 READ_BYTES = 32_000_000  # a piece of the store read at once by checksum and statistics
 PIECE = 1 << 18  # numbers made float32 at once
 ARRAY_PREFIX = "autoencoder_"
+KINDS = ("moments", "latents")
+ATTRS: dict[str, type | tuple] = dict(
+    complete=bool, checksum=str, fingerprint=str, kind=str, flips=bool, image_size=int, crop=str,
+    scaling=(int, float, list), mean=list, std=list, autoencoder=dict, vae=str, source=str,
+    source_fingerprint=str, batch_size=int, precision=str, sit_version=str,
+)  # fmt: skip
+DATASETS = {"latents": "f2:4", "crc32": "u4:2", "problems": "S", "labels": "i8", "paths": "S"}
 
 
 def create_store(
@@ -188,7 +197,12 @@ class LatentStore(_Batches):
                 f"{path} is not complete: {written} of {file.num_rows} images are encoded",
                 f"go on with: {encode_command(file.attrs, file.path)}",
             )
-        return cls(file)
+        store, classes = cls(file), max(1, file.shape("class_names")[0])
+        # Of incomplete stores only those ask who find out what is wrong.
+        asked = not allow_incomplete and store.num_items
+        if asked and not 0 <= store.labels.min() <= store.labels.max() < classes:
+            raise SitError(f"{path} is damaged: labels outside its {classes} classes")
+        return store
 
     @cached_property
     def _gather(self) -> Gather:
@@ -451,5 +465,42 @@ def open_rows(path: Path) -> Rows:
         raise SitError(
             f"{path} is not a latent store", "sit encode-latents FOLDER OUT.h5 writes one"
         )
+    file.check({}, {"format_version": int})
     check_version(path, file.attrs["format_version"], FORMAT_VERSION)
+    file.check(DATASETS, ATTRS)
+    if file.attrs["flips"]:
+        file.check({"latents_flipped": "f2:4"}, {})
+    _check_values(file)
     return file
+
+
+def _check_values(file: Rows) -> None:
+    """SitError for values that no store has."""
+    attrs, shape = file.attrs, file.shape("latents")
+    channels = shape[1] // 2 if attrs["kind"] == "moments" else shape[1]
+    scaling = np.ravel(np.asarray(attrs["scaling"], dtype=object))
+    wrong = ""
+    if attrs["kind"] not in KINDS:
+        wrong = f"kind '{attrs['kind']}'"
+    elif attrs["kind"] == "moments" and shape[1] % 2:
+        wrong = f"means and deviations of {shape[1]} channels"
+    elif 0 in shape or shape[2:][0] != shape[3] or not 0 < attrs["image_size"] <= MOST_PIXELS:
+        wrong = f"latents {format_shape(shape)} of images of {attrs['image_size']} pixels"
+    elif attrs["flips"] and file.shape("latents_flipped") != shape:
+        wrong = "mirrored latents of another shape"
+    elif file.shape("crc32")[1] < (2 if attrs["flips"] else 1):
+        wrong = "checksums of another number of copies"
+    elif len(scaling) not in (1, channels) or not all(_finite(value) for value in scaling):
+        wrong = f"scaling {str(attrs['scaling'])[:40]}"
+    elif lacking := [k for k in SPEC if not isinstance(attrs["autoencoder"].get(k), SPEC[k])]:
+        wrong = f"an autoencoder without '{lacking[0]}'"
+    elif "class_names" not in file.names or len(file.shape("class_names")) != 1:
+        wrong = "no list of classes"
+    elif file.dtype("class_names").kind != "S":
+        wrong = "names of classes that are no text"
+    if wrong:
+        raise SitError(f"{file.path} is damaged: {wrong}", "sit inspect --verify says more")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value != 0

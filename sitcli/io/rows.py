@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ import numpy as np
 from sitcli.errors import SitError
 from sitcli.io.files import lock_path, sync_folder
 from sitcli.io.gather import Gather
-from sitcli.text import format_bytes
+from sitcli.text import first_line, format_bytes
 
 MISSING, DONE, BROKEN = 0, 1, 2  # the values of `written`
 ALIGNMENT = dict(alignment_threshold=4096, alignment_interval=4096)  # arrays begin on a page
@@ -184,6 +185,10 @@ class Rows:
         """Shape of a dataset, rows first."""
         return self._layout[name].shape
 
+    def dtype(self, name: str) -> np.dtype:
+        """Type of a dataset's elements."""
+        return self._layout[name].dtype
+
     def gather(self, *names: str) -> Gather:
         """A reader of scattered rows of these datasets, which are alike but for their contents."""
         parts = [self._layout[name] for name in names]
@@ -293,12 +298,46 @@ class Rows:
                 }
         except PermissionError:
             raise SitError(f"cannot read {self.path}: permission denied") from None
-        except OSError as error:
-            raise SitError(f"{self.path} is not a readable HDF5 file: {error}") from None
+        except Exception as error:  # h5py raises whatever the damaged bytes lead it to
+            raise SitError(
+                f"{self.path} is not a readable HDF5 file: {first_line(error)}"
+            ) from None
         if "written" not in self._layout or any(
             part.offset is None and 0 not in part.shape for part in self._layout.values()
         ):
             raise SitError(f"{self.path} is an HDF5 file, but not one that sit wrote")
+        size = self.path.stat().st_size
+        for name, part in self._layout.items():
+            end = (part.offset or 0) + math.prod(part.shape) * part.dtype.itemsize
+            if part.dtype.hasobject or end > size:
+                raise SitError(f"{self.path} is damaged: '{name}' does not lie within the file")
+        self.check({"written": "u1"}, {})
+
+    def check(self, datasets: Mapping[str, str], attrs: Mapping[str, type | tuple]) -> None:
+        """Raise SitError unless these datasets and attributes are there and of these types.
+
+        datasets: name -> a type as numpy writes it and, after a colon, its number of dimensions
+        (1 unless said); each has a row for each of `written`. "S" is text of any length.
+        """
+        num = self._layout["written"].shape[:1]
+        for name, text in datasets.items():
+            kind, _, ndim = text.partition(":")
+            part = self._layout.get(name)
+            if part is None:
+                raise SitError(f"{self.path} is damaged: no '{name}'")
+            alike = part.dtype.kind == "S" if kind == "S" else part.dtype == np.dtype(kind)
+            if not alike or len(part.shape) != int(ndim or 1) or part.shape[:1] != num:
+                raise SitError(
+                    f"{self.path} is damaged: '{name}' is {part.dtype} {part.shape}, not {kind} of "
+                    f"{ndim or 1} dimensions and {num[0] if num else 0} rows"
+                )
+        for name, kind in attrs.items():
+            if name not in self.attrs:
+                raise SitError(f"{self.path} is damaged: no '{name}'")
+            value = self.attrs[name]
+            # A bool is an int to Python, and nowhere here.
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise SitError(f"{self.path} is damaged: '{name}' is {str(value)[:40]!r}")
 
 
 class _Part(NamedTuple):

@@ -24,7 +24,9 @@ from sitcli.io.rows import DONE, Rows
 FORMAT = "sit-samples"
 FORMAT_VERSION = 2
 FILE = "samples.h5"
-NEEDED = ("meta", "complete")
+ATTRS: dict[str, type | tuple] = {"meta": dict, "complete": bool}
+KEPT = {"images": "u1:4", "evaluations": "f8", "latents": "f4:4", "noise": "f4:4"}
+AGAIN = "remove it and draw it again"
 
 
 def file_of(path: Path) -> Path:
@@ -111,12 +113,23 @@ class SampleSet:
         file = Rows(file_of(path), writable=writable)
         if file.attrs.get("format") != FORMAT:
             raise SitError(f"{path} is not a sample set", "sit sample writes one")
+        file.check({}, {"format_version": int})
         check_version(path, file.attrs["format_version"], FORMAT_VERSION)
-        lacking = [name for name in NEEDED if name not in file.attrs]
-        if "evaluations" not in {*file.names, *file.attrs}:
-            lacking.append("evaluations")
-        if lacking:
-            raise SitError(f"{path} is damaged: no '{lacking[0]}'", "remove it and draw it again")
+        file.check({"labels": "i8", "seeds": "i8"}, ATTRS)
+        for name, kind in KEPT.items():
+            if name in file.names:
+                file.check({name: kind}, {})
+        if not {"images", "latents"} & set(file.names):
+            raise SitError(f"{path} is damaged: neither images nor latents", AGAIN)
+        counted = file.attrs.get("evaluations")
+        if "evaluations" not in file.names and not (
+            isinstance(counted, list) and [type(number) for number in counted] == [int, int]
+        ):
+            raise SitError(f"{path} is damaged: no 'evaluations'", AGAIN)
+        if "images" in file.names and (file.shape("images")[3] != 3 or 0 in file.shape("images")):
+            raise SitError(f"{path} is damaged: its images are {file.shape('images')}", AGAIN)
+        if file.num_rows and int(file.array("labels").min()) < 0:
+            raise SitError(f"{path} is damaged: a label is negative", AGAIN)
         return cls(file)
 
     def write(self, indices: np.ndarray, *, evaluations: int, **arrays: np.ndarray) -> None:

@@ -1,0 +1,123 @@
+"""Members of an .npz file, each looked at before it is read: no pickles, no surprises in size."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from sitcli.errors import SitError
+from sitcli.text import first_line, format_shape
+
+# What a damaged .npy, .npz or zip member raises, depending on which byte is wrong.
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, OSError, SyntaxError, TypeError,
+    RuntimeError, NotImplementedError, OverflowError, AttributeError, RecursionError, MemoryError,
+)  # fmt: skip
+
+
+class Header(NamedTuple):
+    """What a member says of itself."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran: bool
+
+
+class Npz:
+    """An .npz file open for reading. Everything it raises is SitError, one line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except DAMAGE as error:
+            raise self._damaged(error) from None
+        self._members = {
+            name.removesuffix(".npy"): self._archive.getinfo(name)
+            for name in self._archive.namelist()
+            if name.endswith(".npy")
+        }
+
+    def __enter__(self) -> Npz:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._archive.close()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the arrays."""
+        return list(self._members)
+
+    @property
+    def identity(self) -> list[tuple[str, int, int]]:
+        """Name, checksum and size of every member, sorted: another content has another one."""
+        return sorted((e.filename, e.CRC, e.file_size) for e in self._archive.infolist())
+
+    def header(self, name: str) -> Header:
+        """Shape and type of an array, of which the member has every byte."""
+        try:
+            with self._archive.open(self._members[name]) as member:
+                return self._header(name, member)
+        except DAMAGE as error:
+            raise self._damaged(error) from None
+
+    def read(self, name: str, *, most: int) -> np.ndarray:
+        """An array of at most `most` elements."""
+        header = self.header(name)
+        if math.prod(header.shape) > most:
+            raise SitError(
+                f"{self.path}: {name} is {format_shape(header.shape)}, which no such file needs"
+            )
+        try:
+            with self._archive.open(self._members[name]) as member:
+                return np.lib.format.read_array(member, allow_pickle=False)
+        except DAMAGE as error:
+            raise self._damaged(error) from None
+
+    def rows(self, name: str, indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
+        """Rows of an array in C order by increasing number, one in memory at a time."""
+        try:
+            with self._archive.open(self._members[name]) as member:
+                shape, dtype, _ = self._header(name, member)
+                begin, size = member.tell(), math.prod(shape[1:]) * dtype.itemsize
+                for index in indices:
+                    # A seek to where we are already would switch the checksum off.
+                    if member.tell() != begin + index * size:
+                        member.seek(begin + index * size)
+                    data = member.read(size)
+                    if len(data) < size:
+                        raise EOFError(f"{name} is cut short")
+                    yield np.frombuffer(data, dtype).reshape(shape[1:])
+        except DAMAGE as error:
+            raise self._damaged(error) from None
+
+    def _header(self, name: str, member: BinaryIO) -> Header:
+        version = np.lib.format.read_magic(member)
+        reader = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = reader(member)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects")
+        size = self._members[name].file_size - member.tell()
+        if math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"{name} says it is {format_shape(shape)}, and has {size:,} bytes")
+        return Header(shape, dtype, fortran)
+
+    def _damaged(self, error: BaseException) -> SitError:
+        reason = "there is no such file" if not self.path.exists() else first_line(error)
+        return SitError(f"{self.path} is not a readable npz: {reason}", "write or fetch it again")
