@@ -14,7 +14,7 @@ from PIL import Image
 from sitcli.events import Result, Stage
 from sitcli.io.autoencoder import load_autoencoder, to_signed
 from sitcli.io.distances import Moments
-from sitcli.io.latents import LatentStore, create_store
+from sitcli.io.latents import LatentStore, create_store, row_checksums
 from sitcli.io.rows import Rows
 from sitcli.io.samples import SampleSet
 
@@ -67,7 +67,8 @@ def make_store(path: Path, *, number: int = 24, side: int = 8, classes: bool = T
     latents = to_signed(images).numpy().astype(np.float16)
     with Rows(path, writable=True) as file:
         flipped = np.ascontiguousarray(latents[..., ::-1])
-        file.write(range(number), latents=latents, latents_flipped=flipped)
+        crc = row_checksums(latents, flipped)
+        file.write(range(number), latents=latents, latents_flipped=flipped, crc32=crc)
         file.set_attrs(complete=True, checksum=LatentStore(file).checksum())
     return LatentStore.open(path)
 

@@ -30,7 +30,7 @@ import torch
 from sitcli import names
 from sitcli.errors import SitError, UsageError
 from sitcli.io.launch import autocast
-from sitcli.text import first_line
+from sitcli.io.weights import named_tensors, read_content
 
 CPU = torch.device("cpu")
 # Decoding an 84M-parameter VAE takes about 0.5 GB of activations for each 256 x 256 image.
@@ -291,24 +291,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
     Raises SitError if it cannot be read that way.
     """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and safetensors each raise their own kinds
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise SitError(
-                f"{path} holds more than tensors, and reading it could run its code",
-                "convert it to .safetensors where you trust it",
-            ) from None
-        raise SitError(f"cannot read {path}: {first_line(error)}") from None
-    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    content = read_content(path)
     if not isinstance(content, dict):
         raise SitError(f"{path} holds no named tensors")
-    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    return named_tensors(content)
 
 
 def wrap_network(

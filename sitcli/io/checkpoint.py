@@ -356,7 +356,9 @@ def wrong_in_meta(meta: dict[str, Any]) -> str:
     spec, bins = meta["latents"]["autoencoder"], meta["loss_by_t"]
     if not all(isinstance(spec.get(key), str) for key in ("name", "kind")) or "hash" not in spec:
         return "its autoencoder has no name, kind or hash"
-    counts = [bins.get("sums"), bins.get("counts")]
+    if lacking := [key for key in ("sums", "counts") if key not in bins]:
+        return f"no '{lacking[0]}'"
+    counts = [bins["sums"], bins["counts"]]
     if not all(isinstance(part, list) for part in counts) or len(counts[0]) != len(counts[1]):
         return "its loss over t"
     if not all(isinstance(number, (int, float)) for part in counts for number in part):

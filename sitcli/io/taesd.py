@@ -91,7 +91,7 @@ def _build(layers_of, path: Path) -> nn.Sequential:
     try:
         network = nn.Sequential(*layers_of(weights))
         network.load_state_dict(weights, strict=True)
-    except (KeyError, RuntimeError, IndexError):
+    except (KeyError, RuntimeError, IndexError, ValueError, TypeError, AttributeError):
         raise SitError(f"{path} is not laid out as a TAESD-style autoencoder") from None
     return network.float()
 
@@ -111,7 +111,10 @@ def _decoder_layers(weights: Weights) -> list[nn.Module]:
 
 
 def _num_layers(weights: Weights) -> int:
-    return 1 + max(int(key.split(".")[0]) for key in weights)
+    number = 1 + max(int(key.split(".")[0]) for key in weights)
+    if number > 4 * len(weights):  # a key's number is not to build as many layers as it says
+        raise ValueError("more layers than weights")
+    return number
 
 
 def _layer(weights: Weights, index: int, *, stride: int = 1) -> nn.Module:

@@ -697,9 +697,9 @@ def _summary(task: _Task, figures: list[dict[str, Any]]) -> dict[str, str]:
         summary["[low, high]"] = (
             f"95%, from {intervals[0]['resamples']} bootstrap resamples of the samples"
         )
-        without = [f["metric"] for f in figures if f["interval"] is None]
+        without = [f["metric"].split("[")[0] for f in figures if f["interval"] is None]
         if without:
-            summary["[low, high]"] += f"; resampling would change {' and '.join(without)}"
+            summary["[low, high]"] += f"; {', '.join(without)}: none, images must not repeat there"
     if all(figure["floor"] is None for figure in figures):
         return summary | {"floor": "none: it takes two halves of the reference's images"}
     num = len(task.reference.indices)
@@ -720,7 +720,10 @@ def _next(task: _Task, settings: EvaluateSettings) -> str:
         return ""  # there are no more of the images it was made of
     if samples.meta.get("noise"):
         return ""  # nor of the noise it was drawn from
-    if {"checkpoint", "mode"} <= samples.meta.keys() and samples.num < FEW_SAMPLES:
+    drawn = {"checkpoint", "cfg_scale"} <= samples.meta.keys() and samples.meta.get(
+        "mode"
+    ) in OPTIONS
+    if drawn and samples.num < FEW_SAMPLES:
         return _more_samples(samples.meta)
     others = [f"--{metric}" for metric in ("kid", "prc") if metric not in task.metrics]
     if not others or task.reference is None or task.reference.images is None:

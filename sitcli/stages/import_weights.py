@@ -23,8 +23,8 @@ from sitcli.io.checkpoint import (
     checkpoint_meta,
     process_from,
     step_name,
-    wrong_in_meta,
     write_tensors,
+    wrong_in_meta,
 )
 from sitcli.io.dit_folder import EXTRAS, read_folder
 from sitcli.io.files import hash_file, make_folder
@@ -469,7 +469,8 @@ def _write(plan: _Plan) -> Path:
 
 def _result(plan: _Plan, checkpoint: Checkpoint) -> Result:
     meta, config = plan.meta, checkpoint.config
-    params = sum(value.numel() for value in next(iter(plan.states.values())).values())
+    state = next(iter(plan.states.values()))
+    params = sum(value.numel() for key, value in state.items() if key != "pos_embed")
     height, width = checkpoint.image_size
     spec = meta["latents"]["autoencoder"]
     times = "t = 0 is the data" if meta["time_convention"] == "paper" else "t = 0 is the noise"

@@ -132,7 +132,7 @@ def _describe_store(store: LatentStore) -> Result:
     attrs, spec = store.attrs, store.autoencoder
     num_rows, broken = store.rows.num_rows, store.broken()
     missing = store.num_missing()
-    counts = np.bincount(store.labels, minlength=store.num_classes)
+    counts = _counts(store.labels, store.num_classes)
     size = store.path.stat().st_size
     images = f"{store.num_items}" if not missing else f"{store.num_items} of {num_rows} encoded"
     images += ", and their mirror images" if store.has_flips else ""
@@ -180,6 +180,12 @@ def _describe_store(store: LatentStore) -> Result:
     return Result(summary=summary, data=data, next=following)
 
 
+def _counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Images of each class; labels that are none of them, or of no classes at all, are left out."""
+    most = num_classes or 1
+    return np.bincount(labels[(labels >= 0) & (labels < most)], minlength=num_classes)
+
+
 def _verify_store(store: LatentStore) -> Problems:
     problems = _check_flags(store.rows.written, complete=store.complete)
     reading = ReadBack(store)
@@ -222,7 +228,7 @@ def _describe_samples(samples: SampleSet) -> Result:
         shape = list(samples.images.shape[1:])
         pictures = f"{shape[1]} x {shape[0]} pixels"
     names = list(meta.get("class_names") or [])
-    counts = np.bincount(samples.labels[samples.done], minlength=len(names))
+    counts = _counts(samples.labels[samples.done], len(names))
     size = _bytes_below(samples.directory if _owns_folder(samples) else samples.path)
     kept = "".join(f", {name} kept" for name in KEPT if name in samples.rows.names)
     summary = {
@@ -230,7 +236,9 @@ def _describe_samples(samples: SampleSet) -> Result:
         "complete": "yes" if samples.complete else "no",
         "images": (f"{done}" if samples.complete else f"{done} of {samples.num} drawn")
         + f", {pictures}{kept}",
-        "classes": _describe_classes(names, counts),
+        "classes": _describe_classes(names, counts)
+        if names or not samples.labels.any()
+        else f"numbers up to {samples.labels.max()}, without names",
     }
     # What the sampler recorded, as it recorded it: one short value a line.
     for name, value in meta.items():
@@ -250,7 +258,7 @@ def _describe_samples(samples: SampleSet) -> Result:
         "bytes": size,
     }
     target = samples.directory if _owns_folder(samples) else samples.path
-    following = f"sit evaluate {quote(str(target))}"
+    following = f"sit evaluate {quote(str(target))}" if samples.images is not None else ""
     if not samples.complete:
         following = "the `sit sample` command that began it"
     return Result(summary=summary, data=data, next=following)
@@ -377,7 +385,9 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> Result:
         "network": f"{config.depth} {design}blocks of width {config.width}, {config.heads} heads, "
         f"patch {config.patch}: {params / 1e6:.4g} M parameters",
         "latents": format_shape(config.latent_shape) + _origin(latents),
-        "classes": _some(latents["class_names"]) if num_classes else "none",
+        "classes": (_some(latents["class_names"]) or f"{num_classes}, without names")
+        if num_classes
+        else "none",
         "process": process.describe(),
         "autoencoder": f"{spec['name']} ({spec['class']}, {(spec['hash'] or 'unseen')[:12]})",
         "size": format_bytes(size),
