@@ -1,10 +1,11 @@
-"""Encoding and sampling by several processes: the same file as by one, whatever happens."""
+"""Encoding, sampling and scoring by several processes: the same as by one, whatever happens."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,14 @@ import pytest
 
 from sitcli.errors import SitError, UsageError
 from sitcli.io.rows import DONE, Rows
-from sitcli.settings import EncodeSettings, SampleSettings
+from sitcli.settings import EncodeSettings, EvaluateSettings, SampleSettings
 from sitcli.stages.encode import encode
 from sitcli.stages.encode import plan as plan_encoding
+from sitcli.stages.evaluate import evaluate
 from sitcli.stages.sample import sample
 from sitcli.stages.train import train
 from tests.stages.test_train import settings
-from tests.tiny import ENVIRONMENT, finish, make_store, pictures, write_folder
+from tests.tiny import ENVIRONMENT, finish, make_store, pictures, write_folder, write_samples
 
 SIT = [sys.executable, "-m", "sitcli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -156,3 +158,19 @@ def test_plans_and_refusals(trained: Path, images: Path, tmp_path: Path) -> None
     assert done.stderr.count("error: --invert runs in one process") == 1
     with pytest.raises(UsageError, match="both say how many"):
         plan_encoding(EncodeSettings(source=images, out=tmp_path / "o.h5", procs=3, gpus=2))
+
+
+def test_two_processes_give_the_same_figures(tmp_path: Path) -> None:
+    """Faults: blocks of features that a rank writes to another's rows, leaves out or repeats; sums
+    of a rank that are counted twice; a table said by each."""
+    samples = write_samples(tmp_path / "a", pictures(700)[0])
+    np.savez(tmp_path / "real.npz", arr_0=pictures(600, seed=1)[0])
+    shared = dict(reference=tmp_path / "real.npz", features="pixels", fid=True, kid=True)
+    alone = finish(evaluate(EvaluateSettings(samples=[samples], device="cpu", **shared)))
+    shutil.rmtree(samples / "stats")
+    shutil.rmtree(tmp_path / "real.stats")
+    command = words([*SIT, "evaluate", str(samples)], procs=2, json=True, **shared)
+    done = run(command)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["figures"] == alone.data["figures"]
+    assert done.stderr.count("is not FID") == 1
