@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from sitcli.errors import SitError, UsageError
 from sitcli.io.files import hash_file
+from sitcli.io.hub import local_path
 from sitcli.io.weights import named_tensors, read_content
 from sitcli.text import first_line
 
@@ -39,6 +40,8 @@ def choose_features(
 
     Raises UsageError for an unknown name, SitError when the weights are not here.
     """
+    weights = weights and local_path(weights)
+    dinov2_weights = dinov2_weights and local_path(dinov2_weights)
     if weights is not None and name != "inception":
         raise UsageError(f"--features-weights belongs to --features inception, not to {name}")
     if name == "pixels":
@@ -55,7 +58,7 @@ def choose_features(
             asked = "--dinov2-weights" if dinov2_weights is not None else ""
             raise _missing("DINOv2", path, DINOV2_URL, asked, "--dinov2-weights")
         return Features(name="dinov2", path=path, hash=_hash_of(path))
-    path = Path(name)
+    path = local_path(name)
     if not path.is_file():
         raise UsageError(
             f"--features {name}: neither a known extractor nor a file",

@@ -29,9 +29,10 @@ LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "remote p
 def meeting(world: World, *, backend: str | None = "gloo") -> Iterator[None]:
     """A process group of all ranks for the time of the block; nothing for one process.
 
+    Within another one it is that one: a command of several stages meets once, for all.
     backend: None is gloo between CPUs and NCCL between GPUs, each from its first use on.
     """
-    if world.size == 1:
+    if world.size == 1 or dist.is_initialized():
         yield
         return
     with lost_peers():

@@ -12,6 +12,8 @@ from sitcli.io.checkpoint import RunDir
 from sitcli.io.files import write_json
 from sitcli.io.hub import local_path
 from sitcli.io.pictures import save_history
+from sitcli.io.processes import world_for
+from sitcli.io.ranks import from_first, meeting, together
 from sitcli.settings import EvaluateSettings, SampleSettings
 from sitcli.stages.evaluate import evaluate
 from sitcli.stages.likelihood import HISTORY_TOO, refuse_options
@@ -28,24 +30,25 @@ def history(settings: EvaluateSettings) -> Stage:
     an interrupted history goes on and a longer run costs its new checkpoints alone.
     Raises SitError for a run without checkpoints, and what `sample` and `evaluate` do.
     """
-    run = _open(settings)
+    world = world_for(gpus=settings.gpus, procs=settings.procs)
     scored: list[dict[str, Any]] = []
     told: set[str] = set()
-    for step in run.steps():
-        yield Note(f"step {step}")
-        drawing = _sample_settings(settings, run, step)
-        yield from _each_once(sample(drawing), told)
-        file = prepare(drawing).file
-        evaluation = dataclasses.replace(
-            settings, history=None, samples=[file], **dict.fromkeys(HISTORY_TOO)
-        )
-        result = yield from _each_once(evaluate(evaluation), told)
-        if result.data:  # of several processes the first has it
-            scored.append(dict(step=step, samples=str(file), figures=result.data["figures"]))
-            _write(run, scored)
-    if not scored:
-        return Result()
-    return _report(run, scored)
+    with meeting(world):
+        run = together(world, lambda: _open(settings))
+        # Training may save another one meanwhile: one rank decides for all.
+        for step in from_first(world, run.steps):
+            yield Note(f"step {step}")
+            drawing = _sample_settings(settings, run, step)
+            yield from _each_once(sample(drawing), told)
+            file = prepare(drawing).file
+            evaluation = dataclasses.replace(
+                settings, history=None, samples=[file], **dict.fromkeys(HISTORY_TOO)
+            )
+            result = yield from _each_once(evaluate(evaluation), told)
+            if world.rank == 0:
+                scored.append(dict(step=step, samples=str(file), figures=result.data["figures"]))
+                _write(run, scored)
+    return Result() if world.rank else _report(run, scored)
 
 
 def plan(settings: EvaluateSettings) -> Result:

@@ -21,6 +21,7 @@ from sitcli.io import rows
 from sitcli.io.autoencoder import decode_latents, from_spec, hash_arrays
 from sitcli.io.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from sitcli.io.checkpoint import STEP_NAME, Checkpoint, RunDir, open_checkpoint
+from sitcli.io.hub import local_path
 from sitcli.io.latents import FORMAT as STORE_FORMAT
 from sitcli.io.latents import LatentStore, ReadBack, encode_command
 from sitcli.io.launch import resolve_device, resolve_precision
@@ -88,6 +89,7 @@ def inspect(settings: InspectSettings) -> Stage:
 
 
 def _open(path: Path) -> Artefact:
+    path = local_path(path)
     if not path.exists():
         raise SitError(f"there is no {path}", EXPECTED)
     try:
