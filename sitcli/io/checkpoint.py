@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitcli import __version__
+from sitcli import __version__, names
 from sitcli.core.ddpm import Diffusion
 from sitcli.core.flow import Flow, Network
 from sitcli.core.reversed_time import ReversedTime
@@ -368,9 +368,19 @@ def wrong_in_meta(meta: dict[str, Any]) -> str:
         # A network of any other size would be built before its weights are looked at.
         if not 0 < config.depth <= MOST_BLOCKS or config.tokens > MOST_TOKENS:
             return f"a network of {config.depth} blocks and {config.tokens} tokens"
-        process_from(meta["process"])
+        process = process_from(meta["process"])
     except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
         return f"its network or process: {first_line(error)}"
+    for key, known in (
+        ("interpolant", (*names.INTERPOLANTS, Diffusion.interpolant)),
+        ("prediction", names.PREDICTIONS),
+        ("loss_weight", names.LOSS_WEIGHTS),
+        ("betas", names.BETAS),
+        ("variance", names.VARIANCES),
+    ):
+        value = getattr(process, key, known[0])
+        if value not in known and not (key == "betas" and isinstance(value, (list, tuple))):
+            return f"its process' {key} is {str(value)[:40]!r}"
     return ""
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sitcli.errors import SitError, UsageError
 from sitcli.io.files import hash_file
+from sitcli.io.npz import DAMAGE
 from sitcli.text import first_line, format_shape
 
 
@@ -20,7 +21,7 @@ def open_noise(path: Path, shape: tuple[int, int, int]) -> Noise:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+    except DAMAGE as error:
         raise SitError(
             f"cannot read the noise {path}: {first_line(error)}",
             "write one with numpy.save, float32 (N, C, h, w)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Generator, Sequence
@@ -19,6 +20,7 @@ from sitcli.text import first_line, format_shape
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, OSError, SyntaxError, TypeError,
     RuntimeError, NotImplementedError, OverflowError, AttributeError, RecursionError, MemoryError,
+    tokenize.TokenError,
 )  # fmt: skip
 
 

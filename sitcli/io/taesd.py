@@ -54,6 +54,8 @@ def load(path: Path, *, name: Path, device: torch.device, dtype: torch.dtype) ->
     encoder_path, decoder_path = paths if "encoder" in path.name else reversed(paths)
     encoder = _build(_encoder_layers, encoder_path)
     decoder = _build(_decoder_layers, decoder_path)
+    if not isinstance(encoder[-1], nn.Conv2d) or not isinstance(decoder[1], nn.Conv2d):
+        raise SitError(f"{path} is not laid out as a TAESD-style autoencoder")
     channels = encoder[-1].out_channels
     downsample = 2 ** sum(isinstance(m, nn.Conv2d) and m.stride == (2, 2) for m in encoder)
     upsample = 2 ** sum(isinstance(m, nn.Upsample) for m in decoder)
@@ -91,9 +93,13 @@ def _build(layers_of, path: Path) -> nn.Sequential:
     try:
         network = nn.Sequential(*layers_of(weights))
         network.load_state_dict(weights, strict=True)
+        # Whether each layer takes what the one before it gives, only trying tells.
+        first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+        with torch.no_grad():
+            network.float()(torch.zeros(1, first.in_channels, 32, 32))
     except (KeyError, RuntimeError, IndexError, ValueError, TypeError, AttributeError):
         raise SitError(f"{path} is not laid out as a TAESD-style autoencoder") from None
-    return network.float()
+    return network
 
 
 def _encoder_layers(weights: Weights) -> list[nn.Module]:

@@ -32,7 +32,7 @@ from sitcli.io.samples import FORMAT as SAMPLES_FORMAT
 from sitcli.io.samples import SampleSet
 from sitcli.model.transformer import Transformer, TransformerConfig
 from sitcli.settings import InspectSettings
-from sitcli.text import format_bytes, format_shape
+from sitcli.text import first_line, format_bytes, format_shape
 
 EXPECTED = (
     "sit inspect reads a latent store (*.h5), a run (runs/NAME), one of its steps (step-0010000) "
@@ -283,10 +283,13 @@ def _verify_samples(samples: SampleSet) -> Problems:
     problems += _check_labels(samples.labels, num_classes)
     if samples.complete:
         meta = samples.beside("meta.json")
-        if not meta.exists():
+        try:
+            if json.loads(meta.read_text()) != samples.meta:
+                problems.append(f"{meta.name} differs from what samples.h5 says")
+        except FileNotFoundError:
             problems.append(f"{meta.name} is missing")
-        elif json.loads(meta.read_text()) != samples.meta:
-            problems.append(f"{meta.name} differs from what samples.h5 says")
+        except (OSError, ValueError, RecursionError) as error:
+            problems.append(f"{meta.name} cannot be read: {first_line(error)}")
     return problems
 
 
@@ -401,7 +404,7 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> Result:
         "path": str(checkpoint.path),
         "step": checkpoint.step,
         "params": params,
-        "files": {p.name: p.stat().st_size for p in sorted(checkpoint.path.glob("*.*"))},
+        "files": {p.name: p.lstat().st_size for p in sorted(checkpoint.path.glob("*.*"))},
         "meta": meta,
         "bytes": size,
     }
