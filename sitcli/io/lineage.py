@@ -69,6 +69,7 @@ def recognise(
     *,
     name: str,
     lineage: str | None,
+    why: str,
     model: str | None,
     keys: Iterable[str],
     args: Namespace | None,
@@ -76,12 +77,13 @@ def recognise(
 ) -> tuple[str, str]:
     """The row of LINEAGES that weights are of, and what says so.
 
-    name: the file's; lineage, model: what the user said; keys: the tensors'; args: the trainer's.
+    name: the file's; lineage: what was said, and why; model: what the user said; keys: the
+    tensors'; args: the trainer's.
     Raises UsageError if nothing tells, or the user and the file contradict each other.
     """
     family = model.split("-")[0] if model else None
     if lineage is not None:
-        return lineage, "--lineage"
+        return _agreed(lineage, why, family, name)
     if any(key.startswith(PROJECTORS) for key in keys):
         return _agreed("repa", "it has REPA's projectors", family, name)
     if args is not None and (hasattr(args, "proj_coeff") or hasattr(args, "enc_type")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from torch import Tensor
 from sitcli import names
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Note, Progress, Result, Stage, Warn
-from sitcli.io.autoencoder import Autoencoder, load_autoencoder
+from sitcli.io.autoencoder import load_autoencoder
 from sitcli.io.checkpoint import (
     Checkpoint,
     RunDir,
@@ -47,7 +48,17 @@ from sitcli.text import format_shape
 
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 SD_VAES = (names.DEFAULT_VAE, "stabilityai/sd-vae-ft-mse")
-SD_SCALING, SD_DOWNSAMPLE = 0.18215, 8
+# Known without being looked at, and not needed for --latents-only.
+SD_VAE: dict[str, Any] = {
+    "class": "AutoencoderKL",
+    "kind": "kl",
+    "latent_channels": 4,
+    "downsample": 8,
+    "deterministic": False,
+    "scaling": 0.18215,
+    "shift": 0.0,
+    "hash": None,
+}
 ASIDE = "set-aside.safetensors"
 POSITIONS = 1e-6  # how far a position embedding may be from the recomputed one and count as it
 
@@ -59,15 +70,13 @@ def import_weights(settings: ImportSettings) -> Stage:
     something else. Nothing is left behind then.
     """
     quiet_libraries()
-    plan = _resolve(settings)
-    for text in plan.notes:
+    resolved = _resolve(settings)
+    for text in resolved.notes:
         yield Note(text)
-    for text in plan.warnings:
+    for text in resolved.warnings:
         yield Warn(text)
-    yield Progress(done=0, total=len(plan.states), unit="files")
-    step = _write(plan)
-    checkpoint = Checkpoint(step, plan.meta)
-    return _result(plan, checkpoint)
+    yield Progress(done=0, total=len(resolved.states), unit="files")
+    return _result(resolved, Checkpoint(_write(resolved), resolved.meta))
 
 
 def plan(settings: ImportSettings) -> Result:
@@ -106,45 +115,36 @@ def _resolve(settings: ImportSettings) -> _Plan:
         plan.notes.append("the optimizer's state is left out: what is imported is not trained on")
     _settle_dtype(plan)
     first = next(iter(plan.states.values()))
-    out, patches = first.get("final_layer.linear.weight"), first.get("x_embedder.proj.weight")
-    learned_sigma = (
-        out is not None
-        and patches is not None
-        and patches.ndim == 4
-        and out.shape[0] == 2 * patches.shape[1] * patches.shape[2] ** 2
-    )
     lineage, why = recognise(
         name=found.path.name,
         lineage=settings.lineage or found.lineage,
-        model=settings.model or None,
+        why="--lineage" if settings.lineage else "its folder",
+        model=settings.model,
         keys=[*first, *plan.aside],
         args=found.args,
-        learned_sigma=learned_sigma,
+        learned_sigma=_learns_sigma(first),
     )
-    why = "its folder" if settings.lineage is None and found.lineage else why
-    model = settings.model or getattr(found.args, "model", None)
-    with_size = model if isinstance(model, str) and re.fullmatch(r"\w+-\w+/\d+", model) else None
-    autoencoder = _autoencoder(settings, found, patches)
-    downsample = autoencoder["spec"]["downsample"]
+    spec, plan.arrays = _autoencoder(settings, found, first)
+    model = settings.model or _model_in(found.args)
     for state in plan.states.values():
-        _settle_positions(plan, state, settings, downsample)
-        config = config_of(found.path, state, heads=settings.heads or found.heads, model=with_size)
-    row = LINEAGES[lineage]
-    process = found.process or process_of(
+        _settle_positions(plan, state, settings, spec["downsample"])
+        config = config_of(found.path, state, heads=settings.heads or found.heads, model=model)
+    if config.channels != spec["latent_channels"]:
+        raise UsageError(
+            f"{found.path} is of latents of {config.channels} channels, and {spec['name']} has "
+            f"{spec['latent_channels']}",
+            "say whose latents they are: --vae",
+        )
+    process = process_of(
         lineage,
         config=config,
         args=found.args,
         interpolant=settings.interpolant,
         prediction=settings.prediction,
     )
-    if config.channels != autoencoder["spec"]["latent_channels"]:
-        raise UsageError(
-            f"{found.path} is of latents of {config.channels} channels, and "
-            f"{autoencoder['spec']['name']} has {autoencoder['spec']['latent_channels']}",
-            "say whose latents they are: --vae",
-        )
-    _, height, width = config.latent_shape
-    plan.arrays = autoencoder["arrays"]
+    row = LINEAGES[lineage]
+    if row.family == "DiT" and found.process is not None:
+        process = found.process
     plan.step = found.step
     plan.summary = {"lineage": f"{row.title} ({why})"}
     plan.meta = checkpoint_meta(
@@ -152,30 +152,53 @@ def _resolve(settings: ImportSettings) -> _Plan:
         process,
         time_convention=row.time_convention,
         model=model_name(row.family, config),
-        ema=0.9999 if "ema" in plan.states else None,
+        ema=0.9999 if "ema" in plan.states and lineage != "diffusers" else None,
         label_dropout=0.1 if config.num_classes else None,
         guided_channels=row.guided_channels,
         lineage=lineage,
         weights_source=_source(found),
         loss_by_t=dict(sums=[], counts=[]),  # nobody measured it
-        latents=dict(
-            store=None,
-            stores=[],
-            fingerprint="",
-            source="",
-            sources=[],
-            image_size=height * downsample
-            if height == width
-            else [height * downsample, width * downsample],
-            crop="adm",
-            kind="latents" if autoencoder["spec"]["deterministic"] else "moments",
-            scaling=autoencoder["spec"]["scaling"],
-            autoencoder=autoencoder["spec"],
-            class_names=found.class_names if len(found.class_names) == config.num_classes else [],
-            num_items=0,
-        ),
+        latents=_latents(config, spec, found.class_names),
     )
     return plan
+
+
+def _latents(
+    config: TransformerConfig, spec: dict[str, Any], class_names: list[str]
+) -> dict[str, Any]:
+    """As `latent_facts`, where there is no store."""
+    height, width = (side * spec["downsample"] for side in config.latent_shape[1:])
+    return dict(
+        store=None,
+        stores=[],
+        fingerprint="",
+        source="",
+        sources=[],
+        image_size=height if height == width else [height, width],
+        crop="adm",
+        kind="latents" if spec["deterministic"] else "moments",
+        scaling=spec["scaling"],
+        autoencoder=spec,
+        class_names=class_names if len(class_names) == config.num_classes else [],
+        num_items=0,
+    )
+
+
+def _learns_sigma(state: dict[str, Tensor]) -> bool:
+    """Whether the network gives twice the channels it takes; checked properly later."""
+    out, patches = (state.get(key) for key in ("final_layer.linear.bias", "x_embedder.proj.weight"))
+    if out is None or patches is None or patches.ndim != 4:
+        return False
+    return out.numel() == 2 * patches[0].numel()
+
+
+def _model_in(args: Namespace | None) -> str | None:
+    """The model a trainer was told to build, if it is one of the presets."""
+    name = getattr(args, "model", None)
+    with contextlib.suppress(ValueError, TypeError):
+        parse_model(name)
+        return name
+    return None
 
 
 def _only_file(path: Path) -> Path:
@@ -415,9 +438,12 @@ def _grid(text: str, pixels: int) -> tuple[int, int]:
     return height // pixels, width // pixels
 
 
-def _autoencoder(settings: ImportSettings, found: _Found, patches: Tensor | None) -> dict[str, Any]:
+def _autoencoder(
+    settings: ImportSettings, found: _Found, state: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Spec and arrays of the autoencoder whose latents these are."""
     name = settings.vae or (str(found.vae) if found.vae else None)
+    patches = state.get("x_embedder.proj.weight")
     channels = patches.shape[1] if patches is not None and patches.ndim == 4 else 4
     if name is None and channels != 4:
         raise UsageError(
@@ -425,24 +451,10 @@ def _autoencoder(settings: ImportSettings, found: _Found, patches: Tensor | None
             "say whose they are: --vae FOLDER, --vae STORE.h5, or --vae pixels",
         )
     if name in (None, *SD_VAES):
-        # Known without being looked at, and not needed for --latents-only.
-        spec = {
-            "name": name or names.DEFAULT_VAE,
-            "class": "AutoencoderKL",
-            "kind": "kl",
-            "latent_channels": 4,
-            "downsample": SD_DOWNSAMPLE,
-            "deterministic": False,
-            "scaling": SD_SCALING,
-            "shift": 0.0,
-            "hash": None,
-        }
-        return {"spec": spec, "arrays": {}}
-    autoencoder: Autoencoder = load_autoencoder(
-        name, device=torch.device("cpu"), dtype=torch.float32
-    )
+        return SD_VAE | {"name": name or names.DEFAULT_VAE}, {}
+    autoencoder = load_autoencoder(name, device=torch.device("cpu"), dtype=torch.float32)
     arrays = {key: torch.from_numpy(value) for key, value in autoencoder.arrays.items()}
-    return {"spec": autoencoder.spec, "arrays": arrays}
+    return autoencoder.spec, arrays
 
 
 def _write(plan: _Plan) -> Path:

@@ -296,8 +296,8 @@ def test_a_trainers_checkpoint_says_what_it_is(tmp_path: Path) -> None:
     assert run.kinds == ["model", "ema"]
     assert equal(run.weights("model"), content["model"])
     assert equal(run.weights("ema"), content["ema"])
-    # fast-DiT's, from a wrapper of DDP's.
-    content = trainer(model="DiT-Mi/2", global_batch_size=256, num_classes=5)
+    # fast-DiT's, from a wrapper of DDP's; a size of its own says nothing.
+    content = trainer(model="DiT-Tiny/2", global_batch_size=256, num_classes=5)
     content["ema"] = {f"module.{key}": value for key, value in content["ema"].items()}
     run = bring(save(tmp_path / "x.pt", content), tmp_path / "b")
     assert run.meta["lineage"] == "official-dit"
@@ -331,6 +331,8 @@ def test_diffusers_own_folder(tmp_path: Path) -> None:
     key = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = read_tensors(file)
+    with pytest.raises(UsageError, match="--interpolant is for SiT"):
+        bring(folder, tmp_path / "c", interpolant="gvp")
     write_tensors(file, {**tensors, key: tensors[key] + 1})
     with pytest.raises(SitError, match=r"transformer_blocks\.1.*differs from block 0"):
         bring(folder, tmp_path / "c")
@@ -429,6 +431,8 @@ def test_what_nothing_tells_is_asked(tmp_path: Path) -> None:
         bring(file, tmp_path / "a", model="SiT-Mi/2")
     with pytest.raises(UsageError, match="--interpolant is for SiT"):
         bring(file, tmp_path / "c", model="DiT-Mi/2", interpolant="gvp")
+    with pytest.raises(UsageError, match="--model is a DiT"):
+        bring(file, tmp_path / "c", model="DiT-Mi/2", lineage="official-sit")
     settings = ImportSettings(weights=file, out_dir=tmp_path / "c", model="SiT-Mi/2")
     assert plan(settings).data["dry_run"]
     assert not (tmp_path / "c").exists()
