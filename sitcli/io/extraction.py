@@ -33,7 +33,7 @@ from sitcli.io.ranks import from_first, together, until_all
 from sitcli.text import format_shape
 
 KEEP_BYTES = 1 << 30  # features of more than this are not kept, only their mean and covariance
-BLOCK = 256  # images whose features are written together; what an interruption can lose
+BLOCK = 256  # images whose features are written together, about; what an interruption can lose
 CHUNK = 1024  # images whose sums are taken together where features are not kept
 SAVE_SECONDS = 60.0  # between writing such sums
 MOST_FEATURES = 8192  # of an extractor
@@ -111,8 +111,11 @@ def _collect_rows(
             return count.at(waiting + min(int((f == row_file.DONE).sum()) for f in flags))
 
         yield progress()
-        for start in range(world.rank * BLOCK, len(todo), world.size * BLOCK):
-            block, found = todo[start : start + BLOCK], []
+        # Whole batches: they are the same ones whatever the number of processes.
+        share = min(BLOCK, math.ceil(len(todo) / world.size))
+        step = max(1, share // job.batch_size) * job.batch_size
+        for start in range(world.rank * step, len(todo), world.size * step):
+            block, found = todo[start : start + step], []
             for batch in job.extract(block):
                 found.append(batch)
                 yield progress(sum(len(next(iter(b.values()))) for b in found))
