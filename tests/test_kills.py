@@ -9,6 +9,7 @@ that nobody touched, to the last bit; what is on the disk is read back after eve
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -218,6 +219,39 @@ def test_sampling(whole: RunDir, tmp_path: Path, whom: str) -> None:
     finish(sample_command(whole.path, out))
     np.testing.assert_array_equal(SampleSet.open(out).images, expected.images)
     assert SampleSet.open(out).meta["evaluations"] == expected.meta["evaluations"]
+
+
+@pytest.mark.parametrize("whom", ["rank", "all"])
+def test_scoring(tmp_path: Path, whom: str) -> None:
+    """Fault: features flagged and not written, or of another image; figures that tell of a kill."""
+    random = np.random.default_rng(len(whom))
+    for number, name in enumerate(("samples", "real")):
+        np.savez(tmp_path / f"{name}.npz", arr_0=pictures(6000, seed=number)[0])
+    options = dict(reference=tmp_path / "real.npz", features="pixels", batch_size=2, procs=2)
+    command = [*SIT, "evaluate", str(tmp_path / "samples.npz"), "--fid", "--prc", *flags(**options)]
+    written, stats = tmp_path / "samples.metrics.json", tmp_path / "samples.stats"
+
+    def figures() -> list[float]:
+        return [figure["value"] for figure in json.loads(written.read_text())["figures"]]
+
+    def forget() -> None:
+        for folder in (stats, tmp_path / "real.stats"):
+            shutil.rmtree(folder, ignore_errors=True)
+        written.unlink(missing_ok=True)
+
+    def done() -> int:
+        return sum(finished(path) for path in tmp_path.glob("*.stats/*.features"))
+
+    finish(command)
+    expected = figures()
+    forget()
+    for _ in range(KILLS):
+        kill_at(command, beyond(done, random.uniform(0, 1500)), whom=whom, random=random)
+        if written.exists():
+            assert figures() == expected
+            forget()
+    finish(command)
+    assert figures() == expected
 
 
 @contextlib.contextmanager

@@ -252,6 +252,11 @@ def _resolve(settings: EvaluateSettings) -> _Task:
 def _open_store(settings: EvaluateSettings, checkpoint: Checkpoint) -> LatentStore | JoinedStores:
     latents = checkpoint.latents
     paths = [Path(path) for path in latents.get("stores", [latents["store"]])]
+    if settings.reference is None and "lineage" in checkpoint.meta:
+        raise UsageError(
+            f"{checkpoint.path} is of imported weights, which know no latents",
+            "give a latent store: --reference STORE.h5",
+        )
     for path in paths:
         if settings.reference is None and not path.exists():
             raise SitError(
@@ -269,15 +274,16 @@ def check_same_latents(store: LatentStore | JoinedStores, checkpoint: Checkpoint
     shape = config.latent_shape
     if store.latent_shape != shape:
         what = f"latents {format_shape(store.latent_shape)}, and the run's {format_shape(shape)}"
-    elif store.autoencoder["hash"] != latents["autoencoder"]["hash"]:
+    elif latents["autoencoder"]["hash"] not in (None, store.autoencoder["hash"]):
         what = f"latents of another autoencoder, {store.autoencoder['name']}"
     elif store.scaling != latents["scaling"]:
         what = f"latents scaled by {store.scaling}, and the run's by {latents['scaling']}"
     else:
         return
-    raise SitError(
-        f"{store.path} holds {what}", f"encode the images as {latents['store']} was encoded"
-    )
+    like = f"--vae {latents['autoencoder']['name']} does it"
+    if latents["store"] is not None:
+        like = f"{latents['store']} was encoded"
+    raise SitError(f"{store.path} holds {what}", f"encode the images as {like}")
 
 
 def known_labels(

@@ -23,13 +23,20 @@ from sitcli.io.lineage import LINEAGES
 from sitcli.io.samples import SampleSet
 from sitcli.model.embed import position_embedding
 from sitcli.model.transformer import TransformerConfig
-from sitcli.settings import ExportSettings, ImportSettings, InspectSettings, SampleSettings
+from sitcli.settings import (
+    EvaluateSettings,
+    ExportSettings,
+    ImportSettings,
+    InspectSettings,
+    SampleSettings,
+)
 from sitcli.stages.export import FORMATS, export
 from sitcli.stages.import_weights import import_weights, plan
 from sitcli.stages.inspect import inspect
+from sitcli.stages.likelihood import likelihood
 from sitcli.stages.sample import sample
 from tests.stages.test_sample import make_run, random_network
-from tests.tiny import finish
+from tests.tiny import finish, make_store
 
 CPU = torch.device("cpu")
 # Width 128 is a preset's, so that heads are known: 4 of them.
@@ -497,6 +504,25 @@ def test_export_replaces_only_its_own(tmp_path: Path) -> None:
     folder = take(run, tmp_path / "folder", "diffusers")
     take(run, folder, "diffusers", overwrite=True)
     assert sorted(p.name for p in tmp_path.glob(".*")) == []
+
+
+def test_the_likelihood_of_imported_weights_needs_a_store(tmp_path: Path) -> None:
+    """Fault: a traceback where the run knows no store, or a store of unseen weights refused."""
+    state = official(dataclasses.replace(CONFIG, channels=3, out_channels=3))
+    file = save(tmp_path / "SiT-Mi-2.pt", state)
+    bring(file, tmp_path / "run", vae="pixels")
+    options = dict(samples=[tmp_path / "run"], nll=True, num=2, steps=2, device="cpu")
+    with pytest.raises(UsageError, match="imported weights") as caught:
+        finish(likelihood(EvaluateSettings(**options)))
+    assert "--reference" in caught.value.hint
+    store = make_store(tmp_path / "tiny.h5").path
+    told = finish(likelihood(EvaluateSettings(**options, reference=store)))
+    assert all(np.isfinite(figure["value"]) for figure in told.data["figures"])
+    meta = open_checkpoint(tmp_path / "run").path / "meta.json"
+    facts = json.loads(meta.read_text())
+    facts["latents"]["autoencoder"]["hash"] = None
+    meta.write_text(json.dumps(facts))
+    finish(likelihood(EvaluateSettings(**options, reference=store)))
 
 
 def test_training_does_not_go_on_from_imported_weights(tmp_path: Path) -> None:
