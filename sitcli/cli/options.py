@@ -171,7 +171,7 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
         return path
     section = config_section(path, ctx.info_name, list(ctx.parent.command.commands))
     known = {p.name for p in ctx.command.params} - {"config"}
-    several = {p.name for p in ctx.command.params if getattr(p, "multiple", False)}
+    several = {p.name for p in ctx.command.params if getattr(p, "multiple", False) or p.nargs == -1}
     defaults = {}
     for key, value in section.items():
         name = str(key).replace("-", "_")

@@ -11,7 +11,7 @@ import typer
 
 from sitcli.cli.options import command
 from sitcli.errors import UsageError
-from sitcli.settings import EncodeSettings, SampleSettings, TrainSettings
+from sitcli.settings import EncodeSettings, EvaluateSettings, SampleSettings, TrainSettings
 
 
 @pytest.fixture
@@ -21,7 +21,12 @@ def parse(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     given = []
     app = typer.Typer()
-    register = {"encode-latents": EncodeSettings, "train": TrainSettings, "sample": SampleSettings}
+    register = {
+        "encode-latents": EncodeSettings,
+        "train": TrainSettings,
+        "sample": SampleSettings,
+        "evaluate": EvaluateSettings,
+    }
     for name, settings_class in register.items():
 
         @command(app, name, settings_class, panel="Stages")
@@ -78,6 +83,11 @@ def test_an_option_that_takes_several(parse, monkeypatch):
     assert parse("train", "train: {latents: [a.h5, b b.h5]}").latents == two
     assert parse("train", "train: {latents: null}").latents is None
     assert parse("train --latents x.h5", "train: {latents: [a.h5, b.h5]}").latents == [Path("x.h5")]
+    # Arguments too.
+    sets = [Path("a"), Path("b b")]
+    assert parse("evaluate", "evaluate: {samples: [a, b b]}").samples == sets
+    assert parse("evaluate", "evaluate: {samples: a}").samples == sets[:1]
+    assert parse("evaluate x", "evaluate: {samples: [a, b]}").samples == [Path("x")]
     monkeypatch.setenv("SIT_TRAIN_LATENTS", os.pathsep.join(map(str, two)))
     assert parse("train", "train: {latents: c.h5}").latents == two
 
