@@ -487,7 +487,7 @@ def run_fuzz(number: int, first: int, folder_: Path) -> dict[str, collections.Co
 def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
     """Fault: a traceback, code that is run, memory without bound, or leftovers, for any file that
     a user may be given."""
-    run_fuzz(3 * len(KINDS), 1, tmp_path)
+    run_fuzz(2 * len(KINDS), 1, tmp_path)
 
 
 @pytest.mark.slow
