@@ -187,7 +187,8 @@ def _load_dinov2(path: Path, device: torch.device) -> Extractor:
         resized = F.interpolate(
             images.to(device).float(), size, mode="bicubic", antialias=True, align_corners=False
         )
-        return {"pool": network((resized / 255 - mean) / std).float().cpu()}
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return {"pool": network((resized / 255 - mean) / std).float().cpu()}
 
     return Extractor(extract, logits=None)
 

@@ -231,6 +231,8 @@ def _checkpoint(settings: SampleSettings) -> Checkpoint:
     return open_checkpoint(settings.checkpoint or find.newest_run())
 
 
+NEWER = ("noise", "latents_only")  # no mark where they are not used: sets of 0.3 keep their names
+
 # A mode's options and their defaults; it refuses every other one of these.
 OPTIONS: dict[str, dict[str, Any]] = {
     "ode": dict(solver="heun", steps=50),
@@ -386,8 +388,9 @@ def _out_file(s: SampleSettings, checkpoint: Checkpoint, noise: Noise | None) ->
         if run.config.exists() or run.steps():
             raise UsageError(f"{s.out} is a run", "samples take a folder of their own")
         return file_of(s.out)
-    kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in FREE}
+    kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in (*FREE, *NEWER)}
     kept |= {"noise": noise.hash} if noise is not None else {}
+    kept |= {"latents_only": True} if s.latents_only else {}
     mark = hash_json([kept, str(checkpoint.path.resolve())])[:6]
     name = f"{checkpoint.path.parent.name}-{checkpoint.path.name}-{mark}"
     return find.SAMPLES / name / FILE
