@@ -83,6 +83,17 @@ class EncodeSettings:
         True, "Encode the mirrored images too (a VAE is not flip-equivariant).", group="Images"
     )
     strict: bool = option(False, "Stop at the first broken image.", group="Images")
+    align_features: str | None = option(
+        None,
+        "Keep features of every image too, for sit train --repa: dinov2, a timm model "
+        "(timm:NAME), or a TorchScript FILE.pt that returns a map (B, D, rows, columns).",
+        group="Features",
+    )
+    align_weights: Path | None = option(
+        None,
+        "Weights of dinov2 or the timm model, if they are not where torch hub or timm keep them.",
+        group="Features",
+    )
     overwrite: bool = option(False, "Replace OUT if it holds something else.", group="Running")
     batch_size: int = option(16, "Images per autoencoder call.", group="Running", low=1)
     workers: int | None = option(
@@ -100,6 +111,13 @@ class EncodeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
+    preset: names.TrainPreset | None = option(
+        None,
+        "Defaults for a whole recipe, which any other option overrides: official-sit and "
+        "official-dit as the papers train; fast: half of the tokens skip blocks; fast-sync: and "
+        "LayerSync; lightning: LightningDiT's blocks and times.",
+        group="Model",
+    )
     latents: list[Path] | None = option(
         None,
         "Latent store; several --latents are read as one. [default: the newest complete *.h5 below "
@@ -124,6 +142,12 @@ class TrainSettings:
         "How time and label enter: one of the DiT paper's four block designs.",
         group="Model",
     )
+    mlp: names.Mlp = option("gelu", "swiglu: gated hidden units, as many weights.", group="Model")
+    norm: names.Norm = option("layer", "rms: RMSNorm in place of LayerNorm.", group="Model")
+    rope: bool = option(
+        False, "Turn queries and keys by their position, beside the fixed embedding.", group="Model"
+    )
+    qk_norm: bool = option(False, "RMS-normalise queries and keys.", group="Model")
     interpolant: names.Interpolant | None = option(
         None, "SiT: path between data and noise. [default: linear]", group="Objective"
     )
@@ -143,6 +167,81 @@ class TrainSettings:
         "none",
         "none: the plain loss of the prediction; velocity: times lambda_t^2, equal to the velocity "
         "loss (SiT eq. 49); likelihood: the maximum-likelihood weight.",
+        group="Objective",
+    )
+    t_dist: names.TimeDistribution = option(
+        "uniform",
+        "How times are drawn; logit-normal: sigmoid(--t-mean + --t-std n), n normal.",
+        group="Objective",
+    )
+    t_mean: float | None = option(
+        None,
+        "logit-normal: above 0 favours noise. [default: 0]",
+        group="Objective",
+        low=-10,
+        high=10,
+    )
+    t_std: float | None = option(
+        None, "logit-normal: the normal's width. [default: 1]", group="Objective", low=0.01, high=10
+    )
+    t_dist_until: int | None = option(
+        None, "Draw times uniformly after this step. [default: never]", group="Objective", low=1
+    )
+    t_shift: str | None = option(
+        None,
+        "Move times towards the noise, t' = s t / (1 + (s-1) t): a number s, or auto for "
+        "sqrt(C h w / 4096), 1 for the SD VAE at 256 pixels. [default: 1]",
+        group="Objective",
+    )
+    direction_loss: float = option(
+        0.0,
+        "Weight of 1 - cos between predicted and true velocity; LightningDiT has 1.",
+        group="Objective",
+        low=0,
+    )
+    layer_sync: float = option(
+        0.0,
+        "Weight of LayerSync: an early block's tokens are aligned with a later one's; the paper "
+        "has 0.2.",
+        group="Objective",
+        low=0,
+    )
+    sync_blocks: str | None = option(
+        None,
+        "LayerSync: after which blocks, EARLY,LATE. [default: 8,16 of 28 blocks, and in "
+        "proportion]",
+        group="Objective",
+    )
+    internal_guidance: float = option(
+        0.0,
+        "Weight of the loss of a second output head after an early block, for sit sample "
+        "--internal-scale; the paper has 0.5.",
+        group="Objective",
+        low=0,
+    )
+    aux_block: int | None = option(
+        None,
+        "The block after which that head is. [default: 4 of 12, 8 of 24 and more]",
+        group="Objective",
+        low=1,
+    )
+    tread: float = option(
+        0.0,
+        "Share of the tokens that skip the middle blocks in training (TREAD); the paper has 0.5.",
+        group="Objective",
+        low=0,
+        high=0.9,
+    )
+    tread_blocks: str | None = option(
+        None,
+        "TREAD: they skip what lies between, START,STOP: blocks START+1 to STOP. [default: 2 and "
+        "4 less than all; 1 and 1 of fewer than 8]",
+        group="Objective",
+    )
+    repa: str | None = option(
+        None,
+        "REPA: LAMBDA,BLOCK, e.g. 0.5,8: align the tokens after that block with the features of "
+        "a store made with --align-features.",
         group="Objective",
     )
     label_dropout: float = option(
@@ -186,6 +285,12 @@ class TrainSettings:
         True,
         "Begin with decay (1+step)/(10+step) until it reaches --ema, so that short runs "
         "have a usable average; --no-ema-warmup is the papers' constant decay.",
+        group="Optimizer",
+    )
+    power_ema: bool = option(
+        False,
+        "Track two averages of power-function profile too, and keep them with every checkpoint: "
+        "sit ema makes one of any length of them afterwards.",
         group="Optimizer",
     )
     gpus: int | None = option(None, GPUS_HELP, group="Processes", low=1)
@@ -271,6 +376,12 @@ class SampleSettings:
     classes: str | None = option(
         None, "Only these classes, numbers or names: 207,360 or 'goldfish,teapot'.", group="Images"
     )
+    preset: names.SamplePreset | None = option(
+        None,
+        "Defaults for a whole recipe, which any other option overrides: official-sit and "
+        "official-dit as the papers' best figures; fast: 20 evaluations of dpm++2m.",
+        group="Sampler",
+    )
     noise: Path | None = option(
         None,
         "Begin with this noise, NOISE.npy (N, C, h, w) at t = 1, image i with row i, instead of "
@@ -300,7 +411,8 @@ class SampleSettings:
     ddim: bool = option(False, "DDIM over a DiT model's chain.", group="Sampler", role="mode")
     solver: names.Solver | None = option(
         None,
-        "ODE: euler, heun, rk4, dopri5; SDE: euler-maruyama, heun. "
+        "ODE: euler, heun, rk4, dopri5, or with one evaluation a step ab2 (Adams-Bashforth) and "
+        "dpm++2m; SDE: euler-maruyama, heun. "
         "[default: heun; with --sde euler-maruyama]",
         group="Sampler",
         role="detail",
@@ -311,6 +423,13 @@ class SampleSettings:
         "chain's 1000. [default: 50; with --sde or --ddpm 250]",
         group="Sampler",
         low=1,
+        role="detail",
+    )
+    t_shift: str | None = option(
+        None,
+        "ODE and SDE: move the steps' times towards the noise, as sit train --t-shift: a number or "
+        "auto. [default: the run's]",
+        group="Sampler",
         role="detail",
     )
     rtol: float | None = option(
@@ -356,6 +475,28 @@ class SampleSettings:
         "Channels that are guided; 3 is what the published DiT and SiT figures use. [default: all; "
         "of imported weights what their figures were made with]",
         group="Guidance",
+    )
+    cfg_interval: str | None = option(
+        None,
+        "Guide only at times t in LO,HI, e.g. 0,0.7 (t = 1 is noise): outside it the unconditional "
+        "half is not evaluated.",
+        group="Guidance",
+    )
+    guide: Path | None = option(
+        None,
+        "Autoguidance: a smaller or less trained run of the same latents, or a step of this one, "
+        "to extrapolate away from.",
+        group="Guidance",
+    )
+    guide_scale: float | None = option(
+        None, "Autoguidance: how far; 1 is none. [default: 2]", group="Guidance", low=0
+    )
+    internal_scale: float = option(
+        1.0,
+        "Extrapolate away from the second head of a run trained with --internal-guidance; 1 is "
+        "none. It costs no evaluation.",
+        group="Guidance",
+        low=0,
     )
     weights: names.Weights = option("ema", "Averaged or last weights.", group="Sampler")
     latents: bool = option(False, "Keep the latents in the sample set too.", group="Files")
@@ -461,7 +602,9 @@ class EvaluateSettings:
         low=0,
     )
     solver: names.OdeSolver | None = option(
-        None, "euler, heun, rk4 or dopri5. [default: rk4]", group="Likelihood"
+        None,
+        "euler, heun, rk4 or dopri5; of --history any of sit sample's. [default: rk4]",
+        group="Likelihood",
     )
     steps: int | None = option(
         None,
@@ -486,6 +629,26 @@ class EvaluateSettings:
         low=0,
     )
     device: str = option("auto", DEVICE_HELP, group="Running")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaSettings:
+    run: Path | None = option(
+        None,
+        "A run trained with --power-ema. [default: the newest below runs/]",
+        argument=True,
+    )
+    std: float = option(
+        ...,
+        "Length of the average, as its standard deviation relative to the training time: 0.05 is "
+        "short, 0.10 long.",
+        low=0.005,
+        high=0.28,
+    )
+    step: int | None = option(
+        None, "The average as it was at this step. [default: the newest that was kept]", low=1
+    )
+    out: Path | None = option(None, "Run directory to write. [default: RUN-emaSTD]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,16 @@ from sitcli import names
 from sitcli.core.ddpm import BETAS, VARIANCES
 from sitcli.core.interpolant import INTERPOLANTS
 from sitcli.core.prediction import PREDICTIONS
-from sitcli.core.solvers import LAST_STEPS, ODE_STEPS, SDE_STEPS
+from sitcli.core.solvers import LAST_STEPS, MULTISTEPS, ODE_STEPS, SDE_STEPS
+from sitcli.core.times import TIME_DISTRIBUTIONS
 from sitcli.core.wt import WT
-from sitcli.model.blocks import BLOCKS
+from sitcli.model.blocks import BLOCKS, MLPS, NORMS
 from sitcli.model.flops import PUBLISHED_256
 from sitcli.model.transformer import PRESETS
+from sitcli.presets import SAMPLE, TRAIN
 
 PACKAGE = Path(sitcli.__file__).parent
-LIGHT = ("names", "errors", "events", "settings", "text")
+LIGHT = ("names", "errors", "events", "settings", "text", "presets")
 SHARED = {"sitcli", *(f"sitcli.{name}" for name in LIGHT)}
 BELOW = {
     "core": set(),
@@ -83,7 +85,14 @@ def test_shared_modules_are_light_and_stand_alone(name):
         (names.BETAS, BETAS),
         (names.VARIANCES, VARIANCES),
         (names.WTS, WT),
-        (names.ODE_SOLVERS, {**ODE_STEPS, "dopri5": None}),  # adaptive: no step of its own
+        # dopri5 is adaptive: no step of its own.
+        (names.ODE_SOLVERS, {**ODE_STEPS, **MULTISTEPS, "dopri5": None}),
+        (names.MAP_SOLVERS, {**ODE_STEPS, "dopri5": None}),
+        (names.TIME_DISTRIBUTIONS, TIME_DISTRIBUTIONS),
+        (names.MLPS, MLPS),
+        (names.NORMS, NORMS),
+        (names.TRAIN_PRESETS, TRAIN),
+        (names.SAMPLE_PRESETS, SAMPLE),
         (names.SDE_SOLVERS, SDE_STEPS),
         (names.LAST_STEPS, LAST_STEPS),
         (names.BLOCKS, BLOCKS),
@@ -97,6 +106,12 @@ def test_shared_modules_are_light_and_stand_alone(name):
         "variance",
         "wt",
         "ode",
+        "map",
+        "times",
+        "mlp",
+        "norm",
+        "train-preset",
+        "sample-preset",
         "sde",
         "last-step",
         "block",

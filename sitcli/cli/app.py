@@ -13,6 +13,7 @@ import typer
 from sitcli import __version__
 from sitcli.cli import (
     bench,
+    ema,
     encode,
     evaluate,
     export,
@@ -66,7 +67,7 @@ def root(
 
 
 STAGES = (encode, train, sample, evaluate, flops)
-OTHERS = (import_weights, export, inspect, watch, bench, quickstart)
+OTHERS = (ema, import_weights, export, inspect, watch, bench, quickstart)
 for module in (*STAGES, *OTHERS):
     module.register(app)
 

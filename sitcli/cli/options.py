@@ -20,6 +20,7 @@ import typer
 
 from sitcli.errors import UsageError
 from sitcli.io.processes import number_of, run_processes
+from sitcli.presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ def command(
             gc.enable()  # __main__ starts without
             values.pop("config")
             _check_finite(values)
+            _fill_from_preset(ctx, name, values)
             _let_flags_choose(ctx, settings_class, values)
             invocation = Invocation(json=values.pop("json"), dry_run=values.pop("dry_run", False))
             if not invocation.dry_run:
@@ -75,6 +77,17 @@ def _start_processes(values: dict[str, Any]) -> None:
 
 # Where a value came from, the weakest first.
 SOURCES = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
+
+
+def _fill_from_preset(ctx: typer.Context, command_name: str, values: dict[str, Any]) -> None:
+    """Give what nobody said the preset's value; of another sampler nothing of it."""
+    preset = PRESETS.get(command_name, {}).get(values.get("preset") or "", {})
+    said = {
+        name
+        for name in values
+        if getattr(ctx.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
+    }
+    values |= {name: value for name, value in preset.items() if name not in said}
 
 
 def _let_flags_choose(ctx: typer.Context, settings_class: type, values: dict[str, Any]) -> None:

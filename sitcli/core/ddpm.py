@@ -21,6 +21,7 @@ from torch import Tensor
 from sitcli.core.flow import Flow, Loss, Network, Ode, Sde
 from sitcli.core.interpolant import Interval, Path, path_at, sde_interval
 from sitcli.core.prediction import PREDICTIONS
+from sitcli.core.times import PLAIN, Times
 
 NUM_STEPS = 1000
 
@@ -247,6 +248,7 @@ class Diffusion(Flow):
         return (
             f"discrete, {len(self.chain)} steps of {betas} betas, {self.prediction} prediction, "
             f"{self.variance} variance, loss weight {self.loss_weight}"
+            + (f", direction loss {self.direction:g}" if self.direction else "")
         )
 
     def path(self, t: Tensor, x: Tensor) -> Path:
@@ -259,6 +261,10 @@ class Diffusion(Flow):
         Before the first step its k = 0, the least noise that the network has seen.
         """
         return (t * len(self.chain) - 1).clamp(min=0)
+
+    def time_of(self, network_time: Tensor) -> Tensor:
+        """t = (k + 1) / T of step k (B,)."""
+        return (network_time + 1) / len(self.chain)
 
     @property
     def least_time(self) -> float:
@@ -273,10 +279,13 @@ class Diffusion(Flow):
         """That of vp, whose discretisation the chain is."""
         return sde_interval("vp", self.prediction, wt, last_step_size)
 
-    def draw_times(self, number: int, generator: torch.Generator) -> Tensor:
-        """Steps drawn uniformly, as times (k+1)/T, (number,)."""
+    def draw_times(self, number: int, generator: torch.Generator, times: Times = PLAIN) -> Tensor:
+        """Steps as times (k+1)/T, (number,)."""
         steps = len(self.chain)
-        return (torch.randint(steps, (number,), generator=generator) + 1) / steps
+        if times.plain:
+            return (torch.randint(steps, (number,), generator=generator) + 1) / steps
+        k = (times.draw(number, generator) * steps).long().clamp(max=steps - 1)
+        return (k + 1) / steps
 
     def loss(self, network: Network, x_star: Tensor, y: Tensor, *, t: Tensor, eps: Tensor) -> Loss:
         """Regression loss at steps t = (k+1)/T, plus the variational bound if variance is learned.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sitcli.core.interpolant import (
@@ -18,7 +19,16 @@ from sitcli.core.interpolant import (
     train_interval,
 )
 from sitcli.core.prediction import PREDICTIONS, to_data, to_score, to_velocity
-from sitcli.core.solvers import Drift, solve_dopri5, solve_ode, solve_sde
+from sitcli.core.solvers import (
+    MULTISTEPS,
+    Drift,
+    Evaluation,
+    solve_dopri5,
+    solve_multistep,
+    solve_ode,
+    solve_sde,
+)
+from sitcli.core.times import PLAIN, Times
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -30,19 +40,34 @@ class Loss(NamedTuple):
     velocity: Tensor
 
 
+def direction_loss(velocity: Tensor, target: Tensor) -> Tensor:
+    """1 - cos of the angle between the two over the channels, mean over the places, (B,).
+
+    velocity, target: (B, C, h, w). Yao et al. 2025 (LightningDiT).
+    """
+    return (1 - F.cosine_similarity(velocity, target, dim=1)).flatten(1).mean(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ode:
-    """The probability-flow ODE; rtol and atol are dopri5's, which takes no step count."""
+    """The probability-flow ODE; rtol and atol are dopri5's, which takes no step count.
+
+    shift: of the grid of times, see `times.shifted`.
+    """
 
     solver: str = "heun"
     steps: int = 50
+    shift: float = 1.0
     rtol: float = 1e-5
     atol: float = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sde:
-    """The reverse SDE; w is (t, path) -> w_t, wt its name, which decides where time begins."""
+    """The reverse SDE; w is (t, path) -> w_t, wt its name, which decides where time begins.
+
+    shift: of the grid of times, see `times.shifted`.
+    """
 
     w: Callable[[Tensor, Path], Tensor]
     wt: str
@@ -50,15 +75,20 @@ class Sde:
     steps: int = 250
     last_step: str = "mean"
     last_step_size: float = 0.04
+    shift: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """An interpolant, what the network predicts, and how its loss is weighted."""
+    """An interpolant, what the network predicts, and how its loss is weighted.
+
+    direction: weight of the velocity-direction loss, see `direction_loss`.
+    """
 
     interpolant: str = "linear"
     prediction: str = "velocity"
     loss_weight: str = "none"
+    direction: float = 0.0
 
     def out_channels(self, channels: int) -> int:
         """Channels the network must have for latents of `channels`."""
@@ -66,7 +96,8 @@ class Flow:
 
     def describe(self) -> str:
         """For people: 'gvp, velocity prediction, loss weight none'."""
-        return f"{self.interpolant}, {self.prediction} prediction, loss weight {self.loss_weight}"
+        text = f"{self.interpolant}, {self.prediction} prediction, loss weight {self.loss_weight}"
+        return text + (f", direction loss {self.direction:g}" if self.direction else "")
 
     def path(self, t: Tensor, x: Tensor) -> Path:
         """The path at times t (B,), broadcast against x (B, ...)."""
@@ -75,6 +106,10 @@ class Flow:
     def network_time(self, t: Tensor) -> Tensor:
         """What the network is fed at time t: t itself."""
         return t
+
+    def time_of(self, network_time: Tensor) -> Tensor:
+        """The time t (B,) at which the network is fed this: the inverse of `network_time`."""
+        return network_time
 
     @property
     def least_time(self) -> float:
@@ -89,10 +124,10 @@ class Flow:
         """End points of the reverse SDE before its last step; size 0 is no last step."""
         return sde_interval(self.interpolant, self.prediction, wt, last_step_size)
 
-    def draw_times(self, number: int, generator: torch.Generator) -> Tensor:
-        """Training times, uniform over the interval, (number,)."""
+    def draw_times(self, number: int, generator: torch.Generator, times: Times = PLAIN) -> Tensor:
+        """Training times over the interval, (number,)."""
         low, high = train_interval(self.interpolant, self.prediction, self.loss_weight)
-        return low + (high - low) * torch.rand(number, generator=generator)
+        return low + (high - low) * times.draw(number, generator)
 
     def loss(self, network: Network, x_star: Tensor, y: Tensor, *, t: Tensor, eps: Tensor) -> Loss:
         """Regression losses of SiT eqs. 6, 7 and 49 for data x_* (B, C, h, w) at times t (B,).
@@ -115,11 +150,17 @@ class Flow:
         to_velocity_loss = (prediction.velocity_error(path) ** 2).flatten()
         velocity = to_velocity_loss * error
         if self.loss_weight == "velocity":
-            return Loss(velocity, velocity.detach())
-        if self.loss_weight == "likelihood":
+            loss = velocity
+        elif self.loss_weight == "likelihood":
             # lambda/sigma times the noise error: half of w_KL / sigma^2 (SiT eq. 25).
-            return Loss(velocity / (path.lambda_t * path.sigma).flatten(), velocity.detach())
-        return Loss(error, velocity.detach())
+            loss = velocity / (path.lambda_t * path.sigma).flatten()
+        else:
+            loss = error
+        if self.direction:
+            x = path.mix(x_star, eps)
+            v = to_velocity(self.prediction, output, x, path)
+            loss = loss + self.direction * direction_loss(v, path.velocity(x_star, eps))
+        return Loss(loss, velocity.detach())
 
     def sample(
         self,
@@ -150,8 +191,28 @@ class Flow:
                 steps=sampler.steps,
                 last_step=sampler.last_step,
                 randn=randn,
+                shift=sampler.shift,
             )
         interval = self.ode_interval()
+
+        def evaluate(x: Tensor, t: float) -> Evaluation:
+            path, output = self._evaluate(network, x, y, x.new_full((len(x),), t))
+            return Evaluation(
+                t,
+                to_velocity(self.prediction, output, x, path),
+                to_data(self.prediction, output, x, path),
+            )
+
+        if sampler.solver in MULTISTEPS:
+            return solve_multistep(
+                evaluate,
+                self.place,
+                noise,
+                interval,
+                solver=sampler.solver,
+                steps=sampler.steps,
+                shift=sampler.shift,
+            )
 
         def data(x: Tensor, t: float) -> Tensor:
             path, output = self._evaluate(network, x, y, x.new_full((len(x),), t))
@@ -173,7 +234,13 @@ class Flow:
             interval,
             solver=sampler.solver,
             steps=sampler.steps,
+            shift=sampler.shift,
         )
+
+    def place(self, t: float) -> tuple[float, float]:
+        """alpha and sigma at one time."""
+        path = self.path(torch.tensor([t], dtype=torch.float64), torch.zeros(1).double())
+        return float(path.alpha), float(path.sigma)
 
     def velocity(self, network: Network, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
         """The probability-flow velocity at (x, t), t (B,)."""

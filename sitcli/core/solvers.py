@@ -5,6 +5,7 @@ Time runs down: a step goes from t to s < t with h = t - s > 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sitcli.core.interpolant import Interval
+from sitcli.core.times import shifted
 
 # velocity(x, t) for a state x (B, ...) and one time for all samples.
 Velocity = Callable[[Tensor, float], Tensor]
@@ -35,10 +37,14 @@ class Drift(NamedTuple):
 DriftAt = Callable[[Tensor, float], Drift]
 
 
-def time_grid(interval: Interval, steps: int) -> list[float]:
-    """steps + 1 equally spaced times, both ends exact."""
+def time_grid(interval: Interval, steps: int, shift: float = 1.0) -> list[float]:
+    """steps + 1 times that are equally spaced before they are shifted, both ends exact."""
     start, end, _ = interval
-    return [start + (end - start) * (i / steps) for i in range(steps)] + [end]
+    if shift == 1:
+        return [start + (end - start) * (i / steps) for i in range(steps)] + [end]
+    first, last = shifted(start, 1 / shift), shifted(end, 1 / shift)
+    inner = [shifted(first + (last - first) * (i / steps), shift) for i in range(1, steps)]
+    return [start, *inner, end]
 
 
 def euler(velocity: Velocity, x: Tensor, t: float, s: float) -> Tensor:
@@ -82,14 +88,99 @@ def solve_ode(
     *,
     solver: str,
     steps: int,
+    shift: float = 1.0,
 ) -> Iterator[tuple[float, Tensor]]:
     """Fixed steps from x at interval.start; yields (time, state) after each of `steps` steps.
 
     data(x, t) is the posterior mean E[x_* | x_t], which is the last step of a jump interval.
     """
-    for t, s in pairwise(time_grid(interval, steps)):
+    for t, s in pairwise(time_grid(interval, steps, shift)):
         jumps = interval.jump and s == interval.end
         x = data(x, t) if jumps else ODE_STEPS[solver].step(velocity, x, t, s)
+        yield s, x
+
+
+class Evaluation(NamedTuple):
+    """What one network evaluation says at time t; data is E[x_* | x_t]."""
+
+    t: float
+    velocity: Tensor
+    data: Tensor
+
+
+# alpha and sigma at a time.
+Place = Callable[[float], tuple[float, float]]
+
+
+def adams_bashforth_2(
+    now: Evaluation, before: Evaluation | None, x: Tensor, s: float, place: Place
+) -> Tensor:
+    """The two-step Adams-Bashforth step for steps of any length; Euler's without a past."""
+    h = now.t - s
+    if before is None:
+        return x - h * now.velocity
+    r = h / (2 * (before.t - now.t))
+    return x - h * ((1 + r) * now.velocity - r * before.velocity)
+
+
+def dpm_solver_2m(
+    now: Evaluation, before: Evaluation | None, x: Tensor, s: float, place: Place
+) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), in lambda = log(alpha / sigma).
+
+    Without a past, or where lambda is infinite (the noise's end on linear and gvp, the data's
+    end), the step is the first-order one, which is DDIM's.
+    """
+    (alpha, sigma), (alpha_s, sigma_s) = place(now.t), place(s)
+    data = now.data
+    alpha_before, sigma_before = place(before.t) if before is not None else (0.0, 1.0)
+    if alpha_before > 0 and sigma_s > 0:
+        middle = math.log(alpha / sigma)
+        h = math.log(alpha_s / sigma_s) - middle
+        r = (middle - math.log(alpha_before / sigma_before)) / h
+        data = data + (data - before.data) / (2 * r)
+    # alpha_s (1 - e^-h) without the infinities.
+    return sigma_s / sigma * x + (alpha_s - sigma_s * alpha / sigma) * data
+
+
+class Multistep(NamedTuple):
+    """A step that remembers the evaluation before, one evaluation each; a test measures order.
+
+    forgets: the last step does without the past, as an extrapolation over its length is worse.
+    """
+
+    step: Callable[[Evaluation, Evaluation | None, Tensor, float, Place], Tensor]
+    order: int
+    forgets: bool = False
+
+
+MULTISTEPS = {
+    "ab2": Multistep(adams_bashforth_2, 2),
+    "dpm++2m": Multistep(dpm_solver_2m, 2, forgets=True),
+}
+
+
+def solve_multistep(
+    evaluate: Callable[[Tensor, float], Evaluation],
+    place: Place,
+    x: Tensor,
+    interval: Interval,
+    *,
+    solver: str,
+    steps: int,
+    shift: float = 1.0,
+) -> Iterator[tuple[float, Tensor]]:
+    """As `solve_ode`, by a row of MULTISTEPS."""
+    step, _, forgets = MULTISTEPS[solver]
+    before = None
+    for t, s in pairwise(time_grid(interval, steps, shift)):
+        now = evaluate(x, t)
+        if interval.jump and s == interval.end:
+            x = now.data
+        else:
+            past = None if forgets and s == interval.end else before
+            x = step(now, past, x, s, place)
+        before = now
         yield s, x
 
 
@@ -219,6 +310,7 @@ def solve_sde(
     steps: int,
     last_step: str,
     randn: Callable[[], Tensor],
+    shift: float = 1.0,
 ) -> Iterator[tuple[float, Tensor]]:
     """`steps` steps in all: steps - 1 noisy ones over the interval, then the last one to t = 0.
 
@@ -227,7 +319,7 @@ def solve_sde(
     """
     noisy = steps if last_step == "none" else steps - 1
     if noisy:
-        for t, s in pairwise(time_grid(interval, noisy)):
+        for t, s in pairwise(time_grid(interval, noisy, shift)):
             x = SDE_STEPS[solver].step(drift, x, t, s, randn())
             yield s, x
     if last_step != "none":

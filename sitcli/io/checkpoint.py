@@ -8,6 +8,8 @@ runs/NAME/
     model.safetensors  the weights, official keys, float32
     ema.safetensors    their moving average
     autoencoder.safetensors   what the autoencoder needs beside its spec, if anything
+    ema-std0.050.safetensors  with --power-ema: averages of power-function profile, float32;
+                       of removed steps they stay in averages/
     state/             the optimizer's moments, a file a rank, for going on with any number of them
     meta.json          written last: a step without it does not count
 """
@@ -19,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,10 @@ from sitcli.core.flow import Flow, Network
 from sitcli.core.reversed_time import ReversedTime
 from sitcli.core.wt import LossCurve
 from sitcli.errors import SitError
-from sitcli.io.files import check_version, sync_file, sync_folder, write_json, write_text
+from sitcli.io.files import check_version, replacing, sync_file, sync_folder, write_json, write_text
 from sitcli.io.hub import local_path
 from sitcli.io.latents import JoinedStores, LatentStore
+from sitcli.model.ema import Snapshot
 from sitcli.model.transformer import Transformer, TransformerConfig
 from sitcli.text import first_line
 
@@ -51,8 +54,15 @@ META: dict[str, type | tuple] = dict(
 LATENTS: dict[str, type | tuple] = dict(
     image_size=(int, list), scaling=(int, float, list), autoencoder=dict, class_names=list,
 )  # fmt: skip
+QUIET = ("direction", "mlp", "norm", "qk_norm", "rope", "aux_block", "align_block", "align_width")
 MOST_BLOCKS, MOST_TOKENS = 1024, 1 << 16
 STEP_NAME = re.compile(r"step-(\d{7,})")
+SNAPSHOT_NAME = re.compile(r"ema-std(0\.\d+)\.safetensors")
+
+
+def snapshot_name(std: float) -> str:
+    """0.05 -> 'ema-std0.050.safetensors'."""
+    return f"ema-std{std:.3f}.safetensors"
 
 
 def step_name(step: int) -> str:
@@ -67,6 +77,7 @@ class RunDir:
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
+        self.averages = path / "averages"
 
     def steps(self) -> list[int]:
         """Complete checkpoints, oldest first."""
@@ -125,10 +136,35 @@ class RunDir:
             if every and step % every == 0:
                 continue
             path = self.step_path(step)
+            self.keep_snapshots(step)
             # Without its meta.json it no longer counts, however far the removal gets.
             with contextlib.suppress(OSError):
                 (path / "meta.json").unlink()
             shutil.rmtree(path, ignore_errors=True)
+
+    def keep_snapshots(self, step: int) -> None:
+        """Give a step's power-function averages a second name, which outlives the step."""
+        for file in self.step_path(step).glob("ema-std*.safetensors"):
+            kept = self.averages / step_name(step) / file.name
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            if not kept.exists():
+                try:
+                    os.link(file, kept)
+                except OSError:  # a file system without links
+                    with replacing(kept) as temporary:
+                        shutil.copyfile(file, temporary)
+
+    def snapshots(self) -> dict[Snapshot, Path]:
+        """The power-function averages that are there, of complete steps and of removed ones."""
+        found = {}
+        complete = [self.step_path(step) for step in self.steps()]
+        for folder in (*self.averages.glob("step-*"), *complete):
+            match = STEP_NAME.fullmatch(folder.name)
+            for file in folder.glob("ema-std*.safetensors") if match else ():
+                name = SNAPSHOT_NAME.fullmatch(file.name)
+                if name:
+                    found[Snapshot(int(match[1]), float(name[1]))] = file
+        return dict(sorted(found.items()))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The logged objects; a half-written last line is ignored."""
@@ -208,10 +244,15 @@ class Checkpoint:
         return (size, size) if isinstance(size, int) else tuple(size)
 
     @property
+    def trainable(self) -> bool:
+        """Whether there is an optimizer's state to go on from; imported weights have none."""
+        return "lineage" not in self.meta and "power_ema" not in self.meta
+
+    @property
     def kinds(self) -> list[str]:
-        """Which weights are here: model and ema; of imported ones perhaps one of them."""
+        """Which weights are here: model and ema; of imported or made ones perhaps one of them."""
         both = ["model", "ema"]
-        if "lineage" not in self.meta:
+        if self.trainable:
             return both
         return [which for which in both if self._file(which).exists()]
 
@@ -308,8 +349,15 @@ def checkpoint_meta(
 
     time_convention: PAPER, the network is fed t with t = 0 at the data; or REVERSED, 1 - t.
     """
-    facts = dict(transformer=asdict(config), process=asdict(process))
+    facts = dict(transformer=_loud(config), process=_loud(process))
     return dict(facts, time_convention=time_convention, **more)
+
+
+def _loud(described: TransformerConfig | Flow) -> dict[str, Any]:
+    """Its fields, without those of QUIET at their default: older versions read such files too."""
+    defaults = {field.name: field.default for field in fields(described)}
+    facts = asdict(described)
+    return {k: v for k, v in facts.items() if k not in QUIET or v != defaults[k]}
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -15,6 +15,7 @@ from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
 from sitcli.io.files import hash_json, write_text
 from sitcli.io.latents import JoinedStores, LatentStore
+from sitcli.io.recipe import resolve_recipe
 from sitcli.model.transformer import PRESETS, TransformerConfig, parse_model
 from sitcli.settings import TrainSettings
 
@@ -22,7 +23,7 @@ from sitcli.settings import TrainSettings
 FREE = (
     *("latents", "out", "steps", "zero", "accumulate", "save_every", "keep", "keep_every"),
     *("sample_every", "log_every", "device", "precision", "gpus", "procs", "offload", "wandb"),
-    *("deepspeed_config", "checkpoint_blocks", "compile", "strict", "on_nan"),
+    *("deepspeed_config", "checkpoint_blocks", "compile", "strict", "on_nan", "preset"),
 )
 
 # The options of a family's objective and their defaults; another family refuses them.
@@ -55,8 +56,9 @@ def resolve(
     steps = settings.steps or (2000 if small else 400_000)
     every = settings.save_every or max(1, min(10_000, steps // 10))
     model = settings.model or _default_model(store.latent_shape[1], small=small)
+    depth = settings.depth or PRESETS[_parsed(model)[1]][0]
     return dataclasses.replace(
-        settings,
+        resolve_recipe(settings, store, depth),
         model=model,
         **_objective(model, settings),
         steps=steps,
@@ -87,7 +89,11 @@ def _objective(model: str, settings: TrainSettings) -> dict[str, str]:
 def make_process(settings: TrainSettings) -> Flow:
     """The process that resolved settings describe."""
     family = Diffusion if settings.betas is not None else Flow
-    options = dict(prediction=settings.prediction, loss_weight=settings.loss_weight)
+    options = dict(
+        prediction=settings.prediction,
+        loss_weight=settings.loss_weight,
+        direction=settings.direction_loss,
+    )
     if family is Diffusion:
         return Diffusion(betas=settings.betas, variance=settings.variance, **options)
     return Flow(interpolant=settings.interpolant, **options)
@@ -123,8 +129,12 @@ def transformer_config(
     width: int | None = None,
     heads: int | None = None,
     block: str = TransformerConfig.block,
+    **parts: Any,
 ) -> TransformerConfig:
-    """The preset called `model` with its overrides. UsageError for what does not fit together."""
+    """The preset called `model` with its overrides; parts: further fields of the config.
+
+    UsageError for what does not fit together.
+    """
     _, size, preset_patch = _parsed(model)
     try:
         preset_depth, preset_width, preset_heads = PRESETS[size]
@@ -138,6 +148,7 @@ def transformer_config(
             heads=heads or preset_heads,
             num_classes=num_classes,
             block=block,
+            **parts,
         )
     except ValueError as error:
         raise UsageError(str(error), "change --model, --patch, --width or --heads") from None
@@ -195,13 +206,23 @@ def read_config(path: Path) -> dict[str, Any]:
 def check_same(path: Path, settings: TrainSettings) -> None:
     """UsageError naming the first setting that would change what the run at `path` learns."""
     # A run of an older version has the defaults of the options that came later.
-    fields = dataclasses.fields(TrainSettings)
-    defaults = {field.name: field.default for field in fields if field.default is not None}
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
     old, new = defaults | read_config(path), as_plain(settings)
     free = free_settings(new["schedule"])
     for key, value in new.items():
-        if key not in free and key in old and old[key] != value:
+        if key not in free and old[key] != value:
             flag = key.replace("_", "-")
+            if isinstance(old[key], bool):
+                word = "with" if old[key] else "without"
+                raise UsageError(
+                    f"{path.parent} was trained {word} --{flag}",
+                    "name another --out, or leave the option as it was",
+                )
+            if old[key] is None:
+                raise UsageError(
+                    f"{path.parent} was trained without --{flag}",
+                    "name another --out, or leave the option out",
+                )
             raise UsageError(
                 f"{path.parent} was trained with --{flag} {old[key]}, not {value}",
                 "name another --out, or leave the option out",

@@ -156,9 +156,17 @@ def _load_inception(path: Path, device: torch.device, layers: Sequence[str]) -> 
 
 
 def _load_dinov2(path: Path, device: torch.device) -> Extractor:
-    """The class token of a DINOv2 transformer, (B, D), as EDM2's FD-DINOv2 takes it.
+    """The class token of a DINOv2 transformer, (B, D), as EDM2's FD-DINOv2 takes it."""
+    tokens = dinov2_tokens(path, device, DINOV2_SIDE)
+    return Extractor(lambda images: {"pool": tokens(images)[:, 0].cpu()}, logits=None)
 
-    Pictures are resized to 224 x 224 by an antialiased bicubic and stay float. The position grid
+
+def dinov2_tokens(
+    path: Path, device: torch.device, side: int
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """uint8 (B, 3, H, W) -> all tokens of a DINOv2 transformer, (B, 1 + n*n, D), class first.
+
+    Pictures are resized to side x side by an antialiased bicubic and stay float. The position grid
     is resized as DINOv2's own code does, which no other library does alike. Oquab et al. 2023.
     """
     import timm
@@ -168,8 +176,8 @@ def _load_dinov2(path: Path, device: torch.device) -> Extractor:
     try:
         width = state["pos_embed"].shape[2]
         name = f"vit_{DINOV2_SIZES[width]}_patch{DINOV2_PATCH}_dinov2"
-        state["pos_embed"] = _resize_positions(state["pos_embed"], DINOV2_SIDE // DINOV2_PATCH)
-        network = timm.create_model(name, pretrained=False, img_size=DINOV2_SIDE, num_classes=0)
+        state["pos_embed"] = _resize_positions(state["pos_embed"], side // DINOV2_PATCH)
+        network = timm.create_model(name, pretrained=False, img_size=side, num_classes=0)
         network.load_state_dict(state)
     except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
         raise SitError(
@@ -177,20 +185,31 @@ def _load_dinov2(path: Path, device: torch.device) -> Extractor:
             f"the official file is {DINOV2_URL}",
         ) from None
     network = network.eval().requires_grad_(False).to(device)
-    mean, std = (
-        torch.tensor(values, device=device).view(1, 3, 1, 1)
-        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
 
-    def extract(images: torch.Tensor) -> dict[str, torch.Tensor]:
-        size = (DINOV2_SIDE, DINOV2_SIDE)
-        resized = F.interpolate(
-            images.to(device).float(), size, mode="bicubic", antialias=True, align_corners=False
-        )
+    def tokens(images: torch.Tensor) -> torch.Tensor:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return {"pool": network((resized / 255 - mean) / std).float().cpu()}
+            return network.forward_features(resized_input(images, device, side, *IMAGENET)).float()
 
-    return Extractor(extract, logits=None)
+    return tokens
+
+
+# Mean and deviation of ImageNet's pixels.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def resized_input(
+    images: torch.Tensor,
+    device: torch.device,
+    side: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> torch.Tensor:
+    """uint8 (B, 3, H, W) -> normalised float32 (B, 3, side, side), antialiased bicubic."""
+    resized = F.interpolate(
+        images.to(device).float(), (side, side), mode="bicubic", antialias=True, align_corners=False
+    )
+    mean, std = (torch.tensor(part, device=device).view(1, 3, 1, 1) for part in (mean, std))
+    return (resized / 255 - mean) / std
 
 
 def _resize_positions(positions: torch.Tensor, side: int) -> torch.Tensor:

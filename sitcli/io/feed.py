@@ -53,6 +53,7 @@ class Draw(NamedTuple):
     t: Tensor  #          (B,)
     eps: Tensor  #        (B, C, h, w)
     posterior: Tensor | None  # (B, C, h, w), where the latents have a posterior to draw from
+    places: Tensor | None  # (B, K) int64, the tokens that skip no block, where others do
 
 
 def draw_step(
@@ -64,11 +65,14 @@ def draw_step(
     label_dropout: float,
     flip: bool,
     posterior: bool,
+    tokens: int = 0,
+    kept: int = 0,
 ) -> Draw:
     """A step's draw for the images `items` (B,) of latents of `shape` (C, h, w).
 
     draw_times: the process's; label_dropout: 1 hides every label; flip: mirror half of the images;
-    posterior: whether there is one to draw from.
+    posterior: whether there is one to draw from; kept: of an image's tokens how many skip no
+    block, 0: there is no such choice.
     """
     size = len(items)
     eps = torch.randn((size, *shape), generator=random)
@@ -76,7 +80,11 @@ def draw_step(
     hide = torch.rand(size, generator=random) < label_dropout
     mirror = torch.rand(size, generator=random) < (0.5 if flip else 0.0)
     noise = torch.randn((size, *shape), generator=random) if posterior else None
-    return Draw(items, mirror.numpy(), hide, t, eps, noise)
+    places = None
+    if kept:
+        order = torch.rand((size, tokens), generator=random).argsort(1)
+        places = order[:, :kept].sort(1).values
+    return Draw(items, mirror.numpy(), hide, t, eps, noise, places)
 
 
 class Feed(Generic[T]):

@@ -9,6 +9,8 @@ A row file (sitcli/io/rows.py) with the datasets
     paths            (N,) text, the image's name within the source
     problems         (N,) text, why an image could not be read; "" for the others
     crc32            (N, 1 or 2) uint32, zlib's, of the row of latents and of the mirrored one
+    features         (N, D, rows, columns) float16, an encoder's map of each image, if the store was
+                     made with --align-features; features_flipped, features_crc32: as above
     written          (N,) uint8: 0 not yet, 1 done, 2 broken image (its latents are 0)
     class_names      (K,) text
     autoencoder_*    arrays the autoencoder needs beside its spec (patch-pca's basis)
@@ -48,6 +50,7 @@ READ_BYTES = 32_000_000  # a piece of the store read at once by checksum and sta
 PIECE = 1 << 18  # numbers made float32 at once
 ARRAY_PREFIX = "autoencoder_"
 KINDS = ("moments", "latents")
+FEATURES, FEATURES_CRC = ("features", "features_flipped"), "features_crc32"
 ATTRS: dict[str, type | tuple] = dict(
     complete=bool, checksum=str, fingerprint=str, kind=str, flips=bool, image_size=int, crop=str,
     scaling=(int, float, list), mean=list, std=list, autoencoder=dict, vae=str, source=str,
@@ -75,11 +78,13 @@ def create_store(
     vae: str,
     batch_size: int,
     precision: str,
+    align: Mapping[str, Any] | None = None,
 ) -> None:
     """Lay out a store of len(paths) empty rows of shape `row_shape` at `path`, replacing any.
 
     row_shape: (2C, h, w) for kind "moments", (C, h, w) for "latents"; labels: (N,) integers.
-    vae: what --vae was given. Raises SitError as `rows.create` does.
+    vae: what --vae was given; align: the encoder of the features, if there are to be any, with
+    their `shape`. Raises SitError as `rows.create` does.
     """
     num = len(paths)
     channels = row_shape[0] // 2 if kind == "moments" else row_shape[0]
@@ -87,6 +92,10 @@ def create_store(
     if flips:
         datasets["latents_flipped"] = ((num, *row_shape), "float16")
     datasets["crc32"] = ((num, 2 if flips else 1), "uint32")
+    if align is not None:
+        for name in FEATURES[: 2 if flips else 1]:
+            datasets[name] = ((num, *align["shape"]), "float16")
+        datasets[FEATURES_CRC] = ((num, 2 if flips else 1), "uint32")
     datasets["problems"] = ((num,), f"S{PROBLEM_BYTES}")
     identity = [source_fingerprint, autoencoder["hash"], image_size, crop, flips]
     attrs = dict(
@@ -110,6 +119,8 @@ def create_store(
         batch_size=batch_size,
         precision=precision,
     )
+    if align is not None:
+        attrs["align"] = dict(align)
     arrays = dict(labels=np.asarray(labels, np.int64), paths=paths, class_names=class_names)
     arrays |= {ARRAY_PREFIX + name: array for name, array in autoencoder_arrays.items()}
     rows.create(path, datasets, attrs=attrs, arrays=arrays)
@@ -123,6 +134,8 @@ def encode_command(attrs: Mapping[str, Any], path: Path) -> str:
     if attrs["vae"] == "patch-pca":
         words += ["--pca-patch", str(spec["patch"])]
         words += ["--pca-channels", str(spec["latent_channels"])]
+    if attrs.get("align"):
+        words += ["--align-features", attrs["align"]["asked"]]
     return shlex.join(words + ([] if attrs["flips"] else ["--no-flip"]))
 
 
@@ -182,6 +195,8 @@ class LatentStore(_Batches):
         self._flipped = file.array("latents_flipped") if self.has_flips else None
         self._scale = torch.as_tensor(self.scaling, dtype=torch.float32).reshape(-1, 1, 1)
         self._shift: float = self.autoencoder["shift"]
+        self.align: dict[str, Any] | None = attrs.get("align")
+        self.align_width = file.shape(FEATURES[0])[1] if self.align else None
 
     @classmethod
     def open(cls, path: Path | str, *, allow_incomplete: bool = False) -> LatentStore:
@@ -235,6 +250,17 @@ class LatentStore(_Batches):
         # Only the mean is copied when only the mean is used.
         used = slice(None) if whole else slice(self.channels)
         return self._gather.read(numbers, array=copies, used=used)
+
+    @cached_property
+    def _gather_features(self) -> Gather:
+        return self.rows.gather(*FEATURES[: 2 if self.has_flips else 1])
+
+    def features(
+        self, indices: Sequence[int] | np.ndarray, *, flip: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The items' features, (B, D, rows, columns) float16; flip: (B,) bool, of the mirrored."""
+        copies = 0 if flip is None or not flip.any() else flip.astype(np.int64)
+        return self._gather_features.read(self._items[indices], array=copies)
 
     def scaled(self, values: np.ndarray, *, noise: torch.Tensor | None = None) -> torch.Tensor:
         """What `batch` makes of the rows `read`; whole rows where there is noise."""
@@ -301,6 +327,9 @@ class JoinedStores(_Batches):
         self.image_size, self.autoencoder = first.image_size, first.autoencoder
         self.channels, self.latent_shape = first.channels, first.latent_shape
         self.has_flips = all(part.has_flips for part in parts)
+        alike = all(part.align == first.align for part in parts)
+        self.align = first.align if alike else None
+        self.align_width = first.align_width if alike else None
         self.fingerprint = hash_json([part.fingerprint for part in parts])
         self.class_names = _joined_classes(parts)
         self.num_classes = len(self.class_names)
@@ -329,16 +358,31 @@ class JoinedStores(_Batches):
         whole: bool = True,
     ) -> np.ndarray:
         """As `LatentStore.read`."""
-        indices = np.asarray(indices, np.int64)
         channels = 2 * self.channels if whole and self.kind == "moments" else self.channels
         values = np.empty((len(indices), channels, *self.latent_shape[1:]), np.float16)
-        owners = np.searchsorted(self._ends, indices, side="right")
-        for number in np.unique(owners):
-            part, here = self.parts[number], np.flatnonzero(owners == number)
-            inside = indices[here] - (self._ends[number] - part.num_items)
+        for part, here, inside in self._owners(indices):
             flipped = None if flip is None else flip[here]
             values[here] = part.read(inside, flip=flipped, whole=whole)
         return values
+
+    def features(
+        self, indices: Sequence[int] | np.ndarray, *, flip: np.ndarray | None = None
+    ) -> np.ndarray:
+        """As `LatentStore.features`."""
+        values = np.empty((len(indices), *self.align["shape"]), np.float16)
+        for part, here, inside in self._owners(indices):
+            values[here] = part.features(inside, flip=None if flip is None else flip[here])
+        return values
+
+    def _owners(
+        self, indices: Sequence[int] | np.ndarray
+    ) -> Iterator[tuple[LatentStore, np.ndarray, np.ndarray]]:
+        """(store, places among the indices, item numbers within it) for all that own some."""
+        indices = np.asarray(indices, np.int64)
+        owners = np.searchsorted(self._ends, indices, side="right")
+        for number in np.unique(owners):
+            part, here = self.parts[number], np.flatnonzero(owners == number)
+            yield part, here, indices[here] - (self._ends[number] - part.num_items)
 
     def scaled(self, values: np.ndarray, *, noise: torch.Tensor | None = None) -> torch.Tensor:
         """As `LatentStore.scaled`."""
@@ -435,6 +479,16 @@ class ReadBack:
         digest.update(np.ascontiguousarray(store.rows.array("labels")))
         self.checksum = digest.hexdigest()
         self._finish(total, squares)
+        self._check_features(written)
+
+    def _check_features(self, written: np.ndarray) -> None:
+        store = self._store
+        names = FEATURES[: 2 if store.has_flips else 1] if store.align else ()
+        for copy, name in enumerate(names):
+            array, expected = store.rows.array(name), store.rows.array(FEATURES_CRC)
+            for row in np.flatnonzero(written == DONE):
+                if zlib.crc32(np.ascontiguousarray(array[row])) != expected[row, copy]:
+                    self.damaged.add(int(row))
 
     def _finish(self, total: np.ndarray, squares: np.ndarray) -> None:
         store = self._store
@@ -470,6 +524,9 @@ def open_rows(path: Path) -> Rows:
     file.check(DATASETS, ATTRS)
     if file.attrs["flips"]:
         file.check({"latents_flipped": "f2:4"}, {})
+    if "align" in file.attrs:
+        names = FEATURES[: 2 if file.attrs["flips"] else 1]
+        file.check(dict.fromkeys(names, "f2:4") | {FEATURES_CRC: "u4:2"}, {"align": dict})
     _check_values(file)
     return file
 
@@ -494,12 +551,27 @@ def _check_values(file: Rows) -> None:
         wrong = f"scaling {str(attrs['scaling'])[:40]}"
     elif lacking := [k for k in SPEC if not isinstance(attrs["autoencoder"].get(k), SPEC[k])]:
         wrong = f"an autoencoder without '{lacking[0]}'"
+    elif "align" in attrs and (feature_fault := _wrong_features(file)):
+        wrong = feature_fault
     elif "class_names" not in file.names or len(file.shape("class_names")) != 1:
         wrong = "no list of classes"
     elif file.dtype("class_names").kind != "S":
         wrong = "names of classes that are no text"
     if wrong:
         raise SitError(f"{file.path} is damaged: {wrong}", "sit inspect --verify says more")
+
+
+def _wrong_features(file: Rows) -> str:
+    align, shape = file.attrs["align"], file.shape(FEATURES[0])[1:]
+    if align.get("shape") != list(shape) or 0 in shape:
+        return f"features {format_shape(shape)}, not {str(align.get('shape'))[:40]}"
+    if lacking := [k for k in ("name", "hash", "asked") if not isinstance(align.get(k), str)]:
+        return f"features without '{lacking[0]}'"
+    if file.attrs["flips"] and file.shape(FEATURES[1])[1:] != shape:
+        return "features of mirrored images of another shape"
+    if file.shape(FEATURES_CRC)[1] < (2 if file.attrs["flips"] else 1):
+        return "checksums of another number of copies"
+    return ""
 
 
 def _finite(value: Any) -> bool:

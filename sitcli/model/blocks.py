@@ -7,13 +7,31 @@ A block maps tokens (B, T, d) and the condition of its design to tokens of the s
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sitcli.model.embed import Rope
+
 EPS = 1e-6
+
+
+class Style(NamedTuple):
+    """Parts of a block that the papers' blocks have otherwise, each by itself.
+
+    mlp: a row of MLPS; norm: a row of NORMS; qk_norm: RMS-normalise queries and keys, head by head
+    (Henry et al. 2020; Yao et al. 2025). The default is DiT's and SiT's.
+    """
+
+    mlp: str = "gelu"
+    norm: str = "layer"
+    qk_norm: bool = False
+
+
+PLAIN = Style()
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -21,9 +39,17 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-def layer_norm(x: Tensor) -> Tensor:
-    """LayerNorm over the last axis without affine parameters, eps 1e-6."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+def layer_norm(width: int, *, affine: bool) -> nn.Module:
+    """LayerNorm, eps 1e-6, with gain and bias only where nothing modulates its output."""
+    return nn.LayerNorm(width, eps=EPS, elementwise_affine=affine)
+
+
+def rms_norm(width: int, *, affine: bool) -> nn.Module:
+    """x / sqrt(mean x^2 + 1e-6) times a gain, always (Zhang and Sennrich 2019; LightningDiT)."""
+    return nn.RMSNorm(width, eps=EPS)
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {"layer": layer_norm, "rms": rms_norm}
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
@@ -37,16 +63,24 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one packed projection, (B, T, d) -> (B, T, d)."""
+    """Multi-head self-attention with one packed projection, (B, T, d) -> (B, T, d).
 
-    def __init__(self, width: int, heads: int) -> None:
+    qk_norm: normalise queries and keys; rope: turn them by their positions, after that.
+    """
+
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        norm = partial(nn.RMSNorm, width // heads, eps=EPS) if qk_norm else nn.Identity
+        self.q_norm, self.k_norm = norm(), norm()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if rope is not None:
+            q, k = rope.rotate(q), rope.rotate(k)
         return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
@@ -78,53 +112,78 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
+class SwiGLU(nn.Module):
+    """W3 (silu(a) * b), [a | b] = W12 x (Shazeer 2020), (..., d) -> (..., d).
+
+    Two thirds of `hidden` are its hidden units, so that it costs as much as an Mlp of `hidden`.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        units = 2 * hidden // 3
+        self.w12 = nn.Linear(width, 2 * units)
+        self.w3 = nn.Linear(units, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(a) * b)
+
+
+MLPS: dict[str, Callable[[int, int], nn.Module]] = {"gelu": Mlp, "swiglu": SwiGLU}
+
+
 class AdaLNZeroBlock(nn.Module):
     """DiT's adaLN-Zero block: the condition c (B, d) sets shift, scale and gate.
 
     The gates begin at zero, so each block begins as the identity.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, style: Style = PLAIN) -> None:
         super().__init__()
-        self.attn = Attention(width, heads)
-        self.mlp = Mlp(width, 4 * width)
+        norm = NORMS[style.norm]
+        self.norm1, self.norm2 = norm(width, affine=False), norm(width, affine=False)
+        self.attn = Attention(width, heads, qk_norm=style.qk_norm)
+        self.mlp = MLPS[style.mlp](width, 4 * width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
-        x = x + gate1[:, None] * self.attn(modulate(layer_norm(x), shift1, scale1))
-        return x + gate2[:, None] * self.mlp(modulate(layer_norm(x), shift2, scale2))
+        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1), rope)
+        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
 class AdaLNBlock(nn.Module):
     """DiT's adaLN block: the condition c (B, d) sets shift and scale; there are no gates."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, style: Style = PLAIN) -> None:
         super().__init__()
-        self.attn = Attention(width, heads)
-        self.mlp = Mlp(width, 4 * width)
+        norm = NORMS[style.norm]
+        self.norm1, self.norm2 = norm(width, affine=False), norm(width, affine=False)
+        self.attn = Attention(width, heads, qk_norm=style.qk_norm)
+        self.mlp = MLPS[style.mlp](width, 4 * width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 4 * width))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None) -> Tensor:
         shift1, scale1, shift2, scale2 = self.adaLN_modulation(c).chunk(4, dim=1)
-        x = x + self.attn(modulate(layer_norm(x), shift1, scale1))
-        return x + self.mlp(modulate(layer_norm(x), shift2, scale2))
+        x = x + self.attn(modulate(self.norm1(x), shift1, scale1), rope)
+        return x + self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
 class CrossAttentionBlock(nn.Module):
     """DiT's cross-attention block: after their own, tokens attend to the condition c (B, 2, d)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, style: Style = PLAIN) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=EPS)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        norm = NORMS[style.norm]
+        self.norm1 = norm(width, affine=True)
+        self.attn = Attention(width, heads, qk_norm=style.qk_norm)
+        self.norm2 = norm(width, affine=True)
         self.cross_attn = CrossAttention(width, heads)
-        self.norm3 = nn.LayerNorm(width, eps=EPS)
-        self.mlp = Mlp(width, 4 * width)
+        self.norm3 = norm(width, affine=True)
+        self.mlp = MLPS[style.mlp](width, 4 * width)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), rope)
         x = x + self.cross_attn(self.norm2(x), c)
         return x + self.mlp(self.norm3(x))
 
@@ -132,37 +191,39 @@ class CrossAttentionBlock(nn.Module):
 class InContextBlock(nn.Module):
     """DiT's in-context block, a plain ViT block: the condition is two of its tokens (B, T+2, d)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, style: Style = PLAIN) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=EPS)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=EPS)
-        self.mlp = Mlp(width, 4 * width)
+        norm = NORMS[style.norm]
+        self.norm1 = norm(width, affine=True)
+        self.attn = Attention(width, heads, qk_norm=style.qk_norm)
+        self.norm2 = norm(width, affine=True)
+        self.mlp = MLPS[style.mlp](width, 4 * width)
 
-    def forward(self, x: Tensor, c: None) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, c: None, rope: Rope | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), rope)
         return x + self.mlp(self.norm2(x))
 
 
 class FinalLayer(nn.Module):
-    """Modulated LayerNorm and the projection to patches, (B, T, d) -> (B, T, p*p*Cout)."""
+    """Modulated norm and the projection to patches, (B, T, d) -> (B, T, p*p*Cout)."""
 
-    def __init__(self, width: int, patch: int, out_channels: int) -> None:
+    def __init__(self, width: int, patch: int, out_channels: int, norm: str = "layer") -> None:
         super().__init__()
+        self.norm_final = NORMS[norm](width, affine=False)
         self.linear = nn.Linear(width, patch * patch * out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        return self.linear(modulate(layer_norm(x), shift, scale))
+        return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
 class PlainFinalLayer(nn.Module):
-    """Affine LayerNorm and the projection, for the designs whose blocks modulate nothing."""
+    """Affine norm and the projection, for the designs whose blocks modulate nothing."""
 
-    def __init__(self, width: int, patch: int, out_channels: int) -> None:
+    def __init__(self, width: int, patch: int, out_channels: int, norm: str = "layer") -> None:
         super().__init__()
-        self.norm_final = nn.LayerNorm(width, eps=EPS)
+        self.norm_final = NORMS[norm](width, affine=True)
         self.linear = nn.Linear(width, patch * patch * out_channels)
 
     def forward(self, x: Tensor, c: Tensor | None) -> Tensor:
@@ -191,13 +252,13 @@ class Design(NamedTuple):
     through the blocks, first those of the image, and what every layer gets beside them.
     """
 
-    block: Callable[[int, int], nn.Module]
-    final: Callable[[int, int, int], nn.Module]
+    block: Callable[[int, int, Style], nn.Module]
+    final: Callable[[int, int, int, str], nn.Module]
     condition: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
     vectors: int = 0  #        of modulation, in each block
     final_vectors: int = 0  #  of modulation, in the final layer
-    norms: int = 0  #          with affine parameters, in each block
-    final_norms: int = 0  #    with affine parameters, in the final layer
+    norms: int = 2  #          in each block
+    affine: bool = False  #    whether the norms, the final layer's too, have gain and bias
     appended: int = 0  #       tokens beside those of the image
     context: int = 0  #        tokens that cross-attention reads
 
@@ -206,9 +267,7 @@ BLOCKS: dict[str, Design] = {
     "adaln-zero": Design(AdaLNZeroBlock, FinalLayer, add, vectors=6, final_vectors=2),
     "adaln": Design(AdaLNBlock, FinalLayer, add, vectors=4, final_vectors=2),
     "cross-attention": Design(
-        CrossAttentionBlock, PlainFinalLayer, pair, norms=3, final_norms=1, context=2
+        CrossAttentionBlock, PlainFinalLayer, pair, norms=3, affine=True, context=2
     ),
-    "in-context": Design(
-        InContextBlock, PlainFinalLayer, append, norms=2, final_norms=1, appended=2
-    ),
+    "in-context": Design(InContextBlock, PlainFinalLayer, append, affine=True, appended=2),
 }

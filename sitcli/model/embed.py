@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,45 @@ def sinusoid(t: Tensor, dim: int, *, max_period: float = 10000.0) -> Tensor:
     omega = frequencies(dim, max_period=max_period, device=t.device)
     angles = t[:, None].float() * omega[None]
     return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Rope(NamedTuple):
+    """Cosines and sines of the angles that positions turn by, broadcast to (B, heads, T, D/2)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def of(self, places: Tensor) -> Rope:
+        """Those of the tokens `places` (B, K) alone."""
+        return Rope(*(part[0, 0][places][:, None] for part in self))
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Turn queries or keys (B, heads, T, D): channel i together with i + D/2."""
+        a, b = x.float().chunk(2, dim=-1)
+        turned = a * self.cos - b * self.sin, a * self.sin + b * self.cos
+        return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+@lru_cache(maxsize=8)
+def rotary_embedding(
+    head_width: int, rows: int, columns: int, appended: int, device: torch.device
+) -> Rope:
+    """2-D rotary embedding (Su et al. 2021, along both axes as EVA-02 and LightningDiT have it).
+
+    A quarter of the pairs' frequencies 10000^(-i / (D/4)) turn with the row, as many with the
+    column, so that a product of query and key depends on the offsets alone. `appended` tokens
+    beyond the grid's are not turned. head_width D is a multiple of 4.
+    """
+    quarter = head_width // 4
+    omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    row, column = (
+        torch.arange(side, dtype=torch.float64)[:, None] * omega for side in (rows, columns)
+    )
+    angles = torch.cat(
+        [row[:, None].expand(-1, columns, -1), column[None].expand(rows, -1, -1)], dim=2
+    ).reshape(rows * columns, 2 * quarter)
+    angles = torch.cat([angles, angles.new_zeros(appended, 2 * quarter)])[None, None]
+    return Rope(angles.cos().float().to(device), angles.sin().float().to(device))
 
 
 class PatchEmbed(nn.Module):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sitcli.model.blocks import BLOCKS
 from sitcli.model.embed import TimestepEmbedder
-from sitcli.model.transformer import PRESETS, Transformer, TransformerConfig
+from sitcli.model.transformer import PRESETS, Transformer, TransformerConfig, projector_width
 
 
 class Cost(NamedTuple):
@@ -61,8 +61,14 @@ PUBLISHED: dict[tuple[str, int], dict[tuple[str, int], Published]] = {
 }
 
 
-def count_costs(config: TransformerConfig) -> dict[str, Cost]:
+def count_costs(
+    config: TransformerConfig, *, routed: tuple[int, int, int] | None = None
+) -> dict[str, Cost]:
     """Part -> cost of the transformer, by formula; the sums are the whole network's.
+
+    routed: (K, start, stop) where only K tokens pass through blocks start .. stop - 1 (`Route`).
+    The auxiliary head and the projector have parameters and, as they are not evaluated unless
+    something taps them, no MACs.
 
     Normalisation, activations and element-wise products are no matrix products and no MACs, as in
     the papers; neither is the label table's look-up. The position embedding is fixed. Parts that
@@ -70,9 +76,20 @@ def count_costs(config: TransformerConfig) -> dict[str, Cost]:
     """
     d, depth, T = config.width, config.depth, config.tokens
     design = BLOCKS[config.block]
-    T_blocks, context = T + design.appended, design.context
+    context = design.context
+    kept, start, stop = routed or (T, 0, 0)
+    # (tokens of the image, blocks they pass through)
+    spans = [(T, depth - (stop - start)), (kept, stop - start)]
+    tokens = sum(n * (number + design.appended) for number, n in spans)  # over all blocks
+    squares = sum(n * (number + design.appended) ** 2 for number, n in spans)
+    crossers = sum(n * number for number, n in spans)
     vectors = depth * design.vectors + design.final_vectors
-    norms = depth * design.norms + design.final_norms
+    # Gain and bias, or the gain alone.
+    affine = {"layer": 2 * design.affine, "rms": 1}[config.norm]
+    norms = depth * design.norms + 1
+    # A head's queries and keys have a gain each.
+    qk_gains = depth * 2 * (d // config.heads) * config.qk_norm
+    mlp = _mlp_cost(config)
     crossing = depth if context else 0  # the blocks with cross-attention
     frequencies = TimestepEmbedder.frequency_dim
     patch_in = config.patch**2 * config.channels
@@ -84,20 +101,56 @@ def count_costs(config: TransformerConfig) -> dict[str, Cost]:
         "label embedding": Cost((config.num_classes + 1) * d, 0),
         # q, k, v and the output projection for every token; QK^T and its product with V.
         "attention": Cost(
-            depth * (4 * d**2 + 4 * d), depth * (4 * d**2 * T_blocks + 2 * T_blocks**2 * d)
+            depth * (4 * d**2 + 4 * d) + qk_gains, 4 * d**2 * tokens + 2 * squares * d
         ),
         # q and the output projection for every token, k and v for the context alone.
         "cross-attention": Cost(
             crossing * (4 * d**2 + 4 * d),
-            crossing * (2 * d**2 * T + 2 * d**2 * context + 2 * T * context * d),
+            (crossing > 0) * (2 * d**2 + 2 * context * d) * crossers
+            + crossing * 2 * d**2 * context,
         ),
-        "mlp": Cost(depth * (8 * d**2 + 5 * d), depth * 8 * d**2 * T_blocks),
+        "mlp": Cost(depth * mlp.params, mlp.macs * tokens),
         # Once a sample, not once a token.
         "modulation": Cost(vectors * (d**2 + d), vectors * d**2),
-        "normalisation": Cost(norms * 2 * d, 0),
+        "normalisation": Cost(norms * affine * d, 0),
         "final layer": Cost(d * patch_out + patch_out, d * patch_out * T),
     }
+    if config.aux_block:
+        final = d * patch_out + patch_out + design.final_vectors * (d**2 + d) + affine * d
+        parts["auxiliary head"] = Cost(final, 0)
+    if config.align_block:
+        h, D = projector_width(config), config.align_width
+        parts["projector"] = Cost(d * h + h + h**2 + h + h * D + D, 0)
     return {name: part for name, part in parts.items() if any(part)}
+
+
+def _mlp_cost(config: TransformerConfig) -> Cost:
+    """Of one block's, for one token."""
+    d = config.width
+    if config.mlp == "swiglu":
+        units = 8 * d // 3
+        return Cost(3 * units * d + 2 * units + d, 3 * units * d)
+    return Cost(8 * d**2 + 5 * d, 8 * d**2)
+
+
+def training_macs(
+    config: TransformerConfig,
+    *,
+    routed: tuple[int, int, int] | None = None,
+    aux: bool = False,
+    align: bool = False,
+) -> int:
+    """Multiply-accumulates of a training step's forward pass for one sample."""
+    parts = count_costs(config, routed=routed)
+    macs = sum(part.macs for part in parts.values())
+    d, T = config.width, config.tokens
+    if aux:
+        final_vectors = BLOCKS[config.block].final_vectors
+        macs += parts["final layer"].macs + final_vectors * d**2
+    if align:
+        h = projector_width(config)
+        macs += T * (d * h + h**2 + h * config.align_width)
+    return macs
 
 
 def total_cost(config: TransformerConfig) -> Cost:
@@ -125,7 +178,7 @@ def published_cost(config: TransformerConfig) -> Published | None:
     """The paper's figure for this very network, if the paper gives one."""
     table = PUBLISHED.get((config.block, config.input_size), {})
     others = config.channels, config.out_channels, config.num_classes, config.input_width
-    if others != (4, 8, 1000, None):
+    if others != (4, 8, 1000, None) or config.beyond:
         return None
     for (size, patch), published in table.items():
         shape = (config.depth, config.width, config.heads)

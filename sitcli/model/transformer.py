@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sitcli.model.blocks import BLOCKS
-from sitcli.model.embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, position_embedding
+from sitcli.model.blocks import BLOCKS, MLPS, NORMS, Style
+from sitcli.model.embed import (
+    LabelEmbedder,
+    PatchEmbed,
+    Rope,
+    TimestepEmbedder,
+    position_embedding,
+    rotary_embedding,
+)
 
 # depth, width, heads (DiT Table 1); Mi and Ti are ours, for CPUs.
 PRESETS: dict[str, tuple[int, int, int]] = {
@@ -28,8 +37,12 @@ class TransformerConfig:
     """Everything that fixes the shapes of the parameters.
 
     input_size: height of the latent; input_width: its width, None if it is square; channels: its
-    channels; num_classes: 0 is unconditional; block: one of BLOCKS. Raises ValueError for sizes
-    that do not fit together.
+    channels; num_classes: 0 is unconditional; block: one of BLOCKS.
+
+    Beyond the papers: mlp, norm, qk_norm: see `Style`; rope: turn queries and keys by their
+    positions, see `rotary_embedding`. aux_block: an auxiliary final layer reads the tokens after
+    so many blocks, 0: there is none. align_block, align_width: a projector reads them for features
+    of so many channels. Raises ValueError for sizes that do not fit together.
     """
 
     input_size: int
@@ -42,10 +55,19 @@ class TransformerConfig:
     num_classes: int
     block: str = "adaln-zero"
     input_width: int | None = None
+    mlp: str = "gelu"
+    norm: str = "layer"
+    qk_norm: bool = False
+    rope: bool = False
+    aux_block: int = 0
+    align_block: int = 0
+    align_width: int = 0
 
     def __post_init__(self) -> None:
         if self.block not in BLOCKS:
             raise ValueError(f"no block design is called '{self.block}'")
+        if self.mlp not in MLPS or self.norm not in NORMS:
+            raise ValueError(f"no parts of a block are called '{self.mlp}' and '{self.norm}'")
         for side in self.latent_shape[1:]:
             if side % self.patch:
                 raise ValueError(f"patch {self.patch} does not divide the latent side {side}")
@@ -53,6 +75,16 @@ class TransformerConfig:
             raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
         if self.width % 4:
             raise ValueError(f"the width {self.width} is not a multiple of 4")
+        if self.rope and self.width // self.heads % 4:
+            raise ValueError(
+                f"rotary embedding takes heads of a multiple of 4 channels, not {self.width} / "
+                f"{self.heads}"
+            )
+        for name, block in (("auxiliary", self.aux_block), ("aligned", self.align_block)):
+            if not 0 <= block < self.depth:
+                raise ValueError(f"the {name} block {block} is none of the first {self.depth - 1}")
+        if bool(self.align_block) != bool(self.align_width) or self.align_width < 0:
+            raise ValueError("a projector needs both its block and its features' width")
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -68,6 +100,26 @@ class TransformerConfig:
     def tokens(self) -> int:
         rows, columns = self.grid
         return rows * columns
+
+    @property
+    def style(self) -> Style:
+        return Style(self.mlp, self.norm, self.qk_norm)
+
+    @property
+    def backbone(self) -> TransformerConfig:
+        """Without what only training, or internal guidance, looks at."""
+        return replace(self, aux_block=0, align_block=0, align_width=0)
+
+    @property
+    def beyond(self) -> list[str]:
+        """What sets it apart from the papers' networks, in words."""
+        parts = {
+            "SwiGLU": self.mlp == "swiglu",
+            "RMSNorm": self.norm == "rms",
+            "QK-norm": self.qk_norm,
+            "RoPE": self.rope,
+        }
+        return [name for name, there in parts.items() if there]
 
     @property
     def null_class(self) -> int:
@@ -96,6 +148,30 @@ def parse_checkpoint_blocks(text: str) -> int:
     return int(match[1])
 
 
+# REPA's projector has 2048 hidden channels; narrow networks get one as narrow.
+PROJECTOR_WIDTH = 2048
+
+
+def projector_width(config: TransformerConfig) -> int:
+    """Hidden channels of the projector: 2048 (REPA), twice the network's where that is less."""
+    return min(PROJECTOR_WIDTH, 2 * config.width)
+
+
+class Route(NamedTuple):
+    """TREAD's token routing (Krause et al. 2025): only some tokens pass through some blocks.
+
+    places: (B, K) int64, the image's tokens that do; start, stop: the others skip blocks
+    start .. stop - 1, and join again as they were.
+    """
+
+    places: Tensor
+    start: int
+    stop: int
+
+
+AUX, ALIGN = "aux", "align"
+
+
 class Transformer(nn.Module):
     """The network of DiT (section 3) and SiT: latents, times and labels to a prediction.
 
@@ -117,25 +193,99 @@ class Transformer(nn.Module):
         # A buffer under the official key: ZeRO-1 consolidation loses frozen parameters.
         self.register_buffer("pos_embed", position_embedding(config.width, *config.grid))
         self.blocks = nn.ModuleList(
-            self.design.block(config.width, config.heads) for _ in range(config.depth)
+            self.design.block(config.width, config.heads, config.style) for _ in range(config.depth)
         )
-        self.final_layer = self.design.final(config.width, config.patch, config.out_channels)
+        final = config.width, config.patch, config.out_channels, config.norm
+        self.final_layer = self.design.final(*final)
+        if config.aux_block:
+            self.aux_final_layer = self.design.final(*final)
+        if config.align_block:
+            hidden = projector_width(config)
+            # REPA's keys: `projectors.0.0.weight`, ...
+            projector = nn.Sequential(
+                nn.Linear(config.width, hidden),
+                nn.SiLU(),
+                nn.Linear(hidden, hidden),
+                nn.SiLU(),
+                nn.Linear(hidden, config.align_width),
+            )
+            self.projectors = nn.ModuleList([projector])
         self.initialize()
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """x (B, C, h, w), t (B,), y (B,) int64 -> (B, C_out, h, w)."""
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        *,
+        route: Route | None = None,
+        taps: tuple[int | str, ...] = (),
+    ) -> Tensor | tuple[Tensor, dict[int | str, Tensor]]:
+        """x (B, C, h, w), t (B,), y (B,) int64 -> (B, C_out, h, w), and what is tapped if any is.
+
+        taps: n, the tokens (B, T, d) after n blocks, those that skip blocks as they wait; AUX, the
+        auxiliary head's output (B, C_out, h, w); ALIGN, the projector's (B, T, D).
+        """
+        config, found = self.config, {}
         tokens = self.x_embedder(x) + self.pos_embed  #           (B, T, d)
         time, label = self.t_embedder(t), self.y_embedder(y)  #   (B, d) each
         tokens, c = self.design.condition(tokens, time, label)  # as the design's blocks take them
+        rope = all_rope = self._rope(x.device)
+        whole = None  # all tokens, while some of them skip blocks
         for i, block in enumerate(self.blocks):
+            if route is not None and i == route.start:
+                places = self._with_appended(route.places)
+                whole, tokens = tokens, gather_tokens(tokens, places)
+                rope = all_rope and all_rope.of(places)
+            if route is not None and i == route.stop:
+                tokens, rope, whole = scatter_tokens(whole, places, tokens), all_rope, None
             if self.checkpoint_every and i % self.checkpoint_every == 0:
                 # Nothing in a block is random, so that no generator's state need be kept.
-                tokens = checkpoint(block, tokens, c, use_reentrant=False, preserve_rng_state=False)
+                tokens = checkpoint(
+                    block, tokens, c, rope, use_reentrant=False, preserve_rng_state=False
+                )
             else:
-                tokens = block(tokens, c)
-        tokens = tokens[:, : self.config.tokens]  #               (B, T, d), none of the appended
+                tokens = block(tokens, c, rope)
+            here = [tap for tap in taps if self._block_of(tap) == i + 1]
+            if here:
+                waiting = whole is not None
+                seen = scatter_tokens(whole, places, tokens) if waiting else tokens
+                found |= {tap: self._tap(tap, seen[:, : config.tokens], c) for tap in here}
+        if whole is not None:
+            tokens = scatter_tokens(whole, places, tokens)
+        tokens = tokens[:, : config.tokens]  #                    (B, T, d), none of the appended
         tokens = self.final_layer(tokens, c)  #                   (B, T, p*p*C_out)
-        return self.unpatchify(tokens)  #                         (B, C_out, h, w)
+        output = self.unpatchify(tokens)  #                       (B, C_out, h, w)
+        return (output, found) if taps else output
+
+    def two_headed(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The output and the auxiliary head's, from one evaluation."""
+        output, found = self(x, t, y, taps=(AUX,))
+        return output, found[AUX]
+
+    def _block_of(self, tap: int | str) -> int:
+        """After how many blocks it is read."""
+        blocks = {AUX: self.config.aux_block, ALIGN: self.config.align_block}
+        return blocks.get(tap, tap)
+
+    def _tap(self, tap: int | str, tokens: Tensor, c: Tensor | None) -> Tensor:
+        if tap == AUX:
+            return self.unpatchify(self.aux_final_layer(tokens, c))
+        return self.projectors[0](tokens) if tap == ALIGN else tokens
+
+    def _rope(self, device: torch.device) -> Rope | None:
+        config = self.config
+        if not config.rope:
+            return None
+        width = config.width // config.heads
+        return rotary_embedding(width, *config.grid, self.design.appended, device)
+
+    def _with_appended(self, places: Tensor) -> Tensor:
+        """The places (B, K) and those of the design's appended tokens, which skip nothing."""
+        if not self.design.appended:
+            return places
+        last = torch.arange(self.design.appended, device=places.device) + self.config.tokens
+        return torch.cat([places, last.expand(len(places), -1)], dim=1)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """(B, T, p*p*C) -> (B, C, h, w): a token holds (p, q, c) in this order."""
@@ -165,6 +315,19 @@ class Transformer(nn.Module):
         # Whatever the blocks do, the network begins as zero.
         nn.init.zeros_(self.final_layer.linear.weight)
         nn.init.zeros_(self.final_layer.linear.bias)
+        if self.config.aux_block:
+            nn.init.zeros_(self.aux_final_layer.linear.weight)
+
+
+def gather_tokens(tokens: Tensor, places: Tensor) -> Tensor:
+    """Tokens (B, T, d) at places (B, K) -> (B, K, d)."""
+    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def scatter_tokens(tokens: Tensor, places: Tensor, values: Tensor) -> Tensor:
+    """Tokens (B, T, d) with values (B, K, d) at places (B, K); a new tensor."""
+    index = places[..., None].expand(-1, -1, tokens.shape[-1])
+    return tokens.scatter(1, index, values.to(tokens.dtype))
 
 
 def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
@@ -177,6 +340,7 @@ def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
     out = state["final_layer.linear.weight"].shape[0]
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
     rows, columns = infer_grid(state["pos_embed"])
+    block, style = _infer_block(state, width, heads)
     return TransformerConfig(
         input_size=rows * patch,
         input_width=None if rows == columns else columns * patch,
@@ -187,7 +351,8 @@ def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
         depth=depth,
         heads=heads,
         num_classes=state["y_embedder.embedding_table.weight"].shape[0] - 1,
-        block=_infer_block(state, width),
+        block=block,
+        **style._asdict(),
     )
 
 
@@ -208,13 +373,14 @@ def infer_grid(pos_embed: Tensor) -> tuple[int, int]:
     return side, side
 
 
-def _infer_block(state: dict[str, Tensor], width: int) -> str:
-    """The design whose parameters are those of the first block, by name and shape."""
+def _infer_block(state: dict[str, Tensor], width: int, heads: int) -> tuple[str, Style]:
+    """The design and style whose parameters are those of the first block, by name and shape."""
     prefix = "blocks.0."
     found = {k.removeprefix(prefix): v.shape for k, v in state.items() if k.startswith(prefix)}
-    for name, design in BLOCKS.items():
+    styles = [Style(*parts) for parts in itertools.product(MLPS, NORMS, (False, True))]
+    for style, (name, design) in itertools.product(styles, BLOCKS.items()):
         with torch.device("meta"):
-            block = design.block(width, 1)
+            block = design.block(width, heads, style)
         if {k: v.shape for k, v in block.state_dict().items()} == found:
-            return name
+            return name, style
     raise ValueError(f"the parameters of {prefix[:-1]} are those of no known design: {[*found]}")

@@ -28,9 +28,12 @@ from sitcli import names
 from sitcli.errors import Interrupted, SitError, UsageError
 from sitcli.events import Event, Note, Progress, Result, Stage, Warn
 from sitcli.io import find, rows
+from sitcli.io.align import TIMM, Aligner, load_aligner
 from sitcli.io.autoencoder import Autoencoder, fit_patch_pca, from_spec, load_autoencoder
 from sitcli.io.images import BrokenImage, Source, open_source, prepare
 from sitcli.io.latents import (
+    FEATURES,
+    FEATURES_CRC,
     PROBLEM_BYTES,
     LatentStore,
     ReadBack,
@@ -142,6 +145,12 @@ def _resolve(settings: EncodeSettings) -> EncodeSettings:
     source = Path(os.path.abspath(settings.source.expanduser()))
     device = device_name(settings.device, gpus=settings.gpus, procs=settings.procs)
     resolved = dataclasses.replace(settings, vae=vae, image_size=size, source=source, device=device)
+    align = settings.align_features
+    if align is None and settings.align_weights is not None:
+        raise UsageError("--align-weights means nothing without --align-features", "leave it out")
+    if align not in (None, "dinov2") and not align.startswith((TIMM, "hf:")):
+        align = os.path.abspath(Path(align).expanduser())
+        resolved = dataclasses.replace(resolved, align_features=align)
     for name, default in PCA_DEFAULTS.items():
         given = getattr(settings, name)
         if settings.vae != "patch-pca" and given is not None:
@@ -205,6 +214,11 @@ def _difference(attrs: dict[str, Any], settings: EncodeSettings) -> tuple[str, A
         ("--image-size", attrs["image_size"], settings.image_size),
         ("--crop", attrs["crop"], settings.crop),
         ("flips:", attrs["flips"], settings.flip),
+        (
+            "--align-features",
+            (attrs.get("align") or {}).get("asked", "none"),
+            settings.align_features or "none",
+        ),
     ]
     spec = attrs["autoencoder"]
     if settings.vae == "patch-pca" == spec["kind"]:
@@ -224,13 +238,14 @@ def _encode_missing(
     """This rank's share of the batches that are missing in OUT; returns images per second."""
     device = together(world, lambda: resolve_device(settings.device))
     autoencoder = None
+    aligner = together(world, lambda: _aligner(settings, device))
 
     def first() -> Generator[Event, None, list[np.ndarray]]:
         nonlocal autoencoder
         if file is None:
-            autoencoder = yield from _begin(settings, source, device)
+            autoencoder = yield from _begin(settings, source, device, aligner)
         else:
-            autoencoder = yield from _resume(settings, file, device)
+            autoencoder = yield from _resume(settings, file, device, aligner)
         return _missing_batches(Rows(settings.out))
 
     # Found by one rank for all: the others write while a late one would look.
@@ -238,11 +253,22 @@ def _encode_missing(
     autoencoder = together(
         world, lambda: autoencoder or _stored_autoencoder(settings, Rows(settings.out), device)
     )
-    return (yield from _fill(settings, source, autoencoder, device, missing, world))
+    return (yield from _fill(settings, source, autoencoder, aligner, device, missing, world))
+
+
+def _aligner(settings: EncodeSettings, device: torch.device) -> Aligner | None:
+    if settings.align_features is None:
+        return None
+    return load_aligner(
+        settings.align_features,
+        settings.align_weights,
+        image_size=settings.image_size,
+        device=device,
+    )
 
 
 def _begin(
-    settings: EncodeSettings, source: Source, device: torch.device
+    settings: EncodeSettings, source: Source, device: torch.device, aligner: Aligner | None
 ) -> Generator[Event, None, Autoencoder]:
     """Load or fit the autoencoder and lay out OUT."""
     size = settings.image_size
@@ -278,18 +304,24 @@ def _begin(
         vae=settings.vae,
         batch_size=settings.batch_size,
         precision=precision_name(dtype),
+        align=None if aligner is None else aligner.spec,
     )
     return autoencoder
 
 
 def _resume(
-    settings: EncodeSettings, file: Rows, device: torch.device
+    settings: EncodeSettings, file: Rows, device: torch.device, aligner: Aligner | None
 ) -> Generator[Event, None, Autoencoder]:
     """Load the autoencoder OUT was begun with."""
     attrs, done = file.attrs, np.count_nonzero(file.written)
     yield Note(f"going on with {settings.out}: {done} of {file.num_rows} images are encoded")
     if attrs["batch_size"] != settings.batch_size:
         yield Note(f"it was begun with --batch-size {attrs['batch_size']}, which is kept")
+    if aligner is not None and aligner.spec["hash"] != attrs["align"]["hash"]:
+        raise UsageError(
+            f"{settings.out} was begun with other weights of {aligner.spec['name']}",
+            "give those again, or begin again with --overwrite",
+        )
     autoencoder = _stored_autoencoder(settings, file, device)
     if attrs["source"] != str(settings.source):
         file.set_attrs(source=str(settings.source))  # moved; its contents are the same
@@ -319,6 +351,7 @@ def _fill(
     settings: EncodeSettings,
     source: Source,
     autoencoder: Autoencoder,
+    aligner: Aligner | None,
     device: torch.device,
     missing: list[np.ndarray],
     world: World,
@@ -336,7 +369,7 @@ def _fill(
         batches = missing[world.rank :: world.size]
         read = _read_ahead(settings, source, batches, pin_memory=device.type == "cuda")
         encoded = (
-            (batch, problems, _encode_batch(autoencoder, pixels, device, flips=flips))
+            (batch, problems, _encode_batch(autoencoder, aligner, pixels, device, flips=flips))
             for batch, (pixels, problems) in zip(batches, read, strict=True)
         )
         for batch, problems, latents in _one_late(encoded) if device.type != "cpu" else encoded:
@@ -375,20 +408,36 @@ class _News:
         yield Progress(done=self.done, total=len(self.written))
 
 
+@torch.no_grad()
 def _encode_batch(
-    autoencoder: Autoencoder, pixels: torch.Tensor, device: torch.device, *, flips: bool
-) -> list[torch.Tensor]:
-    """Latents of uint8 (B, H, W, 3) images, then of the mirrored ones: float16 on the device."""
+    autoencoder: Autoencoder,
+    aligner: Aligner | None,
+    pixels: torch.Tensor,
+    device: torch.device,
+    *,
+    flips: bool,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Latents of uint8 (B, H, W, 3) images and of the mirrored ones, and as many features.
+
+    float16 on the device; no features without an aligner.
+    """
     # Bytes travel, a quarter of the floats; a permuted view is the channels-last layout.
-    images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    given = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    images = given.float().div_(127.5).sub_(1)
     versions = [images, images.flip(3)] if flips else [images]
-    return [autoencoder.encode(version).half() for version in versions]
+    latents = [autoencoder.encode(version).half() for version in versions]
+    copies = [given, given.flip(3)] if flips else [given]
+    features = [aligner.encode(copy).half() for copy in copies] if aligner is not None else []
+    return latents, [tensor.contiguous() for tensor in features]
 
 
 def _write_batch(
-    file: Rows, batch: np.ndarray, problems: list[str], latents: list[torch.Tensor]
+    file: Rows,
+    batch: np.ndarray,
+    problems: list[str],
+    encoded: tuple[list[torch.Tensor], list[torch.Tensor]],
 ) -> None:
-    arrays = [tensor.cpu().numpy() for tensor in latents]
+    arrays, features = ([tensor.cpu().numpy() for tensor in part] for part in encoded)
     is_broken = np.array([bool(problem) for problem in problems])
     for array in arrays:
         array[is_broken] = 0
@@ -397,8 +446,16 @@ def _write_batch(
                 "the autoencoder gave values that are infinite, or no numbers, in float16",
                 "try --precision fp32",
             )
+    kept = dict(zip(FEATURES, features, strict=False))
+    for array in features:
+        array[is_broken] = 0
+        if not np.isfinite(array).all():
+            raise SitError("the encoder of --align-features gave values that are infinite")
+    if features:
+        kept[FEATURES_CRC] = row_checksums(*features)
     file.write(
         batch,
+        **kept,
         status=np.where(is_broken, BROKEN, DONE),
         crc32=row_checksums(*arrays),
         problems=[_shortened(problem) for problem in problems],
@@ -466,6 +523,10 @@ def _result(store: LatentStore, settings: EncodeSettings, *, pace: float | None 
         )
     summary["latents"] = f"{copies}{format_shape(shape)} float16 an image, {format_bytes(size)}"
     summary["autoencoder"] = f"{spec['name']} ({spec['class']}), scaling {store.scaling}"
+    if store.align:
+        summary["features"] = (
+            f"{copies}{format_shape(store.align['shape'])} float16 an image, {store.align['name']}"
+        )
     if pace:
         summary["pace"] = f"{pace:.4g} images/s"
     data = {
@@ -479,6 +540,7 @@ def _result(store: LatentStore, settings: EncodeSettings, *, pace: float | None 
         "crop": store.crop,
         "autoencoder": spec,
         "scaling": store.scaling,
+        "align": store.align,
         "bytes": size,
         "checksum": store.attrs["checksum"],
         "images_per_second": pace,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitcli import __version__
+from sitcli import __version__, names
 from sitcli.core.solvers import ODE_STEPS
 from sitcli.core.transport import ends_of, to_data, to_noise
 from sitcli.errors import SitError, UsageError
@@ -39,6 +39,7 @@ FIGURES = "invert.json"
 GRID_BANDS, GRID_COLUMNS = 3, 10
 # Options of drawing that say nothing here.
 FOREIGN = ("labels", "seed", "noise", "show_path", "latents_only", "cfg_scale", "cfg_channels",
+           "cfg_interval", "guide", "guide_scale", "internal_scale", "t_shift", "preset",
            "sde", "ddpm", "ddim")  # fmt: skip
 
 
@@ -163,7 +164,14 @@ def _prepare(settings: SampleSettings) -> _Job:
         )
     # The error of bf16's rounding would hide the solver's.
     precision = "fp32" if settings.precision == "auto" else settings.precision
-    like = dataclasses.replace(settings, invert=None, ode=True, precision=precision)
+    # The steps' times are the map's own, whatever the run was trained with.
+    like = dataclasses.replace(
+        settings,
+        invert=None,
+        ode=True,
+        precision=precision,
+        t_shift=None if settings.solver == "dopri5" else "1",
+    )
     drawn = drawing.prepare(like)
     checkpoint = drawn.checkpoint
     real = _open(settings.invert, checkpoint)
@@ -179,6 +187,12 @@ def _prepare(settings: SampleSettings) -> _Job:
 
 
 def _refuse_options(settings: SampleSettings) -> None:
+    if settings.solver in set(names.ODE_SOLVERS) - set(names.MAP_SOLVERS):
+        raise UsageError(
+            f"--solver {settings.solver} remembers earlier steps, and runs from noise to data "
+            "alone",
+            f"one of {', '.join(names.MAP_SOLVERS)}",
+        )
     for option in dataclasses.fields(SampleSettings):
         if option.name in FOREIGN and getattr(settings, option.name) != option.default:
             raise UsageError(

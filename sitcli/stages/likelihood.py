@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitcli import __version__
+from sitcli import __version__, names
 from sitcli.core.ddpm import Diffusion
 from sitcli.core.flow import Flow, Ode
-from sitcli.core.guidance import GuidedNetwork
+from sitcli.core.guidance import Guidance, GuidedNetwork
 from sitcli.core.likelihood import GREY_BITS, bits_per_dim, dequantise, log_likelihood
 from sitcli.core.solvers import ODE_STEPS
 from sitcli.core.transport import ends_of
@@ -58,9 +58,7 @@ def likelihood(settings: EvaluateSettings) -> Stage:
     yield Note(f"data: {task.data}")
     network = GuidedNetwork(
         task.checkpoint.network("ema", task.device),
-        scale=1.0,
-        channels=None,
-        null_class=task.checkpoint.config.null_class,
+        Guidance(null_class=task.checkpoint.config.null_class),
     )
     total, done, text = len(task.items), 0, ""
     parts: list[Tensor] = []
@@ -377,6 +375,11 @@ def _bound(
 
 def _resolve_exact(s: EvaluateSettings, process: Flow) -> dict[str, Any]:
     solver = s.solver or "rk4"
+    if solver not in names.MAP_SOLVERS:
+        raise UsageError(
+            f"--solver {solver} remembers earlier steps, and runs from noise to data alone",
+            f"one of {', '.join(names.MAP_SOLVERS)}",
+        )
     tolerances = {name: getattr(s, name) for name in ("rtol", "atol")}
     tolerances = {name: value for name, value in tolerances.items() if value is not None}
     if solver == "dopri5" and s.steps is not None:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sitcli import names
 from sitcli.core.ddpm import NUM_STEPS, Ddim, Ddpm, Diffusion
-from sitcli.core.flow import Ode, Sde
-from sitcli.core.guidance import GuidedNetwork
+from sitcli.core.flow import Flow, Network, Ode, Sde
+from sitcli.core.guidance import Guidance, GuidedNetwork
 from sitcli.core.wt import DEFAULT_ETA, wt_of
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Note, Progress, Result, Stage
@@ -38,6 +38,7 @@ from sitcli.io.noise import Noise, open_noise
 from sitcli.io.pictures import save_grid
 from sitcli.io.processes import World, device_name, planned_size, world_for
 from sitcli.io.ranks import from_first, meeting, together, until_all, watching
+from sitcli.io.recipe import parse_shift
 from sitcli.io.samples import FILE, SampleSet, file_of
 from sitcli.settings import SampleSettings
 from sitcli.text import count, format_bytes
@@ -45,12 +46,13 @@ from sitcli.text import count, format_bytes
 Sampler = Ode | Sde | Ddpm | Ddim
 LEAVE = "leave it out"
 NUM = 64
+GUIDE_SCALE = 2.0
 GRID_ROWS, GRID_COLUMNS = 10, 10
 PATH_ROWS, PATH_COLUMNS = 6, 10
 # How the images are computed or stored; anything else in the settings decides what they show.
 FREE = (
     "out", "batch_size", "device", "gpus", "procs", "png", "npz", "show_path", "vae", "precision",
-    "checkpoint",
+    "checkpoint", "preset",
 )  # fmt: skip
 
 
@@ -104,7 +106,8 @@ def plan(settings: SampleSettings) -> Result:
 
     job = prepare(settings)
     cost, s = total_cost(job.checkpoint.config), job.settings
-    evaluations = _planned_evaluations(job)
+    planned = _planned_evaluations(job)
+    evaluations = planned and planned[0]
     height, width = job.checkpoint.image_size
     facts = job.facts()
     processes = planned_size(gpus=s.gpus, procs=s.procs)
@@ -112,10 +115,11 @@ def plan(settings: SampleSettings) -> Result:
         "checkpoint": str(job.checkpoint.path),
         "model": f"{job.checkpoint.meta['model']}, {cost.params / 1e6:.1f} M parameters",
         "sampler": _describe(facts),
-        "evaluations": f"{evaluations} an image" if evaluations else "as dopri5 needs",
+        "evaluations": _evaluations_text(planned),
         "cost": f"{cost.macs * evaluations * s.num / 1e12:.3g} TMACs"
         if evaluations
         else f"{cost.macs / 1e9:.3g} GMACs an evaluation",
+        "labels": _labels_text(facts),
         "images": f"{s.num}, latents alone"
         if s.latents_only
         else f"{s.num}, {width} x {height}, {format_bytes(s.num * height * width * 3)}",
@@ -145,6 +149,7 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     file: Path
+    guide: Checkpoint | None = None
 
     def facts(self) -> dict[str, Any]:
         """What the figures of these images must be published with."""
@@ -166,6 +171,7 @@ class Job:
             latents_kept=s.latents or s.latents_only,
             noise=None if self.noise is None else self.noise.hash,
             latents_only=s.latents_only or None,
+            **guidance_facts(s, self.guide),
         )
         values = {name: getattr(s, name) for name in ALL_OPTIONS}
         return facts | {name: value for name, value in values.items() if value is not None}
@@ -182,12 +188,53 @@ class Job:
 
     def network(self) -> GuidedNetwork:
         """The checkpoint's network under the guidance that was asked for."""
-        return GuidedNetwork(
-            self.checkpoint.network(self.settings.weights, self.device),
-            scale=self.settings.cfg_scale,
-            channels=3 if self.settings.cfg_channels == "3" else None,
+        s = self.settings
+        network = self.checkpoint.network(s.weights, self.device)
+        guide = None
+        if self.guide is not None:
+            guide = self.guide.network(s.weights, self.device)
+        two_headed = network.two_headed if s.internal_scale != 1 else None
+        return GuidedNetwork(network, self.guidance(guide), two_headed=two_headed)
+
+    def guidance(self, guide: Network | None) -> Guidance:
+        """What was asked for, with this network as the guide."""
+        s = self.settings
+        return Guidance(
             null_class=self.checkpoint.config.null_class,
+            scale=s.cfg_scale,
+            channels=3 if s.cfg_channels == "3" else None,
+            interval=parse_interval(s.cfg_interval) if s.cfg_interval else None,
+            guide=guide,
+            guide_scale=s.guide_scale if self.guide is not None else 1.0,
+            internal_scale=s.internal_scale,
+            time_of=self.checkpoint.process.time_of,
         )
+
+
+def guidance_facts(s: SampleSettings, guide: Checkpoint | None) -> dict[str, Any]:
+    """What there is beside plain classifier-free guidance."""
+    facts: dict[str, Any] = {}
+    if s.cfg_interval is not None:
+        facts["cfg_interval"] = list(parse_interval(s.cfg_interval))
+    if guide is not None:
+        facts |= dict(guide=str(guide.path.resolve()), guide_scale=s.guide_scale)
+    if s.internal_scale != 1:
+        facts["internal_scale"] = s.internal_scale
+    return facts
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """'0,0.7' -> (0.0, 0.7). UsageError unless 0 <= LO < HI <= 1."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not 0 <= low < high <= 1:
+        raise UsageError(
+            f"--cfg-interval {text}: LO,HI are times t with 0 <= LO < HI <= 1",
+            "e.g. --cfg-interval 0,0.7",
+        )
+    return low, high
 
 
 def prepare(settings: SampleSettings) -> Job:
@@ -215,9 +262,51 @@ def prepare(settings: SampleSettings) -> Job:
             "--cfg-scale needs the unconditional output, which --label-dropout 0 never trained",
             LEAVE,
         )
+    guide = _guide(settings, checkpoint)
+    if settings.internal_scale != 1 and not checkpoint.config.aux_block:
+        raise UsageError(
+            f"--internal-scale: {checkpoint.path} has no second head",
+            "train with --internal-guidance 0.5",
+        )
     labels = _labels(settings, checkpoint)
     file = _out_file(settings, checkpoint, noise)
-    return Job(settings, checkpoint, sampler, labels, noise, device, dtype, file)
+    return Job(settings, checkpoint, sampler, labels, noise, device, dtype, file, guide)
+
+
+def _guide(settings: SampleSettings, checkpoint: Checkpoint) -> Checkpoint | None:
+    """The checkpoint of --guide. UsageError for one that predicts something else."""
+    if settings.guide is None:
+        return None
+    guide = open_checkpoint(settings.guide)
+    pairs = {
+        "latents": (checkpoint.config.latent_shape, guide.config.latent_shape),
+        "classes": (checkpoint.config.num_classes, guide.config.num_classes),
+        "autoencoder": (_autoencoder_hash(checkpoint), _autoencoder_hash(guide)),
+        "scaling": (checkpoint.latents["scaling"], guide.latents["scaling"]),
+        "path": _paths(checkpoint.process, guide.process),
+        "prediction": (checkpoint.process.prediction, guide.process.prediction),
+    }
+    for what, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise UsageError(
+                f"--guide {settings.guide} has other {what} than {checkpoint.path}: {theirs}, not "
+                f"{ours}",
+                "a guide is trained on the same latents with the same process",
+            )
+    if guide.path.resolve() == checkpoint.path.resolve():
+        raise UsageError(
+            f"--guide {settings.guide} is the checkpoint itself",
+            "name an earlier step, or a smaller run",
+        )
+    return guide
+
+
+def _autoencoder_hash(checkpoint: Checkpoint) -> str:
+    return checkpoint.latents["autoencoder"]["hash"]
+
+
+def _paths(*processes: Flow) -> tuple[str, ...]:
+    return tuple(f"{p.interpolant} {getattr(p, 'betas', '')}".strip() for p in processes)
 
 
 def _check_latents_only(settings: SampleSettings) -> None:
@@ -231,14 +320,24 @@ def _checkpoint(settings: SampleSettings) -> Checkpoint:
     return open_checkpoint(settings.checkpoint or find.newest_run())
 
 
-NEWER = ("noise", "latents_only")  # no mark where they are not used: sets of 0.3 keep their names
+# No mark where they are not used: sets of older versions keep their names.
+NEWER = (
+    "noise",
+    "latents_only",
+    "cfg_interval",
+    "guide",
+    "guide_scale",
+    "internal_scale",
+    "t_shift",
+)
 
 # A mode's options and their defaults; it refuses every other one of these.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "ode": dict(solver="heun", steps=50),
+    "ode": dict(solver="heun", steps=50, t_shift=None),
     "sde": dict(
         solver="euler-maruyama",
         steps=250,
+        t_shift=None,
         wt="sigma",
         wt_scale=1.0,
         last_step="mean",
@@ -249,7 +348,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # What a choice of a mode adds to its options, or takes away (None).
 CHOICES: dict[tuple[str, str], dict[str, Any]] = {
-    ("solver", "dopri5"): dict(rtol=1e-5, atol=1e-5, steps=None),
+    ("solver", "dopri5"): dict(rtol=1e-5, atol=1e-5, steps=None, t_shift=None),
     ("wt", "kl-eta"): dict(eta=DEFAULT_ETA),
     ("last_step", "none"): dict(last_step_size=None),
 }
@@ -293,11 +392,42 @@ def resolve(settings: SampleSettings, checkpoint: Checkpoint) -> SampleSettings:
         if name not in OPTIONS[mode]:
             hint += _owners(name)
         raise UsageError(f"--{flag} means nothing to --{mode}{choice}", hint)
-    if settings.cfg_scale == 1 and settings.cfg_channels is not None:
-        raise UsageError("--cfg-channels means nothing without guidance", "--cfg-scale 1.5, say")
+    if "t_shift" in options:
+        options["t_shift"] = _shift(settings, checkpoint)
+    return dataclasses.replace(
+        settings, **{mode: True}, **options, **_resolve_guidance(settings, checkpoint)
+    )
+
+
+def _shift(settings: SampleSettings, checkpoint: Checkpoint) -> str | None:
+    """What was asked for, or the training's; None where that is 1."""
+    if settings.t_shift is None:
+        shift = float(checkpoint.meta.get("t_shift", 1))
+    else:
+        shift = parse_shift(settings.t_shift, checkpoint.config.latent_shape)
+    return None if shift == 1 else f"{shift:.6g}"
+
+
+def _resolve_guidance(settings: SampleSettings, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Guided channels and the guide's scale. UsageError for options without their guidance."""
+    s = settings
+    guided = s.cfg_scale != 1 or s.guide is not None or s.internal_scale != 1
+    if s.cfg_interval is not None:
+        parse_interval(s.cfg_interval)
+    for name, there, of in (
+        ("cfg_channels", guided, "guidance: e.g. --cfg-scale 1.5"),
+        ("cfg_interval", s.cfg_scale != 1, "--cfg-scale: e.g. --cfg-scale 1.5"),
+        ("guide_scale", s.guide is not None, "--guide"),
+    ):
+        if getattr(s, name) is not None and not there:
+            what, _, hint = of.partition(": ")
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} means nothing without {what}", hint or LEAVE)
     usual = checkpoint.meta.get("guided_channels", "all")
-    channels = None if settings.cfg_scale == 1 else settings.cfg_channels or usual
-    return dataclasses.replace(settings, **{mode: True}, **options, cfg_channels=channels)
+    scale = None
+    if s.guide is not None:
+        scale = GUIDE_SCALE if s.guide_scale is None else s.guide_scale
+    return dict(cfg_channels=(s.cfg_channels or usual) if guided else None, guide_scale=scale)
 
 
 def _owners(name: str) -> str:
@@ -309,8 +439,9 @@ def _owners(name: str) -> str:
 def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Sampler:
     if s.ode and s.solver == "dopri5":
         return Ode(solver=s.solver, rtol=s.rtol, atol=s.atol)
+    shift = float(s.t_shift or 1)
     if s.ode:
-        return Ode(solver=s.solver, steps=s.steps)
+        return Ode(solver=s.solver, steps=s.steps, shift=shift)
     if s.ddpm or s.ddim:
         if s.steps > NUM_STEPS:
             raise UsageError(
@@ -334,6 +465,7 @@ def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Sampler:
         steps=s.steps,
         last_step=s.last_step,
         last_step_size=s.last_step_size or 0.0,
+        shift=shift,
     )
 
 
@@ -390,7 +522,9 @@ def _out_file(s: SampleSettings, checkpoint: Checkpoint, noise: Noise | None) ->
         return file_of(s.out)
     kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in (*FREE, *NEWER)}
     kept |= {"noise": noise.hash} if noise is not None else {}
-    kept |= {"latents_only": True} if s.latents_only else {}
+    for name in NEWER[1:]:
+        value, default = getattr(s, name), getattr(SampleSettings, name)
+        kept |= {name: str(value)} if value not in (default, False) else {}
     mark = hash_json([kept, str(checkpoint.path.resolve())])[:6]
     name = f"{checkpoint.path.parent.name}-{checkpoint.path.name}-{mark}"
     return find.SAMPLES / name / FILE
@@ -582,23 +716,42 @@ def _grid(samples: SampleSet, class_names: list[str]) -> tuple[np.ndarray, int, 
     return np.stack(cells), columns, [class_names[c] for c in classes]
 
 
-def _planned_evaluations(job: Job) -> int | None:
-    """Evaluations an image, guidance included; None where the solver decides."""
-    from sitcli.core.solvers import ODE_STEPS, SDE_STEPS
+def _planned_evaluations(job: Job) -> tuple[int, int] | None:
+    """Evaluations an image, those of guidance included, and how many its interval saves.
 
-    sampler = job.sampler
-    guided = 1 if job.settings.cfg_scale == 1 else 2
-    if isinstance(sampler, (Ddpm, Ddim)):
-        return guided * sampler.steps
-    if isinstance(sampler, Sde):
-        last = 0 if sampler.last_step == "none" else 1
-        return guided * ((sampler.steps - last) * SDE_STEPS[sampler.solver].evaluations + last)
-    if sampler.solver == "dopri5":
+    Counted by a run of the sampler with networks that do nothing; None where the solver decides.
+    """
+    if isinstance(job.sampler, Ode) and job.sampler.solver == "dopri5":
         return None
-    each = ODE_STEPS[sampler.solver].evaluations
-    if job.checkpoint.process.ode_interval().jump:  # the last step takes one
-        return guided * ((sampler.steps - 1) * each + 1)
-    return guided * sampler.steps * each
+    config = job.checkpoint.config
+    noise = torch.zeros(1, config.channels, 1, 1)
+
+    def nothing(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return x.new_zeros(len(x), config.out_channels, 1, 1)
+
+    network = GuidedNetwork(
+        nothing,
+        job.guidance(nothing),
+        two_headed=lambda x, t, y: (nothing(x, t, y), nothing(x, t, y)),
+    )
+    steps = job.checkpoint.process.sample(
+        network, noise, torch.zeros(1).long(), job.sampler, randn=lambda: noise
+    )
+    for _ in steps:
+        pass
+    return network.evaluations, network.saved
+
+
+def _evaluations_text(planned: tuple[int, int] | None) -> str:
+    if planned is None:
+        return "as dopri5 needs"
+    evaluations, saved = planned
+    return f"{evaluations} an image" + (f", {saved} saved by the interval" if saved else "")
+
+
+def _labels_text(facts: dict[str, Any]) -> str:
+    text = "every class in turn" if facts["labels"] == "balanced" else "drawn from the seed"
+    return f"{text}; image i is a function of seed {facts['seed']} and i"
 
 
 def _describe(facts: dict[str, Any]) -> str:
@@ -612,6 +765,15 @@ def _describe(facts: dict[str, Any]) -> str:
         text += f", eta {facts['eta']:g}"
     if facts["cfg_scale"] != 1:
         text += f", guidance {facts['cfg_scale']:g} on {facts['cfg_channels']} channels"
+    if "cfg_interval" in facts:
+        text += " for t in {:g} to {:g}".format(*facts["cfg_interval"])
+    if "guide" in facts:
+        guide = Path(facts["guide"])
+        text += f", guided by {guide.parent.name}/{guide.name}, scale {facts['guide_scale']:g}"
+    if "internal_scale" in facts:
+        text += f", internal guidance {facts['internal_scale']:g}"
+    if "t_shift" in facts:
+        text += f", times shifted by {facts['t_shift']}"
     return text
 
 
@@ -622,7 +784,10 @@ def _result(samples: SampleSet, job: Job) -> Result:
         "images": f"{samples.num} of latents alone, float32",
         "sampler": _describe(meta),
         "evaluations": f"{meta['evaluations_per_image']:g} an image",
+        "labels": _labels_text(meta),
     }
+    if job.settings.cfg_interval is not None and (planned := _planned_evaluations(job)):
+        summary["evaluations"] += f", {planned[1]} saved by the interval"
     if samples.images is None:
         data = dict(meta, samples=str(samples.path))
         return Result(summary=summary, data=data, path=path)

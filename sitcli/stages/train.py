@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sitcli.core.flow import Flow, Ode
+from sitcli.core.objective import Extras, to_tokens, training_loss, weighted
 from sitcli.errors import Interrupted, SitError, UsageError
 from sitcli.events import Event, Note, Progress, Result, Stage, Warn
 from sitcli.io import find, optimizer_state, rows
@@ -32,6 +34,8 @@ from sitcli.io.checkpoint import (
     checkpoint_meta,
     latent_facts,
     open_checkpoint,
+    read_tensors,
+    snapshot_name,
     write_tensors,
 )
 from sitcli.io.compile import compile_blocks, compile_count, resolve_compile
@@ -67,11 +71,12 @@ from sitcli.io.launch import (
 from sitcli.io.pictures import save_curve, save_grid
 from sitcli.io.processes import World, device_name, planned_size, world_for
 from sitcli.io.ranks import from_first, meeting, of_all, together
+from sitcli.io.recipe import Routing, make_extras, make_routing, make_times, network_parts
 from sitcli.io.samples import FILE as SAMPLES_FILE
 from sitcli.io.scaler import load_scaler_state, loss_scale, scaler_state
-from sitcli.model.ema import ShardedEma, ema_decay
-from sitcli.model.flops import total_cost
-from sitcli.model.transformer import Transformer, TransformerConfig, parse_checkpoint_blocks
+from sitcli.model.ema import TRACKED_STDS, ShardedEma, ema_decay, power_decay, power_exponent
+from sitcli.model.flops import total_cost, training_macs
+from sitcli.model.transformer import Route, Transformer, TransformerConfig, parse_checkpoint_blocks
 from sitcli.settings import TrainSettings
 from sitcli.text import count, format_bytes, format_shape
 
@@ -145,15 +150,15 @@ def plan(settings: TrainSettings) -> Result:
     job = prepare(settings, world)
     s, cost = job.settings, total_cost(job.config)
     done = job.resume.step if job.resume else 0
-    to_go = _step_flops(cost.macs, s.batch_size) * (s.steps - done)
+    to_go = job.step_flops * (s.steps - done)
     # In fp32: the weights, their average, and Adam's two moments.
-    checkpoint_bytes = cost.params * 4 * 4
+    checkpoint_bytes = cost.params * 4 * (4 + len(TRACKED_STDS) * s.power_ema)
     summary = {
         "latents": f"{', '.join(map(str, job.store.paths))}: "
         f"{count(job.store.num_items, 'item')} of {format_shape(job.store.latent_shape)}",
         "model": f"{s.model}, {s.block} blocks, {cost.params / 1e6:.1f} M parameters, "
         f"{cost.macs / 1e9:.2f} GMACs",
-        "objective": job.process.describe(),
+        "objective": ", ".join([job.process.describe(), *_beyond(job)]),
         "steps": f"{done} done, {s.steps} in all, batch {s.batch_size}, lr {s.lr:g}",
         "cost": f"{to_go / 1e15:.3g} PFLOP to go",
         "running": f"{job.device.type}, {precision_name(job.dtype)}, ZeRO {s.zero}, "
@@ -194,6 +199,22 @@ class Job:
     run: RunDir
     resume: Checkpoint | None
     redrawn: tuple[tuple[int, int], ...]  # first and last step of what is drawn a second time
+    extras: Extras
+    routing: Routing | None
+
+    @property
+    def kept_tokens(self) -> int:
+        """Of an image's, those that skip no block; 0 where none does."""
+        return self.routing.kept(self.config.tokens) if self.routing else 0
+
+    @property
+    def step_flops(self) -> float:
+        """Operations of a step: forward and backward are three forwards of 2 per MAC."""
+        routed = self.routing and (self.kept_tokens, self.routing.start, self.routing.stop)
+        macs = training_macs(
+            self.config, routed=routed, aux=self.extras.internal > 0, align=self.extras.repa > 0
+        )
+        return 3 * 2 * macs * self.settings.batch_size
 
     @contextlib.contextmanager
     def owned_run(self) -> Iterator[None]:
@@ -251,6 +272,7 @@ def prepare(settings: TrainSettings, world: World) -> Job:
         width=settings.width,
         heads=settings.heads,
         block=settings.block,
+        **network_parts(settings, store),
     )
     run = RunDir(settings.out or Path("runs") / run_name(settings, store))
     if (run.path / SAMPLES_FILE).exists():
@@ -268,9 +290,10 @@ def prepare(settings: TrainSettings, world: World) -> Job:
     dtype = resolve_precision(precision, device)
     newest = run.newest()
     resume = open_checkpoint(newest) if newest else None
-    if resume and "lineage" in resume.meta:
+    if resume and not resume.trainable:
+        kind = "imported weights" if "lineage" in resume.meta else "an average of another run"
         raise UsageError(
-            f"{run.path} holds imported weights, without an optimizer's state to go on from",
+            f"{run.path} holds {kind}, without an optimizer's state to go on from",
             "name another --out",
         )
     if resume and resume.latents["fingerprint"] != store.fingerprint:
@@ -304,7 +327,28 @@ def prepare(settings: TrainSettings, world: World) -> Job:
         run=run,
         resume=resume,
         redrawn=tuple(map(tuple, resume.meta.get("redrawn", ()))) if resume else (),
+        extras=make_extras(settings),
+        routing=make_routing(settings),
     )
+
+
+def _beyond(job: Job) -> list[str]:
+    """What the objective has beyond the papers', in words."""
+    s, parts = job.settings, []
+    if s.t_dist != "uniform":
+        until = f" until step {s.t_dist_until}" if s.t_dist_until else ""
+        parts.append(f"{s.t_dist} times ({s.t_mean:g}, {s.t_std:g}){until}")
+    if s.t_shift is not None:
+        parts.append(f"times shifted by {s.t_shift}")
+    if s.layer_sync:
+        parts.append(f"LayerSync {s.layer_sync:g} of blocks {s.sync_blocks}")
+    if s.internal_guidance:
+        parts.append(f"a head after block {s.aux_block}, weight {s.internal_guidance:g}")
+    if s.tread:
+        parts.append(f"{s.tread:.0%} of the tokens skip blocks between {s.tread_blocks}")
+    if s.repa is not None:
+        parts.append(f"REPA {s.repa}")
+    return parts
 
 
 class Meter:
@@ -313,16 +357,21 @@ class Meter:
     Kept on the device so that no step waits for the host; saved with the checkpoint.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, terms: tuple[str, ...] = ()) -> None:
         self.loss = torch.zeros((), device=device)
+        self.terms = {name: torch.zeros((), device=device) for name in terms}
+        self.total = torch.zeros((), device=device)  # of the step, with the terms
         self.steps = 0
         self.bad_step = torch.full((), -1, dtype=torch.long, device=device)
         self.sums = torch.zeros(LOSS_BINS, device=device)
         self.counts = torch.zeros(LOSS_BINS, device=device)
 
-    def add(self, loss: Tensor) -> None:
-        """A micro-batch's share of the step's mean loss."""
-        self.loss += loss.detach()
+    def add(self, loss: Tensor, terms: dict[str, Tensor], total: Tensor, *, parts: int) -> None:
+        """One of `parts` micro-batches: its mean loss, the terms beside it, and their sum."""
+        self.loss += loss.detach() / parts
+        self.total += total.detach() / parts
+        for name, term in terms.items():
+            self.terms[name] += term.detach().mean() / parts
 
     def add_velocity(self, t: Tensor, velocity: Tensor) -> None:
         """Per-sample velocity losses (b,) at times t (b,)."""
@@ -332,21 +381,24 @@ class Meter:
 
     def end_step(self, step: int) -> None:
         self.steps += 1
-        first = (self.bad_step < 0) & ~torch.isfinite(self.loss)
+        first = (self.bad_step < 0) & ~torch.isfinite(self.total)
+        self.total.zero_()
         self.bad_step = torch.where(first, step, self.bad_step)
         self.sums *= LOSS_MEMORY
         self.counts *= LOSS_MEMORY
 
     def reduced(self, world: World) -> dict[str, Any]:
         """Over all ranks, as plain numbers; every rank must call it."""
-        packed = torch.cat([self.loss.view(1) / world.size, self.sums, self.counts])
+        means = torch.stack([self.loss, *self.terms.values()]) / world.size
+        packed = torch.cat([self.sums, self.counts, means])
         bad = self.bad_step.clone()
         if world.size > 1:
             dist.all_reduce(packed)
             dist.all_reduce(bad, op=dist.ReduceOp.MAX)
-        loss, sums, counts = packed.cpu().split([1, LOSS_BINS, LOSS_BINS])
+        sums, counts, (loss, *terms) = packed.cpu().split([LOSS_BINS, LOSS_BINS, len(means)])
         return dict(
             loss_sum=float(loss),
+            term_sums=dict(zip(self.terms, map(float, terms), strict=True)),
             steps=self.steps,
             bad_step=int(bad),
             sums=sums.tolist(),
@@ -356,6 +408,8 @@ class Meter:
     def load(self, state: dict[str, Any], world: World) -> None:
         """Take up what `reduced` returned; the bins go to rank 0 alone."""
         self.loss.fill_(state["loss_sum"])
+        for name, value in state.get("term_sums", {}).items():
+            self.terms[name].fill_(value)
         self.steps = state["steps"]
         if world.rank == 0:
             self.sums.copy_(torch.tensor(state["sums"]))
@@ -455,7 +509,11 @@ class Trainer:
         self.ema = ShardedEma(self.engine.module, rank=world.rank, world_size=world.size)
         self.order = Order(job.store.num_items, s.seed)
         self.labels = torch.from_numpy(job.store.labels)
-        self.meter = Meter(job.device)
+        self.tracks = {
+            std: ShardedEma(self.engine.module, rank=world.rank, world_size=world.size)
+            for std in (TRACKED_STDS if s.power_ema else ())
+        }
+        self.meter = Meter(job.device, job.extras.names)
         self.step = 0
         self.grids = True
         self.autoencoder: Autoencoder | None = None
@@ -472,6 +530,8 @@ class Trainer:
         if job.resume:
             together(world, lambda: optimizer_state.restore(self.engine, job.resume.path))
             self.ema.load(job.resume.weights("ema"))
+            for std, track in self.tracks.items():
+                track.load(read_tensors(job.resume.path / snapshot_name(std)))
             self.meter.load(job.resume.meta["meter"], world)
             load_scaler_state(self.engine, job.resume.meta.get("scaler", {}))
             self.step = job.resume.step
@@ -491,7 +551,7 @@ class Trainer:
             )
             yield from self._news()
         yield Note(f"run: {run.path}" + (f", going on after step {self.step}" if self.step else ""))
-        flops = _step_flops(total_cost(self.job.config).macs, s.batch_size)
+        flops = self.job.step_flops
         yield self._progress("")
         try:
             yield from self._steps(stop, flops)
@@ -553,24 +613,39 @@ class Trainer:
         batches = self.feed.get(self.step)
         self.watch.data += time.perf_counter() - began
         for batch in batches:
-            x, y, t, eps = (tensor.to(job.device, non_blocking=True) for tensor in batch)
+            x, y, t, eps, places, features = (
+                tensor if tensor is None else tensor.to(job.device, non_blocking=True)
+                for tensor in batch
+            )
             self.watch.start()
-            loss = job.process.loss(self.engine, x, y, t=t, eps=eps)
-            mean = loss.loss.mean()
+            loss, terms = training_loss(
+                job.process,
+                self.engine,
+                x,
+                y,
+                t=t,
+                eps=eps,
+                extras=job.extras,
+                route=places if places is None else Route(places, *job.routing[1:]),
+                features=features,
+            )
+            total = weighted(loss.loss, terms, job.extras).mean()
             self.watch.stop()
-            self.engine.backward(mean)
+            self.engine.backward(total)
             self.engine.step()
-            self.meter.add(mean / s.accumulate)
+            self.meter.add(loss.loss.mean(), terms, total, parts=s.accumulate)
             self.meter.add_velocity(t, loss.velocity)
         self.ema.update(ema_decay(self.step, decay=s.ema, warmup=s.ema_warmup))
+        for std, track in self.tracks.items():
+            track.update(power_decay(self.step, power_exponent(std)))
         self.step += 1
         self.watch.steps += 1
         self.meter.end_step(self.step)
         if job.compiled and not self.compiled:
             self.compiled = compile_count()
 
-    def _micro_batches(self, step: int) -> list[tuple[Tensor, ...]]:
-        """(x, y, t, eps) of this rank's micro-batches of a step, on the CPU."""
+    def _micro_batches(self, step: int) -> list[tuple[Tensor | None, ...]]:
+        """(x, y, t, eps, places, features) of this rank's micro-batches of a step, on the CPU."""
         job, s = self.job, self.job.settings
         draw = self._draw(step)
         mine = range(s.batch_size)[self.world.slice(s.batch_size)]
@@ -581,10 +656,16 @@ class Trainer:
             posterior = None if draw.posterior is None else draw.posterior[part]
             x = job.store.batch(draw.items[part], flip=draw.flip[part], noise=posterior)
             y = self.labels[draw.items[part]].masked_fill(draw.hide[part], job.config.null_class)
-            batch = (x, y, draw.t[part], draw.eps[part])
+            places = None if draw.places is None else draw.places[part]
+            features = None
+            if job.extras.repa:
+                values = job.store.features(draw.items[part], flip=draw.flip[part])
+                features = to_tokens(torch.from_numpy(values).float(), job.config.grid)
+            batch = (x, y, draw.t[part], draw.eps[part], places, features)
             # From pinned memory the copy to a GPU does not wait for its earlier work.
-            pinned = job.device.type == "cuda"
-            batches.append(tuple(tensor.pin_memory() for tensor in batch) if pinned else batch)
+            if job.device.type == "cuda":
+                batch = tuple(part if part is None else part.pin_memory() for part in batch)
+            batches.append(batch)
         return batches
 
     def _draw(self, step: int) -> Draw:
@@ -596,10 +677,12 @@ class Trainer:
             random,
             self.order.batch(step, size),
             shape=store.latent_shape,
-            draw_times=self.job.process.draw_times,
+            draw_times=partial(self.job.process.draw_times, times=make_times(s, step)),
             label_dropout=s.label_dropout if store.num_classes else 1.0,
             flip=s.flip,
             posterior=store.kind == "moments" and s.posterior == "sample",
+            tokens=self.job.config.tokens,
+            kept=self.job.kept_tokens,
         )
 
     def _checked(self) -> dict[str, Any]:
@@ -627,6 +710,8 @@ class Trainer:
             data_seconds=max(data for data, _ in seconds),
             rank_seconds=[data + forward for data, forward in seconds],
         )
+        for name, value in state["term_sums"].items():
+            entry[f"loss_{name}"] = value / steps
         norm = self.engine.get_global_grad_norm()
         if norm is not None and math.isfinite(norm):
             entry["grad_norm"] = float(norm)
@@ -637,6 +722,8 @@ class Trainer:
         if self.costs:
             entry["save_stall_seconds"], entry["save_seconds"] = self.costs[-1]
         self.meter.loss.zero_()
+        for term in self.meter.terms.values():
+            term.zero_()
         self.meter.steps, self.timed = 0, (0, 0.0)
         if self.world.rank == 0:
             self.job.run.log_metrics(entry)
@@ -651,7 +738,9 @@ class Trainer:
 
     def _summarise(self, entry: dict[str, Any], steps: int) -> None:
         """What the end of the run tells; every rank must call it."""
-        held = held_bytes(self.engine) | {"ema": self.ema.num_bytes}
+        held = held_bytes(self.engine) | {
+            "ema": self.ema.num_bytes + sum(track.num_bytes for track in self.tracks.values())
+        }
         of_ranks = of_all(self.world, held)
         fullest = {kind: max(one[kind] for one in of_ranks) for kind in held}
         self.data = {"bytes_per_rank": fullest, "processes": self.world.size}
@@ -713,6 +802,7 @@ class Trainer:
         folder = run.saving_path(step)
         weights = whole_weights(self.engine, keep=world.rank == 0)
         average = self.ema.gather()
+        averages = {std: track.gather() for std, track in self.tracks.items()}
         moments, facts = optimizer_state.snapshot(
             self.engine, rank=world.rank, world_size=world.size
         )
@@ -726,6 +816,8 @@ class Trainer:
             if world.rank == 0:
                 write_tensors(folder / "model.safetensors", weights)
                 write_tensors(folder / "ema.safetensors", average)
+                for std, tensors in averages.items():
+                    write_tensors(folder / snapshot_name(std), tensors)
                 arrays = self.job.store.autoencoder_arrays
                 if arrays:
                     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -774,6 +866,7 @@ class Trainer:
             seed=job.settings.seed,
             ema=job.settings.ema,
             label_dropout=job.settings.label_dropout,
+            **({"t_shift": float(job.settings.t_shift)} if job.settings.t_shift else {}),
             precision=precision_name(job.dtype),
             world_size=self.world.size,
             zero=int(job.settings.zero),
@@ -828,7 +921,7 @@ class Trainer:
         y = torch.arange(classes).repeat_interleave(columns)
         random = generator(job.settings.seed, "grid")
         noise = torch.randn((len(y), *job.store.latent_shape), generator=random)
-        sampler = Ode(solver="heun", steps=GRID_STEPS)
+        sampler = Ode(solver="heun", steps=GRID_STEPS, shift=float(job.settings.t_shift or 1))
         with autocast(job.device, job.dtype):
             steps = job.process.sample(network, noise.to(job.device), y.to(job.device), sampler)
             *_, (_, x) = steps
@@ -880,11 +973,6 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     if settings.schedule == "linear":
         return settings.lr * left
     return settings.lr * 0.5 * (1 - math.cos(math.pi * left))
-
-
-def _step_flops(macs: int, batch: int) -> float:
-    """Operations of a training step: forward and backward are three forwards of 2 per MAC."""
-    return 3 * 2 * macs * batch
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -16,7 +16,7 @@ from sitcli import __version__
 from sitcli.cli.app import app
 
 COMMANDS = [
-    "encode-latents", "train", "sample", "evaluate", "flops", "import", "export", "inspect",
+    "encode-latents", "train", "sample", "evaluate", "flops", "ema", "import", "export", "inspect",
     "watch", "bench", "quickstart",
 ]  # fmt: skip
 HEAVY = {"torch", "numpy", "h5py", "diffusers", "deepspeed", "torchvision", "matplotlib", "PIL"}

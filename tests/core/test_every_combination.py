@@ -28,7 +28,7 @@ LAST_STEP_SIZE = 0.01
 def samplers(process: Flow) -> dict[str, Ode | Sde | Ddpm | Ddim]:
     """Name -> everything that `sit sample` can be told to do with this process."""
     # Evaluations are what a test costs: first-order solvers take more steps.
-    ode_steps = {"euler": 120, "heun": 40, "rk4": 25, "dopri5": 1}
+    ode_steps = {"euler": 120, "heun": 40, "rk4": 25, "ab2": 80, "dpm++2m": 80, "dopri5": 1}
     found: dict = {
         f"ode {name}": Ode(solver=name, steps=ode_steps[name], rtol=1e-4, atol=1e-4)
         for name in names.ODE_SOLVERS

@@ -10,7 +10,7 @@ import torch
 
 from sitcli import names
 from sitcli.core.flow import Flow, Ode, Sde
-from sitcli.core.guidance import GuidedNetwork
+from sitcli.core.guidance import Guidance, GuidedNetwork
 from sitcli.core.interpolant import Interval, ode_interval, path_at, sde_interval
 from sitcli.core.prediction import PREDICTIONS, to_data, to_score, to_velocity
 from sitcli.core.solvers import (
@@ -138,7 +138,7 @@ def test_measured_order(solver: str) -> None:
 def test_ode_reaches_the_data(interpolant: str, prediction: str, solver: str) -> None:
     """Fault: a NaN or a wrong end of the interval for some interpolant, prediction, solver."""
     flow = Flow(interpolant=interpolant, prediction=prediction)
-    steps = {"euler": 800, "heun": 100, "rk4": 50}.get(solver, 1)
+    steps = {"euler": 800, "heun": 100, "rk4": 50, "ab2": 200, "dpm++2m": 200}.get(solver, 1)
     ode = Ode(solver=solver, steps=steps, rtol=1e-6, atol=1e-6)
     noise = states()
     *_, (t, x) = flow.sample(DATA.network(interpolant, prediction), noise, Y, ode)
@@ -150,9 +150,15 @@ def test_ode_reaches_the_data(interpolant: str, prediction: str, solver: str) ->
 
 def test_steps_and_evaluations_are_exact() -> None:
     """Fault: `steps` meaning N-1 steps, or an SDE step that evaluates the network twice."""
-    for solver, steps, spent in [("euler", 7, 7), ("heun", 7, 14), ("rk4", 3, 12)]:
+    for solver, steps, spent in [
+        ("euler", 7, 7),
+        ("heun", 7, 14),
+        ("rk4", 3, 12),
+        ("ab2", 7, 7),
+        ("dpm++2m", 7, 7),
+    ]:
         network = GuidedNetwork(
-            DATA.network("linear", "velocity"), scale=1.0, channels=None, null_class=0
+            DATA.network("linear", "velocity"), Guidance(scale=1.0, channels=None, null_class=0)
         )
         taken = list(Flow().sample(network, states(), Y, Ode(solver=solver, steps=steps)))
         assert len(taken) == steps
@@ -163,7 +169,7 @@ def test_steps_and_evaluations_are_exact() -> None:
         ("heun", "tweedie", 19),
     ]:
         network = GuidedNetwork(
-            DATA.network("linear", "velocity"), scale=1.0, channels=None, null_class=0
+            DATA.network("linear", "velocity"), Guidance(scale=1.0, channels=None, null_class=0)
         )
         sde = Sde(w=wt_of("sigma"), wt="sigma", solver=solver, steps=10, last_step=last_step)
         taken = list(Flow().sample(network, states(), Y, sde, randn=states))
@@ -381,14 +387,14 @@ def test_guidance_channels_and_null_class() -> None:
         return y.view(-1, 1, 1, 1).expand(len(y), 8, 2, 2).to(x.dtype)
 
     x, t, y = torch.zeros(2, 4, 2, 2), torch.zeros(2), torch.tensor([1, 2])
-    guided = GuidedNetwork(network, scale=3.0, channels=None, null_class=10)
+    guided = GuidedNetwork(network, Guidance(scale=3.0, channels=None, null_class=10))
     assert guided(x, t, y)[:, 0, 0, 0].tolist() == [10 + 3 * (1 - 10), 10 + 3 * (2 - 10)]
     assert guided.evaluations == 4
-    three = GuidedNetwork(network, scale=3.0, channels=3, null_class=10)(x, t, y)
+    three = GuidedNetwork(network, Guidance(scale=3.0, channels=3, null_class=10))(x, t, y)
     # The fourth channel and the four of a learned variance are the conditional ones.
     assert three[0, :, 0, 0].tolist() == [-17, -17, -17, 1, 1, 1, 1, 1]
     assert guided(x, t, y)[0, :, 0, 0].tolist() == [-17] * 4 + [1] * 4
-    plain = GuidedNetwork(network, scale=1.0, channels=None, null_class=10)
+    plain = GuidedNetwork(network, Guidance(scale=1.0, channels=None, null_class=10))
     assert plain(x, t, y)[:, 0, 0, 0].tolist() == [1, 2]
     assert plain.evaluations == 2
 
@@ -399,7 +405,7 @@ def test_guidance_of_bf16_outputs_is_computed_in_fp32() -> None:
     def network(x, t, y):
         return torch.where(y.view(-1, 1, 1, 1) == 9, 1.0, 1.0078125).bfloat16().expand_as(x)
 
-    guided = GuidedNetwork(network, scale=1.3, channels=None, null_class=9)
+    guided = GuidedNetwork(network, Guidance(scale=1.3, channels=None, null_class=9))
     found = guided(torch.zeros(1, 1, 1, 1), torch.zeros(1), torch.zeros(1, dtype=torch.long))
     assert found.item() == pytest.approx(1 + 1.3 * 0.0078125, abs=1e-6)
 

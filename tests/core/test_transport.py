@@ -33,7 +33,7 @@ def noise_of(interpolant: str, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("interpolant", "prediction"), PAIRS)
-@pytest.mark.parametrize("solver", names.ODE_SOLVERS)
+@pytest.mark.parametrize("solver", names.MAP_SOLVERS)
 def test_there_and_back(interpolant: str, prediction: str, solver: str) -> None:
     """Fault: a NaN or a wrong end at either side, or a way back that is not the inverse."""
     flow, network = Flow(interpolant=interpolant, prediction=prediction), DATA.network
@@ -76,7 +76,7 @@ def test_the_discrete_process_has_the_same_map() -> None:
     torch.testing.assert_close(last(to_data(process, network, noise, Y, ode)), X, atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("solver", names.ODE_SOLVERS)
+@pytest.mark.parametrize("solver", names.MAP_SOLVERS)
 def test_no_sample_depends_on_its_batch(solver: str) -> None:
     """Fault: labels or rows mixed up where samples end at different times."""
     flow, ode = Flow(), Ode(solver=solver, steps=5)

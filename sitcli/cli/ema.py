@@ -1,0 +1,31 @@
+"""``sit ema``."""
+
+from __future__ import annotations
+
+import typer
+
+from sitcli.cli.options import Invocation, command
+from sitcli.cli.output import finish, follow
+from sitcli.settings import EmaSettings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+
+    @command(app, "ema", EmaSettings, dry_run=True, panel="Tools")
+    def run(settings: EmaSettings, invocation: Invocation) -> None:
+        """Make the average weights of any length after training, and try which suits.
+
+        From the two averages that a run trained with --power-ema keeps with every checkpoint, the
+        removed ones too. What it writes is a run to draw from, score and export.
+
+        sit ema runs/NAME --std 0.08
+
+        sit sample runs/NAME-ema0.080
+        """
+        from sitcli.stages import average as stage
+
+        if invocation.dry_run:
+            finish(stage.plan(settings), invocation)
+        else:
+            finish(follow(stage.average(settings), title="ema"), invocation)

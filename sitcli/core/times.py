@@ -1,0 +1,78 @@
+"""Where times fall: how training draws them, and how a shift moves them, there and in sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Time = TypeVar("Time", float, Tensor)
+
+# The latent for which no shift is wanted: of the SD VAE at 256 pixels, 4 x 32 x 32.
+REFERENCE_NUMEL = 4096
+
+
+def shifted(t: Time, shift: float) -> Time:
+    """t' = s t / (1 + (s - 1) t): 0 and 1 stay, s > 1 moves what is between towards the noise.
+
+    Esser et al. 2024 (Stable Diffusion 3), eq. 23. The inverse is the shift by 1 / s.
+    """
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def natural_shift(shape: tuple[int, int, int]) -> float:
+    """s = sqrt(C h w / 4096) for latents (C, h, w).
+
+    Neighbours of a larger latent tell more of each other, and it takes more noise to hide as much
+    of it. The square root of the ratio is Esser et al. 2024, section 5.3.2; with the channels
+    counted too, as Zheng et al. 2025 (RAE) have it. 1 for the SD VAE's 4 x 32 x 32.
+    """
+    return math.sqrt(math.prod(shape) / REFERENCE_NUMEL)
+
+
+def uniform(number: int, generator: torch.Generator, *, mean: float, std: float) -> Tensor:
+    """Uniform on [0, 1)."""
+    return torch.rand(number, generator=generator)
+
+
+def logit_normal(number: int, generator: torch.Generator, *, mean: float, std: float) -> Tensor:
+    """sigmoid(n), n normal: a mean above 0 favours noise (Esser et al. 2024, section 3.1)."""
+    return torch.sigmoid(mean + std * torch.randn(number, generator=generator))
+
+
+TIME_DISTRIBUTIONS: dict[str, Callable[..., Tensor]] = {
+    "uniform": uniform,
+    "logit-normal": logit_normal,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """How training times are drawn, as shares of the process's interval.
+
+    distribution: a row of TIME_DISTRIBUTIONS; mean, std: of the logit-normal's normal; shift: see
+    `shifted`, 1 is none.
+    """
+
+    distribution: str = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+
+    @property
+    def plain(self) -> bool:
+        """Uniform, and not shifted."""
+        return self.distribution == "uniform" and self.shift == 1
+
+    def draw(self, number: int, generator: torch.Generator) -> Tensor:
+        """(number,), in [0, 1]."""
+        draw = TIME_DISTRIBUTIONS[self.distribution]
+        u = draw(number, generator, mean=self.mean, std=self.std)
+        return u if self.shift == 1 else shifted(u, self.shift)
+
+
+PLAIN = Times()
