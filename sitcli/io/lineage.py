@@ -196,6 +196,12 @@ def config_of(
     # A false depth or width would make a network of any size.
     if config.depth > len(state):
         raise SitError(f"{path} has {len(state)} tensors, too few for {config.depth} blocks")
+    check_tensors(path, state, config)
+    return config
+
+
+def check_tensors(path: object, state: dict[str, Tensor], config: TransformerConfig) -> None:
+    """SitError naming the first key or shape that is not the network's, or value not finite."""
     with torch.device("meta"):
         expected = {k: v.shape for k, v in Transformer(config).state_dict().items()}
     for key, shape in expected.items():
@@ -213,7 +219,6 @@ def config_of(
                 f"{path} holds '{key}' ({format_shape(state[key].shape)}), which no DiT or SiT has",
                 f"expected {KEYS}",
             )
-    return config
 
 
 def _wrong(path: object, state: dict[str, Tensor], key: str, expected: str) -> SitError:

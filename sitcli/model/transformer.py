@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -333,6 +332,8 @@ def scatter_tokens(tokens: Tensor, places: Tensor, values: Tensor) -> Tensor:
 def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
     """The config of official-layout weights, from their tensors alone (heads leave no trace).
 
+    Of the papers' blocks only: rotary embeddings leave no trace either.
+
     Raises KeyError for a missing tensor, ValueError for blocks of no known design, or a position
     embedding of no grid.
     """
@@ -340,7 +341,6 @@ def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
     out = state["final_layer.linear.weight"].shape[0]
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
     rows, columns = infer_grid(state["pos_embed"])
-    block, style = _infer_block(state, width, heads)
     return TransformerConfig(
         input_size=rows * patch,
         input_width=None if rows == columns else columns * patch,
@@ -351,8 +351,7 @@ def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
         depth=depth,
         heads=heads,
         num_classes=state["y_embedder.embedding_table.weight"].shape[0] - 1,
-        block=block,
-        **style._asdict(),
+        block=_infer_block(state, width),
     )
 
 
@@ -373,14 +372,13 @@ def infer_grid(pos_embed: Tensor) -> tuple[int, int]:
     return side, side
 
 
-def _infer_block(state: dict[str, Tensor], width: int, heads: int) -> tuple[str, Style]:
-    """The design and style whose parameters are those of the first block, by name and shape."""
+def _infer_block(state: dict[str, Tensor], width: int) -> str:
+    """The design whose parameters are those of the first block, by name and shape."""
     prefix = "blocks.0."
     found = {k.removeprefix(prefix): v.shape for k, v in state.items() if k.startswith(prefix)}
-    styles = [Style(*parts) for parts in itertools.product(MLPS, NORMS, (False, True))]
-    for style, (name, design) in itertools.product(styles, BLOCKS.items()):
+    for name, design in BLOCKS.items():
         with torch.device("meta"):
-            block = design.block(width, heads, style)
+            block = design.block(width, 1)
         if {k: v.shape for k, v in block.state_dict().items()} == found:
-            return name, style
+            return name
     raise ValueError(f"the parameters of {prefix[:-1]} are those of no known design: {[*found]}")

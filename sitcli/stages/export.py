@@ -22,12 +22,13 @@ from sitcli.io.diffusers_vae import KINDS, find_folder
 from sitcli.io.dit_folder import EXTRAS, write_folder
 from sitcli.io.files import make_folder, replacing, sync_folder
 from sitcli.io.launch import quiet_libraries
-from sitcli.io.lineage import AUTOENCODER
+from sitcli.io.lineage import AUTOENCODER, PROJECTORS
 from sitcli.model.embed import TimestepEmbedder, frequencies, position_embedding
 from sitcli.model.transformer import Transformer, TransformerConfig
 from sitcli.settings import ExportSettings
 from sitcli.text import format_bytes
 
+TRAINING_ONLY = ("aux_", PROJECTORS)
 SIDE_512 = 64  # the official sampler builds networks of such latents without learned sigma
 KEEPS_ALL = "--format safetensors keeps everything"
 
@@ -86,6 +87,11 @@ def _prepare(settings: ExportSettings) -> _Job:
     _check_out(settings)
     state = checkpoint.weights(settings.weights)
     warnings: list[str] = []
+    heads = [key for key in state if key.startswith(TRAINING_ONLY)]
+    if heads and settings.format != "safetensors":
+        # Official code refuses a key it does not know; without these the network is the same.
+        state = {key: value for key, value in state.items() if key not in heads}
+        warnings.append(f"left out: {len(heads)} tensors of the second head or REPA's projector")
     write = FORMATS[settings.format](settings, checkpoint, state, warnings)
     return _Job(settings, checkpoint, state, write, warnings)
 
@@ -225,9 +231,11 @@ FORMATS: dict[str, Callable[..., Callable[[Path], None]]] = {
 
 
 def _check_layout(checkpoint: Checkpoint, layout: str) -> None:
-    block = checkpoint.config.block
+    block, beyond = checkpoint.config.block, checkpoint.config.beyond
     if block != "adaln-zero":
         raise _refused(checkpoint, layout, f"its blocks are {block}, and the layout's adaln-zero")
+    if beyond:
+        raise _refused(checkpoint, layout, f"the layout has no {', '.join(beyond)}")
 
 
 def _refused(checkpoint: Checkpoint, layout: str, why: str) -> UsageError:
@@ -267,7 +275,7 @@ def _with_learned_sigma(state: dict[str, Tensor], patch: int, channels: int) -> 
 def _save_state(path: Path, state: dict[str, Tensor], config: TransformerConfig) -> None:
     """A state dict in the official order: positions first, then as the network is built."""
     with torch.device("meta"):
-        built = Transformer(config).state_dict()
+        built = Transformer(config.backbone).state_dict()
     order = ["pos_embed", *(key for key in built if key != "pos_embed")]
     torch.save({key: state[key].contiguous() for key in order}, path)
 

@@ -34,6 +34,7 @@ from sitcli.io.launch import quiet_libraries
 from sitcli.io.lineage import (
     AUTOENCODER,
     LINEAGES,
+    check_tensors,
     config_of,
     model_name,
     official_keys,
@@ -322,10 +323,7 @@ def _as_exported(plan: _Plan, settings: ImportSettings) -> _Plan:
     which = meta.pop("exported_weights")
     for key in ("format", "format_version", "sit_version", "step"):
         meta.pop(key, None)
-    heads = meta["transformer"]["heads"]
-    config = config_of(found.path, found.states[which], heads=heads, model=None)
-    if config != TransformerConfig(**meta["transformer"]):
-        raise SitError(f"{found.path} says it is another network than its tensors are")
+    check_tensors(found.path, found.states[which], TransformerConfig(**meta["transformer"]))
     plan.states, plan.step, plan.arrays = dict(found.states), found.step, found.arrays
     meta.setdefault("lineage", "sit")
     plan.meta = meta | {"weights_source": _source(found)}

@@ -397,6 +397,12 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> Result:
         "autoencoder": f"{spec['name']} ({spec['class']}, {(spec['hash'] or 'unseen')[:12]})",
         "size": format_bytes(size),
     }
+    if config.beyond or config.aux_block:
+        head = [f"a second head after block {config.aux_block}"] if config.aux_block else []
+        summary["beyond the papers"] = ", ".join([*config.beyond, *head])
+    if "power_ema" in meta:
+        made = meta["power_ema"]
+        summary["average"] = f"power function, std {made['std']:g}, of {made['run']}"
     if "lineage" in meta:
         summary["imported"] = f"{meta['lineage']}, from {meta['weights_source']['path']}"
     data = {
@@ -443,7 +449,7 @@ def _check_moments(checkpoint: Checkpoint) -> list[str]:
     with torch.device("meta"):
         network = Transformer(checkpoint.config)
     state = checkpoint.path / "state"
-    if checkpoint.meta["format_version"] < 2 or "lineage" in checkpoint.meta or not state.exists():
+    if checkpoint.meta["format_version"] < 2 or not checkpoint.trainable or not state.exists():
         return []  # DeepSpeed's own files, which this version does not read; or weights alone
     try:
         with contextlib.ExitStack() as stack:
