@@ -14,22 +14,19 @@ DRAW: dict[str, Any] = dict(solver="dpm++2m", steps=20)
 
 @dataclass(frozen=True)
 class Mechanism:
-    """One way to train: `options` of sit train on top of BASE, of sit sample on top of DRAW."""
+    """One way to train: `options` of sit train on top of BASE."""
 
     name: str
     title: str
     options: dict[str, Any]
-    sample: dict[str, Any]
 
 
 _LIGHTNING_BLOCK = dict(mlp="swiglu", norm="rms", rope=True, qk_norm=True)
-_OBJECTIVE = dict(t_dist="logit-normal", direction_loss=1.0)
+_TIMES = dict(t_dist="logit-normal")
 
 
-def _of(
-    name: str, title: str, *, sample: dict[str, Any] | None = None, **options: Any
-) -> Mechanism:
-    return Mechanism(name, title, options, sample or {})
+def _of(name: str, title: str, **options: Any) -> Mechanism:
+    return Mechanism(name, title, options)
 
 
 MECHANISMS = (
@@ -48,11 +45,12 @@ MECHANISMS = (
     _of("rms", "RMSNorm", norm="rms"),
     _of("rope", "2-D RoPE", rope=True),
     _of("qk-norm", "QK-norm", qk_norm=True),
-    _of("lightning", "preset lightning: the four, logit-normal, direction",
-        **_LIGHTNING_BLOCK, **_OBJECTIVE),
-    _of("fast", "preset fast: TREAD, logit-normal, direction", tread=0.5, **_OBJECTIVE),
-    _of("fast-sync", "preset fast-sync: fast and LayerSync", tread=0.5, layer_sync=0.2,
-        **_OBJECTIVE),
+    _of("lightning-without", "the four blocks and logit-normal times",
+        **_LIGHTNING_BLOCK, **_TIMES),
+    _of("lightning", "preset lightning: these and the direction loss",
+        **_LIGHTNING_BLOCK, **_TIMES, direction_loss=1.0),
+    _of("fast", "preset fast: TREAD, logit-normal times", tread=0.5, **_TIMES),
+    _of("fast-sync", "preset fast-sync: fast and LayerSync", tread=0.5, layer_sync=0.2, **_TIMES),
 )  # fmt: skip
 BY_NAME = {mechanism.name: mechanism for mechanism in MECHANISMS}
 

@@ -151,8 +151,10 @@ def measure_speeds(study: Study) -> dict[str, float]:
     """Seconds of a training step over the base's, by mechanism: all trainers in one process, in
     turn, a thread; the median of the rounds."""
     kept = study.record("speeds")
-    if kept.exists():
-        return json.loads(kept.read_text())
+    known = json.loads(kept.read_text()) if kept.exists() else {}
+    wanted = [m for m in MECHANISMS if m.name not in known]
+    if not wanted:
+        return known
     import torch
 
     from sitcli.io.engine import join_group
@@ -163,7 +165,7 @@ def measure_speeds(study: Study) -> dict[str, float]:
     torch.set_num_threads(1)
     world = World(0, 1)
     trainers = {}
-    for mechanism in MECHANISMS:
+    for mechanism in {"base": BY_NAME["base"], **{m.name: m for m in wanted}}.values():
         options = study.train_options(mechanism, 0) | {"out": study.out / "speed", "steps": 10_000}
         options["power_ema"] = False
         job = prepare(TrainSettings(**options), world)
@@ -178,7 +180,7 @@ def measure_speeds(study: Study) -> dict[str, float]:
             seconds[name].append((time.perf_counter() - began) / ROUND_STEPS)
     for trainer in trainers.values():
         trainer.close()
-    ratios = {
+    ratios = known | {
         name: statistics.median(a / b for a, b in zip(values[1:], seconds["base"][1:], strict=True))
         for name, values in seconds.items()
     }
@@ -202,7 +204,7 @@ def work(study: Study, name: str, seed: int, speeds: dict[str, float]) -> str:
         cell = study.record(name, f"s{seed}", str(steps))
         if not cell.exists():
             checkpoint = study.run_path(name, seed) / f"step-{steps:07d}"
-            write(cell, draw(study, checkpoint, {**DRAW, **mechanism.sample}, cell.stem, seed))
+            write(cell, draw(study, checkpoint, DRAW, cell.stem, seed))
         figures.append(f"{steps} steps {json.loads(cell.read_text())['fd']:.3f}")
     for drawing in DRAWINGS:
         if drawing.run != name:

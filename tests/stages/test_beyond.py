@@ -412,7 +412,7 @@ def test_damaged_features_are_found(images: tuple[Path, Path], tmp_path: Path) -
         row = np.array(file.array("features_flipped")[4:5])
         row[0, 0, 0, 0] += 1
         file.write([4], features_flipped=row)
-    with pytest.raises(SitError, match="c0/004.png"):
+    with pytest.raises(SitError, match=r"c0/004\.png"):
         finish(inspect(InspectSettings(path=tmp_path / "a.h5", verify=True)))
 
 
