@@ -35,6 +35,6 @@ TRAIN: dict[str, dict[str, Any]] = {
 SAMPLE: dict[str, dict[str, Any]] = {
     "official-sit": dict(sde=True, wt="sigma", steps=250, cfg_scale=1.5, cfg_channels="3"),
     "official-dit": dict(ddpm=True, steps=250, cfg_scale=1.5, cfg_channels="3"),
-    "fast": dict(ode=True, solver="dpm++2m", steps=20),
+    "fast": dict(ode=True, solver="ab2", steps=20),
 }
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {"train": TRAIN, "sample": SAMPLE}

@@ -379,7 +379,7 @@ class SampleSettings:
     preset: names.SamplePreset | None = option(
         None,
         "Defaults for a whole recipe, which any other option overrides: official-sit and "
-        "official-dit as the papers' best figures; fast: 20 evaluations of dpm++2m.",
+        "official-dit as the papers' best figures; fast: 20 evaluations of ab2.",
         group="Sampler",
     )
     noise: Path | None = option(
