@@ -27,8 +27,7 @@ TRAIN: dict[str, dict[str, Any]] = {
     | dict(model="DiT-XL/2", betas="linear", variance="learned-range", prediction="noise"),
     "fast": _FAST,
     "fast-sync": _FAST | dict(layer_sync=0.2),
-    "lightning": _TIMES
-    | dict(direction_loss=1.0, mlp="swiglu", norm="rms", rope=True, qk_norm=True),
+    "lightning": _TIMES | dict(mlp="swiglu", norm="rms", rope=True, qk_norm=True),
 }
 # Of the best published figures, 250 evaluations under guidance 1.5 on three channels; and of a
 # few evaluations.

@@ -55,8 +55,9 @@ def test_a_preset_is_measured_as_it_is(name: str) -> None:
     [
         ([1.0, 1.1, 0.9], [2.0, 2.2, 2.1], "helps"),
         ([2.0, 2.2, 2.1], [1.0, 1.1, 0.9], "hurts"),
-        ([1.0, 2.0, 3.0], [3.0, 2.1, 1.2], "no difference"),
+        ([1.0, 2.0, 3.0], [3.0, 2.1, 1.2], "within the spread"),
         ([2.0, 6.1, 10.0], [1.0, 5.0, 9.0], "hurts"),  # the seeds differ, the differences do not
+        ([1.0, 1.01, 1.02], [1.01, 1.02, 1.03], "none"),
         ([1.0], [2.0], "one seed"),
     ],
 )
