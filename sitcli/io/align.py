@@ -17,6 +17,7 @@ from sitcli.io.features import (
     IMAGENET,
     choose_features,
     dinov2_tokens,
+    load_torchscript,
     resized_input,
 )
 from sitcli.io.files import hash_file
@@ -63,7 +64,7 @@ def load_aligner(
                 "dinov2, timm:vit_base_patch16_224, or a TorchScript file",
             )
         name, hash_ = path.name, hash_file(path)
-        encode = _load_torchscript(path, device)
+        encode = load_torchscript(path, device, ("D", "rows", "columns"))
     found = encode(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8))
     spec = dict(name=name, hash=hash_, asked=asked, shape=list(found.shape[1:]))
     return Aligner(spec, encode)
@@ -121,27 +122,3 @@ def _load_timm(
         return found.permute(0, 3, 1, 2) if last else found
 
     return encode, digest.hexdigest()
-
-
-def _load_torchscript(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
-    try:
-        module = torch.jit.load(str(path), map_location=device).eval()
-    except Exception as error:
-        raise SitError(
-            f"{path} is not a TorchScript module: {first_line(error)}",
-            "write one with torch.jit.save(torch.jit.script(module), FILE)",
-        ) from None
-
-    def encode(images: Tensor) -> Tensor:
-        try:
-            found = module(images.to(device))
-        except Exception as error:
-            raise SitError(
-                f"{path} fails on uint8 images {tuple(images.shape)}: {first_line(error)}"
-            ) from None
-        if not torch.is_tensor(found) or found.ndim != 4 or found.shape[:1] != images.shape[:1]:
-            kind = tuple(found.shape) if torch.is_tensor(found) else type(found).__name__
-            raise SitError(f"{path} must return (images, D, rows, columns), but returned {kind}")
-        return found.float()
-
-    return encode

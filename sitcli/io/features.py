@@ -102,7 +102,8 @@ def load_extractor(
         return _load_inception(features.path, device, layers)
     if features.name == "dinov2":
         return _load_dinov2(features.path, device)
-    return _load_torchscript(features.path, device)
+    module = load_torchscript(features.path, device, ("D",))
+    return Extractor(lambda images: {"pool": module(images).cpu()}, logits=None)
 
 
 def _pixels(images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -222,7 +223,14 @@ def _resize_positions(positions: torch.Tensor, side: int) -> torch.Tensor:
     return torch.cat([first, grid.permute(0, 2, 3, 1).reshape(1, side * side, width)], dim=1)
 
 
-def _load_torchscript(path: Path, device: torch.device) -> Extractor:
+def load_torchscript(
+    path: Path, device: torch.device, axes: tuple[str, ...]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The file's module, of uint8 images (B, 3, S, S) to float32 (B, ...), an axis for each name.
+
+    Raises SitError for a file that is none, and, when called, for a module that fails or returns
+    anything else.
+    """
     try:
         module = torch.jit.load(str(path), map_location=device).eval()
     except Exception as error:
@@ -231,19 +239,21 @@ def _load_torchscript(path: Path, device: torch.device) -> Extractor:
             "write one with torch.jit.save(torch.jit.script(module), FILE)",
         ) from None
 
-    def extract(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def call(images: torch.Tensor) -> torch.Tensor:
         try:
-            output = module(images.to(device))
+            found = module(images.to(device))
         except Exception as error:
             raise SitError(
                 f"{path} fails on uint8 images {tuple(images.shape)}: {_last_line(error)}"
             ) from None
-        if not torch.is_tensor(output) or output.shape[:1] != images.shape[:1] or output.ndim != 2:
-            kind = tuple(output.shape) if torch.is_tensor(output) else type(output).__name__
-            raise SitError(f"{path} must return features (images, D), but returned {kind}")
-        return {"pool": output.float().cpu()}
+        fits = torch.is_tensor(found) and found.ndim == 1 + len(axes)
+        if not fits or len(found) != len(images):
+            kind = tuple(found.shape) if torch.is_tensor(found) else type(found).__name__
+            shape = ", ".join(("images", *axes))
+            raise SitError(f"{path} must return features ({shape}), but returned {kind}")
+        return found.float()
 
-    return Extractor(extract, logits=None)
+    return call
 
 
 def _last_line(error: Exception) -> str:

@@ -17,9 +17,6 @@ EXAMPLE = EXAMPLES / "beyond"
 
 @pytest.fixture(autouse=True)
 def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both studies have a report.py: none of another test's modules may answer for ours."""
-    for name in ("report", "study", "mechanisms"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(str(EXAMPLES / "design-space"))
     monkeypatch.syspath_prepend(str(EXAMPLE))
 
