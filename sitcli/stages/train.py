@@ -156,8 +156,15 @@ def plan(settings: TrainSettings) -> Result:
     summary = {
         "latents": f"{', '.join(map(str, job.store.paths))}: "
         f"{count(job.store.num_items, 'item')} of {format_shape(job.store.latent_shape)}",
-        "model": f"{s.model}, {s.block} blocks, {cost.params / 1e6:.1f} M parameters, "
-        f"{cost.macs / 1e9:.2f} GMACs",
+        "model": ", ".join(
+            [
+                s.model,
+                f"{s.block} blocks",
+                *job.config.beyond,
+                f"{cost.params / 1e6:.1f} M parameters",
+                f"{cost.macs / 1e9:.2f} GMACs",
+            ]
+        ),
         "objective": ", ".join([job.process.describe(), *_beyond(job)]),
         "steps": f"{done} done, {s.steps} in all, batch {s.batch_size}, lr {s.lr:g}",
         "cost": f"{to_go / 1e15:.3g} PFLOP to go",
