@@ -37,6 +37,10 @@ def option(
 
 
 DEVICE_HELP = "cpu, cuda, cuda:1, mps; auto takes the first GPU there is."
+COMPILE_HELP = (
+    "torch.compile the network; auto does so where there is a compiler, on a CPU for minutes of "
+    "work only."
+)
 PRECISION_HELP = "auto is bf16 autocast where the hardware computes in it, else fp32."
 GPUS_HELP = "Run on this many of this machine's GPUs, a process each."
 PROCS_HELP = "Run in this many processes on the CPU."
@@ -319,7 +323,7 @@ class TrainSettings:
     )
     compile: names.Compile = option(
         "auto",
-        "torch.compile the blocks; auto does so on a GPU where there is a compiler.",
+        COMPILE_HELP,
         group="Processes",
     )
     save_every: int | None = option(
@@ -514,6 +518,7 @@ class SampleSettings:
         None, "Where the autoencoder is now, if it moved since encoding.", group="Files"
     )
     batch_size: int = option(64, "Images per network call.", group="Running", low=1)
+    compile: names.Compile = option("auto", COMPILE_HELP, group="Running")
     gpus: int | None = option(None, GPUS_HELP, group="Running", low=1)
     procs: int | None = option(None, PROCS_HELP, group="Running", low=1)
     seed: int = option(0, "Image i depends on (seed, i) alone.", group="Running", low=0)

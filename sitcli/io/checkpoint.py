@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sitcli import __version__, names
 from sitcli.core.ddpm import Diffusion
@@ -266,13 +266,15 @@ class Checkpoint:
     def _file(self, which: str) -> Path:
         return self.path / f"{which}.safetensors"
 
-    def network(self, which: str, device: torch.device) -> Network:
+    def network(
+        self, which: str, device: torch.device, *, dtype: torch.dtype = torch.float32
+    ) -> Network:
         """The network in eval mode with these weights, fed times with t = 0 at the data.
 
-        SitError if they do not fit.
+        dtype: what matrix products are to run in. SitError if the weights do not fit.
         """
         try:
-            network = build_network(self.config, self.weights(which), device)
+            network = build_network(self.config, self.weights(which), device, dtype=dtype)
         except RuntimeError as error:
             line = str(error).splitlines()[-1].strip()
             raise SitError(f"{self.path}: the weights do not fit the network: {line}") from None
@@ -292,12 +294,23 @@ class Checkpoint:
 
 
 def build_network(
-    config: TransformerConfig, weights: dict[str, Tensor], device: torch.device
+    config: TransformerConfig,
+    weights: dict[str, Tensor],
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Transformer:
-    """The network in eval mode with these very tensors; RuntimeError if they do not fit."""
+    """The network in eval mode with these very tensors; RuntimeError if they do not fit.
+
+    dtype: that of the weights of matrix products, as autocast would turn them to in each
+    evaluation; it changes nothing that is computed under autocast to it.
+    """
     with torch.device("meta"):
         network = Transformer(config)
     network.load_state_dict(weights, assign=True)
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
     return network.to(device).eval().requires_grad_(False)
 
 

@@ -25,10 +25,12 @@ from sitcli.events import Note, Progress, Result, Stage
 from sitcli.io import find, rows
 from sitcli.io.autoencoder import Autoencoder, decode_latents, from_spec
 from sitcli.io.checkpoint import Checkpoint, RunDir, open_checkpoint
+from sitcli.io.compile import CompiledNetwork, resolve_compile
 from sitcli.io.files import hash_json, make_folder, replacing
 from sitcli.io.launch import (
     autocast,
     generator,
+    keep_freed_memory,
     precision_name,
     quiet_libraries,
     resolve_device,
@@ -52,7 +54,7 @@ PATH_ROWS, PATH_COLUMNS = 6, 10
 # How the images are computed or stored; anything else in the settings decides what they show.
 FREE = (
     "out", "batch_size", "device", "gpus", "procs", "png", "npz", "show_path", "vae", "precision",
-    "checkpoint", "preset",
+    "checkpoint", "preset", "compile",
 )  # fmt: skip
 
 
@@ -83,13 +85,15 @@ def sample(settings: SampleSettings) -> Stage:
             missing = from_first(world, begin)
             samples = together(world, lambda: SampleSet.open(job.file, writable=True))
             held.enter_context(samples.rows)
-            job = together(world, lambda: _same_precision(job, samples))
+            job = together(world, lambda: _as_begun(job, samples))
             if samples.complete and not missing:
                 yield Note(f"all {samples.num} images are there already")
             else:
                 before = int(samples.done.sum())
                 if 0 < before < samples.num:
                     yield Note(f"going on: {before} of {samples.num} images are there")
+                if job.device.type == "cpu":
+                    keep_freed_memory()
                 with watching(world) as check_peers:
                     yield from _fill(samples, job, missing, world, check_peers)
         if world.rank:
@@ -150,6 +154,7 @@ class Job:
     dtype: torch.dtype
     file: Path
     guide: Checkpoint | None = None
+    compiled: bool = False
 
     def facts(self) -> dict[str, Any]:
         """What the figures of these images must be published with."""
@@ -189,11 +194,21 @@ class Job:
     def network(self) -> GuidedNetwork:
         """The checkpoint's network under the guidance that was asked for."""
         s = self.settings
-        network = self.checkpoint.network(s.weights, self.device)
+        network = self.checkpoint.network(s.weights, self.device, dtype=self.dtype)
+        two_headed = network.two_headed if s.internal_scale != 1 else None
         guide = None
         if self.guide is not None:
-            guide = self.guide.network(s.weights, self.device)
-        two_headed = network.two_headed if s.internal_scale != 1 else None
+            guide = self.guide.network(s.weights, self.device, dtype=self.dtype)
+        if self.compiled:
+            batch = min(s.batch_size, s.num)
+            sizes = {batch if s.cfg_scale == 1 else 2 * batch}
+            if s.cfg_interval is not None:  # outside it, the conditional half alone
+                sizes.add(batch)
+            network = CompiledNetwork(network, self.device, sizes=sizes)
+            if two_headed is not None:
+                two_headed = CompiledNetwork(two_headed, self.device, sizes=sizes)
+            if guide is not None:
+                guide = CompiledNetwork(guide, self.device, sizes={batch})
         return GuidedNetwork(network, self.guidance(guide), two_headed=two_headed)
 
     def guidance(self, guide: Network | None) -> Guidance:
@@ -270,7 +285,17 @@ def prepare(settings: SampleSettings) -> Job:
         )
     labels = _labels(settings, checkpoint)
     file = _out_file(settings, checkpoint, noise)
-    return Job(settings, checkpoint, sampler, labels, noise, device, dtype, file, guide)
+    job = Job(settings, checkpoint, sampler, labels, noise, device, dtype, file, guide)
+    compiled = resolve_compile(settings.compile, device, flops=_planned_flops(job))
+    return dataclasses.replace(job, compiled=compiled)
+
+
+def _planned_flops(job: Job) -> float | None:
+    """Operations of all images, None where the solver decides; a guide counts as the network."""
+    from sitcli.model.flops import total_cost
+
+    planned = _planned_evaluations(job)
+    return planned and 2 * total_cost(job.checkpoint.config).macs * planned[0] * job.settings.num
 
 
 def _guide(settings: SampleSettings, checkpoint: Checkpoint) -> Checkpoint | None:
@@ -550,6 +575,7 @@ def _open_or_create(job: Job) -> SampleSet:
         class_names=latents["class_names"],
         precision=precision_name(job.dtype),
         batch_size=settings.batch_size,
+        compiled=job.compiled,
     )
     keep = settings.latents or settings.latents_only
     return SampleSet.create(
@@ -562,14 +588,25 @@ def _open_or_create(job: Job) -> SampleSet:
     )
 
 
-def _same_precision(job: Job, samples: SampleSet) -> Job:
-    """A set keeps the precision it was begun in: the trial behind `auto` may fall out otherwise."""
+def _as_begun(job: Job, samples: SampleSet) -> Job:
+    """A set keeps the precision it was begun in, and whether the network is compiled: what is
+    behind `auto` may fall out otherwise."""
     begun = samples.meta["precision"]
     if job.settings.precision not in ("auto", begun):
         raise UsageError(
             f"{job.file} was drawn in {begun}, not {job.settings.precision}", "name another --out"
         )
-    return dataclasses.replace(job, dtype=resolve_precision(begun, job.device))
+    compiled = "on" if samples.meta.get("compiled") else "off"
+    if job.settings.compile not in ("auto", compiled):
+        raise UsageError(
+            f"{job.file} was drawn with --compile {compiled}",
+            "leave --compile out, or name another --out",
+        )
+    return dataclasses.replace(
+        job,
+        dtype=resolve_precision(begun, job.device),
+        compiled=resolve_compile(compiled, job.device, flops=None),
+    )
 
 
 def _missing_batches(samples: SampleSet, job: Job) -> list[np.ndarray]:

@@ -63,6 +63,7 @@ from sitcli.io.latents import JoinedStores, LatentStore, open_stores
 from sitcli.io.launch import (
     autocast,
     generator,
+    keep_freed_memory,
     precision_name,
     resolve_device,
     resolve_precision,
@@ -111,6 +112,8 @@ def train(settings: TrainSettings) -> Stage:
         stack.enter_context(owned)
         from_first(world, lambda: owned.enter_context(job.owned_run()))
         join_group(world, job.device)
+        if job.device.type == "cpu":
+            keep_freed_memory()
         stop = stack.enter_context(_signals_noted())
         while True:
             trainer = Trainer(job, world)
@@ -321,7 +324,7 @@ def prepare(settings: TrainSettings, world: World) -> Job:
     )
     if settings.deepspeed_config:
         engine = merge_config(engine, settings.deepspeed_config)
-    return Job(
+    job = Job(
         settings=settings,
         store=store,
         config=config,
@@ -330,13 +333,16 @@ def prepare(settings: TrainSettings, world: World) -> Job:
         dtype=dtype,
         engine=engine,
         checkpoint_every=checkpoint_every,
-        compiled=resolve_compile(settings.compile, device),
+        compiled=False,
         run=run,
         resume=resume,
         redrawn=tuple(map(tuple, resume.meta.get("redrawn", ()))) if resume else (),
         extras=make_extras(settings),
         routing=make_routing(settings),
     )
+    # Of all steps, not of those that are left: a run that goes on computes as it began.
+    flops = job.step_flops * settings.steps
+    return replace(job, compiled=resolve_compile(settings.compile, device, flops=flops))
 
 
 def _beyond(job: Job) -> list[str]:

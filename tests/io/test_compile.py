@@ -8,8 +8,16 @@ import pytest
 import torch
 
 from sitcli.errors import UsageError
-from sitcli.io.compile import can_compile, compile_blocks, compile_count, resolve_compile
+from sitcli.io.compile import (
+    WORTH_COMPILING,
+    CompiledNetwork,
+    can_compile,
+    compile_blocks,
+    compile_count,
+    resolve_compile,
+)
 from sitcli.io.launch import autocast
+from sitcli.model.blocks import gelu
 from sitcli.model.transformer import Transformer
 from tests.model.test_transformer import TINY, every_block, filled
 
@@ -69,9 +77,18 @@ def test_compile_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "g++-0")
     assert can_compile(CPU) == "there is no C++ compiler (g++-0)"
     with pytest.raises(UsageError, match=r"--compile on: there is no C\+\+ compiler"):
-        resolve_compile("on", CPU)
-    assert not resolve_compile("auto", CPU)
-    assert not resolve_compile("off", CPU)
+        resolve_compile("on", CPU, flops=1e20)
+    assert not resolve_compile("auto", CPU, flops=1e20)
+    assert not resolve_compile("off", CPU, flops=1e20)
+
+
+@needs_compiler
+def test_auto_compiles_on_a_cpu_for_long_work_alone() -> None:
+    """Fault: a minute of compiling for ten seconds of work."""
+    assert resolve_compile("auto", CPU, flops=WORTH_COMPILING)
+    assert not resolve_compile("auto", CPU, flops=WORTH_COMPILING / 2)
+    assert not resolve_compile("auto", CPU, flops=None)
+    assert resolve_compile("on", CPU, flops=None)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +113,31 @@ def test_auto_compiles_on_gpus(
     (tmp_path / "Python.h").touch()
     (tmp_path / "cc").touch(mode=0o755 if compiler else 0o644)
     monkeypatch.setenv("CC", str(tmp_path / "cc"))
-    assert resolve_compile("auto", gpu) == (can_compile(gpu) is None) == works
+    assert resolve_compile("auto", gpu, flops=None) == (can_compile(gpu) is None) == works
     (tmp_path / "Python.h").unlink()
-    assert not resolve_compile("auto", gpu)
+    assert not resolve_compile("auto", gpu, flops=None)
+
+
+@needs_compiler
+@torch.no_grad()
+def test_a_compiled_network_is_the_network_for_every_batch() -> None:
+    """Fault: images that were filled up with, a graph for every batch size, or other values."""
+    network = filled(TINY).eval().requires_grad_(False)
+    before = compile_count()
+    compiled = CompiledNetwork(network, CPU, sizes={3, 6})
+    for batch in (6, 4, 3, 1, 8):
+        inputs = torch.randn(batch, 4, 8, 8), torch.rand(batch), torch.arange(batch) % 3
+        found = compiled(*inputs)
+        torch.testing.assert_close(found, network(*inputs), atol=1e-5, rtol=1e-5)
+    assert compile_count() - before == 2
+
+
+@needs_compiler
+def test_gelu_is_torchs_however_it_is_compiled() -> None:
+    x = torch.linspace(-12, 12, 2001, requires_grad=True)
+    expected = torch.nn.functional.gelu(x, approximate="tanh")
+    (slope,) = torch.autograd.grad(expected.sum(), x)
+    found = torch.compile(gelu)(x)
+    (found_slope,) = torch.autograd.grad(found.sum(), x)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(found_slope, slope, atol=5e-6, rtol=1e-5)

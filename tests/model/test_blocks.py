@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sitcli.model import blocks
 from sitcli.model.blocks import BLOCKS
 from sitcli.model.transformer import Transformer
 from tests.model.test_transformer import TINY, every_block
@@ -178,3 +179,17 @@ def test_final_layers_fit_their_blocks() -> None:
         keys = design.final(WIDTH, 2, 4).state_dict()
         assert any("adaLN" in key for key in keys) == bool(design.vectors)
         assert any("norm" in key for key in keys) == design.affine
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [64, blocks.MOST_KEPT_SCORES + 1])
+def test_attention_is_its_definition_in_every_dtype(dtype: torch.dtype, tokens: int) -> None:
+    """Fault: a way of computing it, chosen by dtype and length, that is another function."""
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, tokens, 16, generator=random).to(dtype) for _ in range(3))
+    wide = [part.double() for part in (q, k, v)]
+    weights = (wide[0] @ wide[1].transpose(-1, -2) / 4).softmax(-1)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    found = blocks.attend(q, k, v)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), weights @ wide[2], atol=tolerance, rtol=tolerance)
