@@ -781,38 +781,75 @@ class WatchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
-    what: names.Bench = option(..., "loader: reading latents for training.", argument=True)
+    what: names.Bench = option(
+        ...,
+        "train: steps; sample: network evaluations and solver steps; encode: encode-latents; "
+        "loader: reading latents; gemm: a model's matrix products alone.",
+        argument=True,
+    )
+    model: str | None = option(
+        None,
+        "train, sample, gemm: SiT-SIZE/PATCH or DiT-SIZE/PATCH, as in sit train. [default: "
+        "SiT-XL/2 on a GPU, SiT-S/2 on a CPU]",
+        group="Network",
+    )
+    batch_size: int | None = option(
+        None,
+        "Images a batch. [default: loader 256, encode 16, else 64 on a GPU and 16 on a CPU]",
+        group="Running",
+        low=1,
+    )
+    find_batch: bool = option(
+        False,
+        "train: try batch sizes from 1 on, doubling, and tell the smallest that is within 3% of "
+        "the fastest.",
+        group="Network",
+    )
+    compile: names.Compile = option("auto", "train, sample: as there.", group="Network")
+    tread: float = option(0.0, "train: as sit train --tread.", group="Network", low=0, high=0.9)
+    source: Path | None = option(
+        None,
+        "encode: images, as in encode-latents. [default: pictures drawn on the spot]",
+        group="Images",
+    )
+    vae: str = option(
+        names.DEFAULT_VAE, "encode: the autoencoder, as in encode-latents.", group="Images"
+    )
+    image_size: int = option(256, "encode: side of the images.", group="Images", low=8)
+    images: int = option(64, "encode: how many, each with its mirror.", group="Images", low=1)
     latents: Path | None = option(
-        None, "Latent store. [default: the newest complete *.h5 below this folder]", group="Data"
+        None,
+        "Latent store. [default: loader: the newest complete *.h5 below this folder; train, "
+        "sample, gemm: 4 x 32 x 32 of noise, 1000 classes]",
+        group="Data",
     )
     items: int | None = option(
         None,
-        "Make a store of this many items of 8 x 32 x 32 float16 with flips (32 KiB an item), and "
-        "remove it at the end.",
+        "loader: make a store of this many items of 8 x 32 x 32 float16 with flips (32 KiB an "
+        "item), and remove it at the end.",
         group="Data",
         low=1,
     )
     files: int = option(
         0,
-        "Write this many items into a file each, too, as layouts of a file per image do, and "
-        "measure them beside.",
+        "loader: write this many items into a file each, too, as layouts of a file per image do, "
+        "and measure them beside.",
         group="Data",
         low=0,
     )
     dir: Path | None = option(
-        None,
-        "Where --items and --files write. [default: the system's temporary folder]",
-        group="Data",
+        None, "Where to write meanwhile. [default: the system's temporary folder]", group="Data"
     )
-    batch_size: int = option(256, "Images a batch, of each worker.", group="Reading", low=1)
     posterior: names.Posterior = option(
-        "sample", "As in training; mode reads the means alone.", group="Reading"
+        "sample", "loader: as in training; mode reads the means alone.", group="Data"
     )
     cold: bool = option(
-        False, "Drop the store from the page cache before every round.", group="Reading"
+        False, "loader: drop the store from the page cache before every round.", group="Data"
     )
-    workers: int = option(1, "Processes that read at once.", group="Reading", low=1)
-    rounds: int = option(5, "Rounds; the figures are medians.", group="Reading", low=1)
+    workers: int = option(1, "loader: processes that read at once.", group="Data", low=1)
+    rounds: int = option(5, "Rounds; the figures are medians.", group="Running", low=1)
+    device: str = option("auto", DEVICE_HELP, group="Running")
+    precision: names.Precision = option("auto", PRECISION_HELP, group="Running")
 
 
 @dataclass(frozen=True, kw_only=True)

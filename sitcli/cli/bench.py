@@ -14,14 +14,18 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "bench", BenchSettings, panel="Tools")
     def run(settings: BenchSettings, invocation: Invocation) -> None:
-        """Measure what training waits for on this machine.
+        """Measure on this machine what people wait for, in alternating rounds; medians are shown.
 
-        loader: images/s of shuffled batches from a latent store, beside a plain numpy memmap of
-        the same bytes. Everything is measured in alternating rounds; the figures are medians.
+        train and sample stand beside the matrix products of their own sizes, which nothing can be
+        faster than; encode beside the bare autoencoder; loader beside a plain numpy memmap.
 
-        sit bench loader
+        sit bench train --model SiT-B/2 --batch-size 32
 
-        sit bench loader --items 200000 --workers 4
+        sit bench train --find-batch
+
+        sit bench sample --precision bf16 --compile on
+
+        sit bench encode --source imagenet/ --vae stabilityai/sd-vae-ft-ema
 
         sit bench loader --latents in256.h5 --cold --json
         """

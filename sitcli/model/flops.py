@@ -153,6 +153,63 @@ def training_macs(
     return macs
 
 
+class Product(NamedTuple):
+    """`count` matrix products (m, k) x (k, n) of one size in a forward pass."""
+
+    part: str
+    m: int
+    k: int
+    n: int
+    count: int
+
+    @property
+    def macs(self) -> int:
+        return self.m * self.k * self.n * self.count
+
+    @property
+    def gradients(self) -> tuple[Product, Product]:
+        """Those of the backward pass: of the (m, k) input and of the (k, n) weights."""
+        part, m, k, n, count = self
+        return Product(part, m, n, k, count), Product(part, k, m, n, count)
+
+
+def matrix_products(config: TransformerConfig, batch: int) -> list[Product]:
+    """The linear layers of a forward pass, by size, the most work first.
+
+    With attention's own products, 2 T^2 d a block and sample, their MACs are `count_costs`'.
+    """
+    design, d, depth, T = BLOCKS[config.block], config.width, config.depth, config.tokens
+    rows = batch * (T + design.appended)
+    patch = config.patch**2
+    found = [
+        Product("queries, keys, values", rows, d, 3 * d, depth),
+        Product("attention output", rows, d, d, depth),
+        Product("modulation", batch, d, design.vectors * d, depth),
+        Product("modulation, final", batch, d, design.final_vectors * d, 1),
+        Product("patch embedding", batch * T, patch * config.channels, d, 1),
+        Product("time embedding", batch, TimestepEmbedder.frequency_dim, d, 1),
+        Product("time embedding", batch, d, d, 1),
+        Product("final layer", batch * T, d, patch * config.out_channels, 1),
+    ]
+    if design.context:
+        found += [
+            Product("cross-attention", rows, d, d, 2 * depth),
+            Product("cross-attention, context", batch * design.context, d, 2 * d, depth),
+        ]
+    if config.mlp == "swiglu":
+        units = 8 * d // 3
+        found += [
+            Product("MLP, in", rows, d, 2 * units, depth),
+            Product("MLP, out", rows, units, d, depth),
+        ]
+    else:
+        found += [
+            Product("MLP, in", rows, d, 4 * d, depth),
+            Product("MLP, out", rows, 4 * d, d, depth),
+        ]
+    return sorted((p for p in found if p.macs), key=lambda p: -p.macs)
+
+
 def total_cost(config: TransformerConfig) -> Cost:
     """The sum over all parts of `count_costs`."""
     parts = count_costs(config).values()

@@ -708,7 +708,7 @@ class Trainer:
     def _log(self, state: dict[str, Any], flops: float) -> str:
         s, steps = self.job.settings, self.meter.steps
         # The best so far: on a busy machine a single measurement says little.
-        self.peak = max(self.peak, _matmul_rate(self.job.device, self.job.dtype))
+        self.peak = max(self.peak, matmul_rate(self.job.device, self.job.dtype))
         rate = self.timed[0] / self.timed[1]
         seconds = of_all(self.world, self.watch.read())
         entry: dict[str, Any] = dict(
@@ -719,7 +719,7 @@ class Trainer:
             epoch=self.step * s.batch_size / self.job.store.num_items,
             images_per_second=rate * s.batch_size,
             mfu=rate * flops / (self.peak * self.world.size),
-            peak_memory_bytes=_peak_memory(self.job.device),
+            peak_memory_bytes=peak_memory(self.job.device),
             data_seconds=max(data for data, _ in seconds),
             rank_seconds=[data + forward for data, forward in seconds],
         )
@@ -988,7 +988,7 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.lr * 0.5 * (1 - math.cos(math.pi * left))
 
 
-def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a plain matrix product on this device, measured in a moment."""
     side = 1024 if device.type == "cpu" else 8192
     if device.type == "cpu" and dtype == torch.float16:
@@ -1004,7 +1004,7 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / best
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Bytes: the GPU's allocations, or on a CPU the process's largest resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -7,7 +7,7 @@ from sitcli.errors import SitError, UsageError
 from sitcli.events import Note, Progress
 from sitcli.io.latents import LatentStore
 from sitcli.settings import BenchSettings
-from sitcli.stages import bench as stage
+from sitcli.stages import bench_loader as stage
 from tests.tiny import finish, make_store
 
 LOADER = ["memmap", "rows", "batch", "feed"]
@@ -29,7 +29,7 @@ def test_a_synthetic_store_is_measured_and_removed(tmp_path):
     """Fault: readings that fail, gigabytes left on the disk, or ratios of other figures."""
     folder = tmp_path / "room"
     folder.mkdir()
-    result = finish(stage.bench(settings(items=300, files=40, dir=folder, workers=2)))
+    result = finish(stage.bench_loader(settings(items=300, files=40, dir=folder, workers=2)))
     assert list(folder.iterdir()) == []
     readings = result.data["readings"]
     assert [reading["name"] for reading in readings] == [*LOADER, "files"]
@@ -53,7 +53,7 @@ def test_the_newest_store_is_read_and_left_alone(tmp_path, cold):
     """Fault: a store that is changed, and one without a posterior that cannot be read."""
     store = make_store(tmp_path / "a.h5", number=30)
     before = store.path.read_bytes()
-    events, notes = stage.bench(settings(cold=cold)), []
+    events, notes = stage.bench_loader(settings(cold=cold)), []
     while True:
         try:
             event = next(events)
@@ -73,7 +73,7 @@ def test_every_reading_reads_as_many_images_of_the_same_store(tmp_path):
     """Fault: a reading that is fast because it reads less."""
     folder = tmp_path / "room"
     folder.mkdir()
-    list(stage._write_synthetic(folder / "s.h5", 100))
+    list(stage.write_synthetic(folder / "s.h5", 100))
     store = LatentStore.open(folder / "s.h5")
     list(stage._write_files(folder / "files", store, 100))
     saved = np.load(folder / "files" / "0000099.npy")
@@ -96,7 +96,7 @@ def test_every_reading_reads_as_many_images_of_the_same_store(tmp_path):
 def test_a_dead_reader_is_named(tmp_path, monkeypatch):
     """Fault: a benchmark that waits for ever for a process that was killed."""
     path = make_store(tmp_path / "a.h5").path
-    events = stage.bench(settings(latents=path))
+    events = stage.bench_loader(settings(latents=path))
     next(events)
     path.unlink()  # the reader does not find it
     with pytest.raises(SitError, match="reader process has died"):
@@ -107,6 +107,6 @@ def test_a_dead_reader_is_named(tmp_path, monkeypatch):
 def test_contradictions_are_refused(tmp_path):
     """Fault: an option that does nothing."""
     with pytest.raises(UsageError, match="--items makes a store"):
-        next(stage.bench(settings(items=3, latents=tmp_path / "a.h5")))
+        next(stage.bench_loader(settings(items=3, latents=tmp_path / "a.h5")))
     with pytest.raises(SitError, match="cannot write in"):
-        next(stage.bench(settings(items=3, dir=tmp_path / "none")))
+        next(stage.bench_loader(settings(items=3, dir=tmp_path / "none")))
