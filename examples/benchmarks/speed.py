@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--autoencoder-rounds", type=int, default=1, help="they take minutes")
+    parser.add_argument("--only", help="measure what has this in its name, e.g. training")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -209,6 +210,7 @@ def measure(pipes: dict[str, Connection], options: argparse.Namespace) -> None:
         "guidance in half of the range, a Heun step": (
             ("ours", "guided"), ("ours", "interval"), STEPS),
     }  # fmt: skip
+    pairs = {name: pair for name, pair in pairs.items() if (options.only or "") in name}
     taken = {name: [] for name in pairs}
     for number in range(-1, options.rounds):  # the first warms up
         for name, (slow, fast, parts) in pairs.items():

@@ -80,11 +80,11 @@ class CompiledNetwork:
 
     def __init__(self, network: Network, device: torch.device, *, sizes: set[int]) -> None:
         self.network, self.sizes = network, sorted(sizes)
-        if device.type == "cuda":
-            how = dict(mode="reduce-overhead")
-        else:
-            how = dict(options={"freezing": True})
-        self.compiled = torch.compile(network, dynamic=False, **how)
+        gpu = device.type == "cuda"
+        mode = "reduce-overhead" if gpu else "default"
+        self.compiled = torch.compile(network, dynamic=False, mode=mode)
+        # Not as an option of torch.compile, under which the linear layers keep a slower layout.
+        self._config = {} if gpu else {"freezing": True}
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor | tuple[Tensor, ...]:
         """x (B, C, h, w), t (B,), y (B,) -> what the network gives, (B, ...) each."""
@@ -95,7 +95,10 @@ class CompiledNetwork:
         if missing:
             x, t, y = (torch.cat([part, part[:1].expand(missing, *part.shape[1:])])
                        for part in (x, t, y))  # fmt: skip
-        found = self.compiled(x, t, y)
+        from torch._inductor import config
+
+        with config.patch(self._config):
+            found = self.compiled(x, t, y)
         count = size - missing
         # A GPU's next replay writes over its results.
         if isinstance(found, tuple):

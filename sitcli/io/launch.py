@@ -121,6 +121,9 @@ def generator(seed: int, *what: object) -> torch.Generator:
     return torch.Generator().manual_seed(stream_seed(seed, *what))
 
 
+CUDA_FINDER = "torch.utils.cpp_extension"  # inductor asks it; on a CPU it complains
+
+
 def quiet_libraries() -> None:
     """Silence what libraries print that no user of ours can act on; call before importing them."""
     if os.environ.get("SIT_DEBUG") == "1":
@@ -128,5 +131,13 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for name in ("deepspeed", "DeepSpeed", "diffusers", "transformers", "torch", "PIL"):
+    for name in (
+        "deepspeed",
+        "DeepSpeed",
+        "diffusers",
+        "transformers",
+        "torch",
+        "PIL",
+        CUDA_FINDER,
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)

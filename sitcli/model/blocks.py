@@ -73,8 +73,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     these.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= MOST_KEPT_SCORES:
-        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
-        return torch.matmul(scores.softmax(-1, dtype=torch.bfloat16), v)
+        heads = q.shape[:2]
+        q, k, v = (part.flatten(0, 1) for part in (q * q.shape[-1] ** -0.5, k, v))
+        weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1, dtype=torch.bfloat16)
+        return torch.bmm(weights, v).unflatten(0, heads)
     return F.scaled_dot_product_attention(q, k, v)
 
 
