@@ -302,14 +302,14 @@ def build_network(
 ) -> Transformer:
     """The network in eval mode with these very tensors; RuntimeError if they do not fit.
 
-    dtype: that of the weights of matrix products, as autocast would turn them to in each
-    evaluation; it changes nothing that is computed under autocast to it.
+    dtype: that of the weights of the blocks' matrix products, as autocast would turn them to in
+    each evaluation; it changes nothing that is computed under autocast to it.
     """
     with torch.device("meta"):
         network = Transformer(config)
     network.load_state_dict(weights, assign=True)
-    for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+    for module in network.blocks.modules():
+        if isinstance(module, nn.Linear):
             module.to(dtype)
     return network.to(device).eval().requires_grad_(False)
 

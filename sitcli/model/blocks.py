@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitcli.model.embed import Rope
+from sitcli.model.embed import Rope, in_float32
 
 EPS = 1e-6
 
@@ -244,6 +244,7 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, patch * patch * out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
+    @in_float32
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
@@ -257,6 +258,7 @@ class PlainFinalLayer(nn.Module):
         self.norm_final = NORMS[norm](width, affine=True)
         self.linear = nn.Linear(width, patch * patch * out_channels)
 
+    @in_float32
     def forward(self, x: Tensor, c: Tensor | None) -> Tensor:
         return self.linear(self.norm_final(x))
 

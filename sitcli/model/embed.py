@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -78,6 +80,21 @@ def rotary_embedding(
     return Rope(angles.cos().float().to(device), angles.sin().float().to(device))
 
 
+def in_float32(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A module's forward in float32 whatever autocast says.
+
+    For what is at the ends of a network: a rounding there is one of the latents themselves, and the
+    products are a thousandth of the whole.
+    """
+
+    @functools.wraps(forward)
+    def wide(self: nn.Module, x: Tensor, *more: Tensor | None) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(self, *(part if part is None else part.float() for part in (x, *more)))
+
+    return wide
+
+
 class PatchEmbed(nn.Module):
     """Non-overlapping patches to tokens: (B, C, h, w) -> (B, T, d), rows first."""
 
@@ -85,6 +102,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
 
+    @in_float32
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x).flatten(2).transpose(1, 2)
 
@@ -100,6 +118,7 @@ class TimestepEmbedder(nn.Module):
             nn.Linear(self.frequency_dim, width), nn.SiLU(), nn.Linear(width, width)
         )
 
+    @in_float32
     def forward(self, t: Tensor) -> Tensor:
         return self.mlp(sinusoid(t, self.frequency_dim))
 

@@ -42,7 +42,13 @@ from sitcli.io.latents import (
     open_rows,
     row_checksums,
 )
-from sitcli.io.launch import precision_name, quiet_libraries, resolve_device, resolve_precision
+from sitcli.io.launch import (
+    keep_freed_memory,
+    precision_name,
+    quiet_libraries,
+    resolve_device,
+    resolve_precision,
+)
 from sitcli.io.processes import (
     World,
     device_name,
@@ -237,6 +243,8 @@ def _encode_missing(
 ) -> Generator[Event, None, float]:
     """This rank's share of the batches that are missing in OUT; returns images per second."""
     device = together(world, lambda: resolve_device(settings.device))
+    if device.type == "cpu":
+        keep_freed_memory()
     autoencoder = None
     aligner = together(world, lambda: _aligner(settings, device))
 

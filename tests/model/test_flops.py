@@ -12,6 +12,7 @@ from sitcli.model.flops import (
     PUBLISHED_BLOCKS,
     Cost,
     count_costs,
+    matrix_products,
     measure_cost,
     published_cost,
     total_cost,
@@ -213,3 +214,22 @@ def test_check_refuses_a_wrong_formula(monkeypatch):
     monkeypatch.setattr("sitcli.stages.count.measure_cost", lambda config: wrong)
     with pytest.raises(SitError, match="torch counts"):
         list(_run(FlopsSettings(model="SiT-S/8")))
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+@pytest.mark.parametrize("block", [*BLOCKS])
+def test_products_add_up_to_the_costs(block, mlp):
+    """Would catch a peak that is measured at other sizes than the model's, or a layer left out."""
+    config, batch = preset("S", 4, block=block, mlp=mlp), 3
+    tokens = config.tokens + BLOCKS[block].appended
+    attention = 2 * tokens**2 * config.width
+    if BLOCKS[block].context:
+        attention += 2 * config.tokens * BLOCKS[block].context * config.width
+    products = matrix_products(config, batch)
+    expected = total_cost(config).macs - config.depth * attention
+    assert sum(p.macs for p in products) == batch * expected
+    first = products[0]
+    of_input, of_weights = first.gradients
+    assert (of_input.m, of_input.k, of_input.n) == (first.m, first.n, first.k)
+    assert (of_weights.m, of_weights.k, of_weights.n) == (first.k, first.m, first.n)
+    assert of_input.macs == of_weights.macs == first.macs
