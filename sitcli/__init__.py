@@ -1,3 +1,3 @@
 """sit: the command-line toolkit for DiT and SiT, diffusion and flow transformers."""
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

@@ -89,7 +89,10 @@ def in_float32(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(forward)
     def wide(self: nn.Module, x: Tensor, *more: Tensor | None) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        device = x.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return forward(self, x, *more)
+        with torch.autocast(device, enabled=False):
             return forward(self, *(part if part is None else part.float() for part in (x, *more)))
 
     return wide
