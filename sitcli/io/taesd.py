@@ -96,7 +96,7 @@ def _build(layers_of, path: Path) -> nn.Sequential:
         # Whether each layer takes what the one before it gives, only trying tells.
         first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
         with torch.no_grad():
-            network.float()(torch.zeros(1, first.in_channels, 32, 32))
+            network.float()(torch.zeros(1, first.in_channels, 8, 8))
     except (KeyError, RuntimeError, IndexError, ValueError, TypeError, AttributeError):
         raise SitError(f"{path} is not laid out as a TAESD-style autoencoder") from None
     return network
