@@ -38,8 +38,7 @@ def option(
 
 DEVICE_HELP = "cpu, cuda, cuda:1, mps; auto takes the first GPU there is."
 COMPILE_HELP = (
-    "torch.compile the network; auto does so where there is a compiler, on a CPU for minutes of "
-    "work only."
+    "torch.compile the network; auto does so where there is a compiler, for minutes of work only."
 )
 PRECISION_HELP = "auto is bf16 autocast where the hardware computes in it, else fp32."
 GPUS_HELP = "Run on this many of this machine's GPUs, a process each."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import sys
@@ -39,9 +40,9 @@ def can_compile(device: torch.device) -> str | None:
     return None
 
 
-# Operations from which on compiling pays on a CPU: it takes 10 to 20 s, of a fifth of the time that
-# this many take on two cores.
-WORTH_COMPILING = 1e14
+# Operations from which on compiling pays: minutes of work on two cores, where it takes 10 to 20 s,
+# and on a GPU, where it takes up to a minute.
+WORTH_COMPILING = {"cpu": 1e14, "cuda": 1e17}
 
 
 def resolve_compile(name: str, device: torch.device, *, flops: float | None) -> bool:
@@ -54,7 +55,7 @@ def resolve_compile(name: str, device: torch.device, *, flops: float | None) -> 
         raise UsageError(f"--compile on: {reason}", "use --compile off")
     if name != "auto":
         return name == "on"
-    pays = device.type == "cuda" or (flops is not None and flops >= WORTH_COMPILING)
+    pays = flops is not None and flops >= WORTH_COMPILING.get(device.type, math.inf)
     return pays and can_compile(device) is None
 
 

@@ -85,8 +85,8 @@ def test_compile_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_compiler
 def test_auto_compiles_on_a_cpu_for_long_work_alone() -> None:
     """Fault: a minute of compiling for ten seconds of work."""
-    assert resolve_compile("auto", CPU, flops=WORTH_COMPILING)
-    assert not resolve_compile("auto", CPU, flops=WORTH_COMPILING / 2)
+    assert resolve_compile("auto", CPU, flops=WORTH_COMPILING["cpu"])
+    assert not resolve_compile("auto", CPU, flops=WORTH_COMPILING["cpu"] / 2)
     assert not resolve_compile("auto", CPU, flops=None)
     assert resolve_compile("on", CPU, flops=None)
 
@@ -113,9 +113,9 @@ def test_auto_compiles_on_gpus(
     (tmp_path / "Python.h").touch()
     (tmp_path / "cc").touch(mode=0o755 if compiler else 0o644)
     monkeypatch.setenv("CC", str(tmp_path / "cc"))
-    assert resolve_compile("auto", gpu, flops=None) == (can_compile(gpu) is None) == works
+    assert resolve_compile("auto", gpu, flops=1e17) == (can_compile(gpu) is None) == works
     (tmp_path / "Python.h").unlink()
-    assert not resolve_compile("auto", gpu, flops=None)
+    assert not resolve_compile("auto", gpu, flops=1e17)
 
 
 @needs_compiler
