@@ -805,7 +805,13 @@ class BenchSettings:
         group="Network",
     )
     compile: names.Compile = option("auto", "train, sample: as there.", group="Network")
-    tread: float = option(0.0, "train: as sit train --tread.", group="Network", low=0, high=0.9)
+    tread: float = option(
+        0.0,
+        "train: as sit train --tread; the network's parts are measured without it.",
+        group="Network",
+        low=0,
+        high=0.9,
+    )
     source: Path | None = option(
         None,
         "encode: images, as in encode-latents. [default: pictures drawn on the spot]",

@@ -37,10 +37,11 @@ from sitcli.io.processes import World
 from sitcli.model.transformer import PRESETS, Transformer, parse_model
 from sitcli.settings import TrainSettings
 from sitcli.stages.bench_loader import write_synthetic
+from sitcli.stages.bench_network import INTERVAL, SCALE
+from sitcli.stages.bench_network import SOLVER_STEPS as STEPS
 from sitcli.stages.train import Trainer, prepare
 
-ITEMS, STEPS = 256, 4  # of the store; of a sampler in a round
-SCALE, INTERVAL = 1.5, (0.3, 0.8)  # 4 of the 8 evaluations of 4 Heun steps are inside
+ITEMS = 256  # of the store
 
 
 def main() -> None:
@@ -112,7 +113,7 @@ def ours(folder: Path, options: argparse.Namespace) -> dict[str, Callable]:
     batch = options.batch_size
     job = job_of(folder, options.model, batch)
     state = torch.load(folder / "weights.pt")
-    keep_freed_memory()
+    keep_freed_memory(job.device)
     plain = build_network(job.config, state, job.device)
     network = build_network(job.config, dict(state), job.device, dtype=job.dtype)
     if job.compiled:

@@ -89,18 +89,16 @@ class CompiledNetwork:
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor | tuple[Tensor, ...]:
         """x (B, C, h, w), t (B,), y (B,) -> what the network gives, (B, ...) each."""
-        size = next((size for size in self.sizes if size >= len(x)), None)
+        count = len(x)
+        size = next((size for size in self.sizes if size >= count), None)
         if size is None:
             return self.network(x, t, y)
-        missing = size - len(x)
-        if missing:
-            x, t, y = (torch.cat([part, part[:1].expand(missing, *part.shape[1:])])
-                       for part in (x, t, y))  # fmt: skip
+        if missing := size - count:
+            x, t, y = (torch.cat([a, a[:1].expand(missing, *a.shape[1:])]) for a in (x, t, y))
         from torch._inductor import config
 
         with config.patch(self._config):
             found = self.compiled(x, t, y)
-        count = size - missing
         # A GPU's next replay writes over its results.
         if isinstance(found, tuple):
             return tuple(part[:count].clone() for part in found)

@@ -83,13 +83,13 @@ def _seconds(a: torch.Tensor) -> float:
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for what is wanted next, until the process ends.
+def keep_freed_memory(device: torch.device) -> None:
+    """For work on a CPU, have glibc keep what is freed for what is wanted next, until the end.
 
     By itself it returns tensors of some megabytes to the kernel as they are freed, and every step
     waits while their pages are given out, and zeroed, again: a fifth of a training step on a CPU.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
@@ -121,7 +121,10 @@ def generator(seed: int, *what: object) -> torch.Generator:
     return torch.Generator().manual_seed(stream_seed(seed, *what))
 
 
-CUDA_FINDER = "torch.utils.cpp_extension"  # inductor asks it; on a CPU it complains
+NOISY = (
+    *("deepspeed", "DeepSpeed", "diffusers", "transformers", "torch", "PIL"),
+    "torch.utils.cpp_extension",  # inductor asks it for CUDA, and on a CPU it complains
+)
 
 
 def quiet_libraries() -> None:
@@ -131,13 +134,5 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for name in (
-        "deepspeed",
-        "DeepSpeed",
-        "diffusers",
-        "transformers",
-        "torch",
-        "PIL",
-        CUDA_FINDER,
-    ):
+    for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)

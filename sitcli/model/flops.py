@@ -170,6 +170,7 @@ class Product(NamedTuple):
     def gradients(self) -> tuple[Product, Product]:
         """Those of the backward pass: of the (m, k) input and of the (k, n) weights."""
         part, m, k, n, count = self
+        part += ", gradient"
         return Product(part, m, n, k, count), Product(part, k, m, n, count)
 
 

@@ -39,8 +39,7 @@ def bench_encode(settings: BenchSettings) -> Stage:
     device = resolve_device(settings.device)
     dtype = resolve_precision(settings.precision, device)
     autoencoder = load_autoencoder(settings.vae, device=device, dtype=dtype)
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     size, rounds = settings.batch_size or BATCH_SIZE, settings.rounds
     with temporary_folder(settings.dir) as name:
         folder = Path(name) / "images"

@@ -105,6 +105,7 @@ def bench_loader(settings: BenchSettings) -> Stage:
 
 @contextlib.contextmanager
 def temporary_folder(parent: Path | None) -> Iterator[str]:
+    """One that is removed at the end. SitError where none can be."""
     try:
         folder = tempfile.TemporaryDirectory(prefix="sit-bench-", dir=parent)
     except OSError as error:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ from sitcli.events import Note, Progress, Result, Stage, Table
 from sitcli.io.checkpoint import build_network
 from sitcli.io.compile import CompiledNetwork
 from sitcli.io.engine import join_group
-from sitcli.io.launch import autocast, keep_freed_memory, precision_name
+from sitcli.io.launch import autocast, keep_freed_memory, precision_name, resolve_device
 from sitcli.io.processes import World
 from sitcli.model.blocks import BLOCKS
 from sitcli.model.flops import Product, matrix_products, total_cost
-from sitcli.model.transformer import Transformer
+from sitcli.model.transformer import Transformer, TransformerConfig
 from sitcli.settings import BenchSettings, TrainSettings
 from sitcli.stages.bench_loader import temporary_folder, write_synthetic
 from sitcli.stages.train import Job, Trainer, peak_memory, prepare
@@ -54,11 +53,15 @@ DENSE_BF16 = {
 
 @dataclass(frozen=True)
 class _Task:
-    """What is measured: the job of a training on this machine."""
+    """What is measured: the job of a training on this machine, and how it was asked for."""
 
     settings: BenchSettings
+    training: TrainSettings
     job: Job
-    batch: int
+
+    @property
+    def batch(self) -> int:
+        return self.training.batch_size
 
     @property
     def device(self) -> torch.device:
@@ -78,39 +81,34 @@ class _Task:
 
     def sized(self, batch: int) -> _Task:
         """The same of another batch size."""
-        s = self.job.settings
-        options = _given(self.settings) | dict(model=s.model, latents=s.latents, out=s.out)
-        job = prepare(TrainSettings(**options, batch_size=batch), World(0, 1))
-        return _Task(self.settings, job, batch)
-
-
-def _given(settings: BenchSettings) -> dict[str, Any]:
-    """The options of `sit train` that are looked at; its steps are beyond any bench."""
-    return dict(
-        model=settings.model, compile=settings.compile, tread=settings.tread,
-        device=settings.device, precision=settings.precision, steps=10**6, sample_every=0,
-    )  # fmt: skip
+        training = replace(self.training, batch_size=batch)
+        return _Task(self.settings, training, prepare(training, World(0, 1)))
 
 
 @contextlib.contextmanager
 def _task(settings: BenchSettings) -> Iterator[_Task]:
     with temporary_folder(settings.dir) as name:
-        folder = Path(name)
         store = settings.latents
         if store is None:
-            store = folder / "noise.h5"
+            store = Path(name) / "noise.h5"
             for _ in write_synthetic(store, ITEMS):
                 pass
-        gpu = settings.device.startswith("cuda") or (
-            settings.device == "auto" and torch.cuda.is_available()
+        device = resolve_device(settings.device)
+        gpu = device.type == "cuda"
+        training = TrainSettings(
+            model=settings.model or ("SiT-XL/2" if gpu else "SiT-S/2"),
+            batch_size=settings.batch_size or (64 if gpu else 16),
+            latents=[store],
+            out=Path(name) / "run",
+            steps=10**6,  # more than any bench takes
+            sample_every=0,
+            compile=settings.compile,
+            tread=settings.tread,
+            device=settings.device,
+            precision=settings.precision,
         )
-        model = settings.model or ("SiT-XL/2" if gpu else "SiT-S/2")
-        batch = settings.batch_size or (64 if gpu else 16)
-        options = _given(settings) | dict(model=model, latents=[store], out=folder / "run")
-        job = prepare(TrainSettings(**options, batch_size=batch), World(0, 1))
-        if job.device.type == "cpu":
-            keep_freed_memory()
-        yield _Task(settings, job, batch)
+        keep_freed_memory(device)
+        yield _Task(settings, training, prepare(training, World(0, 1)))
 
 
 # --- matrix products ------------------------------------------------------------------------------
@@ -162,17 +160,14 @@ def gemm(settings: BenchSettings) -> Stage:
             for dtype, own in operands.items():
                 rounds[dtype].append(own.measure())
     names = [precision_name(dtype) for dtype in dtypes]
-    forward = len(products) // 3
     rows, data = [], []
-    for place, p in enumerate(products):
-        part = p.part if place < forward else f"{p.part}, gradient"
+    for p in products:
         rates = [
             2 * p.m * p.k * p.n / statistics.median(one[p] for one in rounds[dtype])
             for dtype in dtypes
         ]
-        rows.append([part, f"{p.m} x {p.k} x {p.n}", str(p.count), *map(_giga, rates)])
-        of = dict(zip(names, rates, strict=True))
-        data.append(p._asdict() | dict(part=part, flops_per_second=of))
+        rows.append([p.part, f"{p.m} x {p.k} x {p.n}", str(p.count), *map(_giga, rates)])
+        data.append(p._asdict() | dict(flops_per_second=dict(zip(names, rates, strict=True))))
     totals = [statistics.median(map(_rate, rounds[dtype])) for dtype in dtypes]
     rows.append(["all", "", "", *map(_giga, totals)])
     header = ["product", "m x k x n", "times", *(f"GFLOP/s {name}" for name in names)]
@@ -204,12 +199,10 @@ def train(settings: BenchSettings) -> Stage:
                 peaks.append(_rate(operands.measure()))
                 run = task.seconds(lambda: [trainer.train_step() for _ in range(TRAIN_STEPS)])
                 steps.append(run / TRAIN_STEPS)
-                with _watched(task, trainer) as seconds:
-                    trainer.train_step()
-                spent.append(seconds)
+                spent.append(_phases(task, trainer))
             memory = peak_memory(task.device)
             yield Note("measuring the parts of the network, each alone")
-            parts = _parts(task, trainer.engine.module, settings.rounds, training=True)
+            parts = _parts(task, training=True)
         finally:
             trainer.close()
     phases = {name: statistics.median(one[name] for one in spent) for name in spent[0]}
@@ -222,39 +215,31 @@ def train(settings: BenchSettings) -> Stage:
     )  # fmt: skip
 
 
-@contextlib.contextmanager
-def _watched(task: _Task, trainer: Trainer) -> Iterator[dict[str, float]]:
-    """Seconds of the parts of a training step, waiting for the device at each."""
-    seconds: dict[str, float] = {}
-    places = {
+def _phases(task: _Task, trainer: Trainer) -> dict[str, float]:
+    """Phase -> seconds of one training step that waits for the device at each."""
+    phases = {
         "data": (trainer.feed, "get"),
         "optimizer": (trainer.engine, "step"),
         "average": (trainer.ema, "update"),
     }
-    step = dict.fromkeys(["network", *places], 0.0)
+    spent = dict.fromkeys(phases, 0.0)
 
-    def watch(name: str, call: Callable) -> Callable:
-        def watched(*args: Any, **more: Any) -> Any:
+    def watched(name: str, call: Callable) -> Callable:
+        def run(*args: Any, **more: Any) -> Any:
             found: list[Any] = []
-            step[name] += task.seconds(lambda: found.append(call(*args, **more)))
+            spent[name] += task.seconds(lambda: found.append(call(*args, **more)))
             return found[0]
 
-        return watched
+        return run
 
-    own = {name: getattr(owner, method) for name, (owner, method) in places.items()}
+    for name, (owner, method) in phases.items():
+        setattr(owner, method, watched(name, getattr(owner, method)))
     try:
-        for name, (owner, method) in places.items():
-            setattr(owner, method, watch(name, own[name]))
-        task.wait()
-        began = time.perf_counter()
-        yield seconds
-        task.wait()
-        total = time.perf_counter() - began
+        total = task.seconds(trainer.train_step)
     finally:
-        for owner, method in places.values():
+        for owner, method in phases.values():
             delattr(owner, method)
-    step["network"] = total - sum(step[name] for name in places)
-    seconds |= step
+    return {"network": total - sum(spent.values()), **spent}
 
 
 def _find_batch(task: _Task) -> Stage:
@@ -329,7 +314,7 @@ def sample(settings: BenchSettings) -> Stage:
     with _task(settings) as task:
         yield Note("warming up")
         job, batch = task.job, task.batch
-        network = _random_network(task)
+        network = _random_network(job.config, task)
         called = network
         if job.compiled:
             called = CompiledNetwork(network, task.device, sizes={batch, 2 * batch})
@@ -353,7 +338,7 @@ def sample(settings: BenchSettings) -> Stage:
                         taken[name].append(value)
         memory = peak_memory(task.device)
         yield Note("measuring the parts of the network, each alone")
-        parts = _parts(task, network, settings.rounds, training=False)
+        parts = _parts(task, training=False)
     table = Table(
         title="Solver steps",
         header=["sampler", "ms a step", "from - to", "steps", "images/s"],
@@ -379,12 +364,17 @@ def sample(settings: BenchSettings) -> Stage:
     )  # fmt: skip
 
 
-def _random_network(task: _Task) -> Transformer:
-    """For evaluation; its weights are drawn, as a new network's output is zero."""
-    network = Transformer(task.job.config)
+def _random_network(
+    config: TransformerConfig, task: _Task, *, training: bool = False
+) -> Transformer:
+    """Its weights are drawn, as a new network's output is zero; for evaluation in the task's dtype,
+    for training in float32."""
+    network = Transformer(config)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.02)
-    return build_network(task.job.config, network.state_dict(), task.device, dtype=task.job.dtype)
+    dtype = torch.float32 if training else task.job.dtype
+    network = build_network(config, network.state_dict(), task.device, dtype=dtype)
+    return network.requires_grad_(training)
 
 
 def _inputs(task: _Task) -> tuple[Tensor, Tensor, Tensor]:
@@ -435,31 +425,26 @@ class _Nothing(nn.Module):
         return x
 
 
-def _parts(task: _Task, network: Transformer, rounds: int, *, training: bool) -> dict[str, float]:
+def _parts(task: _Task, *, training: bool) -> dict[str, float]:
     """Part -> seconds in all blocks, each part alone: forward, and backward where training."""
-    config, batch = network.config, task.batch
-    design, depth = BLOCKS[config.block], config.depth
-    if any(hasattr(parameter, "ds_id") for parameter in network.parameters()):
-        return {}
-    block = copy.deepcopy(network.blocks[0])
-    block._compiled_call_impl = None
-    attention, mlp = block.attn, block.mlp
-    rest = copy.deepcopy(block)
-    rest.attn, rest.mlp = _Nothing(), _Nothing()
-    ends = copy.deepcopy(network)
+    config, batch, rounds = task.job.config, task.batch, task.settings.rounds
+    design = BLOCKS[config.block]
+    ends = _random_network(replace(config, depth=1), task, training=training)
+    block = ends.blocks[0]
     ends.blocks = nn.ModuleList()
+    attention, mlp = block.attn, block.mlp
+    block.attn, block.mlp = _Nothing(), _Nothing()
     made = dict(device=task.device, requires_grad=training)
     tokens = torch.randn(batch, config.tokens + design.appended, config.width, **made)
     t, y = torch.randn(2, batch, config.width, device=task.device)
     condition = design.condition(tokens, t, y)[1]
-    rope = network._rope(task.device)
     inputs = _inputs(task)
-    call = torch.compile if training and task.job.compiled else lambda module: module
-    attention, mlp, rest = map(call, (attention, mlp, rest))
+    if training and task.job.compiled:
+        attention, mlp, block = map(torch.compile, (attention, mlp, block))
     parts: dict[str, tuple[Callable[[], Tensor], int]] = {
-        "attention": (lambda: attention(tokens, rope), depth),
-        "MLP": (lambda: mlp(tokens), depth),
-        "modulation, norms, residuals": (lambda: rest(tokens, condition, rope), depth),
+        "attention": (lambda: attention(tokens), config.depth),
+        "MLP": (lambda: mlp(tokens), config.depth),
+        "modulation, norms, residuals": (lambda: block(tokens, condition), config.depth),
         "embeddings, final layer": (lambda: ends(*inputs), 1),
     }
 

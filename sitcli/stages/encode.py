@@ -243,8 +243,7 @@ def _encode_missing(
 ) -> Generator[Event, None, float]:
     """This rank's share of the batches that are missing in OUT; returns images per second."""
     device = together(world, lambda: resolve_device(settings.device))
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     autoencoder = None
     aligner = together(world, lambda: _aligner(settings, device))
 

@@ -92,8 +92,7 @@ def sample(settings: SampleSettings) -> Stage:
                 before = int(samples.done.sum())
                 if 0 < before < samples.num:
                     yield Note(f"going on: {before} of {samples.num} images are there")
-                if job.device.type == "cpu":
-                    keep_freed_memory()
+                keep_freed_memory(job.device)
                 with watching(world) as check_peers:
                     yield from _fill(samples, job, missing, world, check_peers)
         if world.rank:

@@ -112,8 +112,7 @@ def train(settings: TrainSettings) -> Stage:
         stack.enter_context(owned)
         from_first(world, lambda: owned.enter_context(job.owned_run()))
         join_group(world, job.device)
-        if job.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(job.device)
         stop = stack.enter_context(_signals_noted())
         while True:
             trainer = Trainer(job, world)
@@ -708,7 +707,7 @@ class Trainer:
     def _log(self, state: dict[str, Any], flops: float) -> str:
         s, steps = self.job.settings, self.meter.steps
         # The best so far: on a busy machine a single measurement says little.
-        self.peak = max(self.peak, matmul_rate(self.job.device, self.job.dtype))
+        self.peak = max(self.peak, _matmul_rate(self.job.device, self.job.dtype))
         rate = self.timed[0] / self.timed[1]
         seconds = of_all(self.world, self.watch.read())
         entry: dict[str, Any] = dict(
@@ -988,7 +987,7 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.lr * 0.5 * (1 - math.cos(math.pi * left))
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a plain matrix product on this device, measured in a moment."""
     side = 1024 if device.type == "cpu" else 8192
     if device.type == "cpu" and dtype == torch.float16:
