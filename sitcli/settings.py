@@ -298,9 +298,10 @@ class TrainSettings:
     )
     gpus: int | None = option(None, GPUS_HELP, group="Processes", low=1)
     procs: int | None = option(None, PROCS_HELP, group="Processes", low=1)
-    zero: names.Zero = option(
-        "1",
-        "DeepSpeed ZeRO stage: 0 nothing, 1 optimizer, 2 + gradients, 3 + parameters sharded.",
+    zero: names.Zero | None = option(
+        None,
+        "DeepSpeed ZeRO stage: 0 nothing, 1 optimizer, 2 + gradients, 3 + parameters sharded. "
+        "[default: 1; 0 in one process; 3 with --offload params]",
         group="Processes",
     )
     offload: names.Offload = option(

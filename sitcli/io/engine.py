@@ -19,7 +19,7 @@ from sitcli.errors import UsageError
 from sitcli.io.launch import quiet_libraries
 from sitcli.io.optimizer_state import MOMENTS, pieces_of
 from sitcli.io.processes import World
-from sitcli.io.scaler import install_loss_scaler
+from sitcli.io.scaler import install_loss_scaler, loss_scale
 
 
 def join_group(world: World, device: torch.device) -> None:
@@ -56,6 +56,22 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
+# The least stage that can.
+OFFLOADS = {"none": 0, "optimizer": 1, "params": 3}
+
+
+def default_stage(offload: str, world: World, file: dict[str, Any]) -> int:
+    """The ZeRO stage where no option says one: the DeepSpeed file's, else the least that shards.
+
+    One process has nobody to share with: there it would only copy gradients about.
+    """
+    section = file.get("zero_optimization")
+    stage = section.get("stage") if isinstance(section, dict) else None
+    if stage in (0, 1, 2, 3):
+        return stage
+    return max(OFFLOADS[offload], 0 if world.size == 1 else 1)
+
+
 def engine_config(
     *,
     dtype: torch.dtype,
@@ -68,13 +84,12 @@ def engine_config(
 ) -> dict[str, Any]:
     """DeepSpeed's configuration for our options. UsageError for an offload the stage has not."""
     stage: dict[str, Any] = {"stage": zero}
+    if zero < (needed := OFFLOADS[offload]):
+        raise UsageError(
+            f"--offload {offload} needs --zero {needed}, not --zero {zero}",
+            f"--zero {needed}, or --offload none",
+        )
     if offload != "none":
-        needed = {"optimizer": 1, "params": 3}[offload]
-        if zero < needed:
-            raise UsageError(
-                f"--offload {offload} needs --zero {needed}, not --zero {zero}",
-                f"--zero {needed}, or --offload none",
-            )
         stage["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
         if offload == "params":
             stage["offload_param"] = {"device": "cpu", "pin_memory": True}
@@ -116,11 +131,10 @@ REPLACED = {
 }
 
 
-def merge_config(ours: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Our configuration with what the DeepSpeed file at `path` adds.
+def read_file(path: Path) -> dict[str, Any]:
+    """A DeepSpeed configuration file, without the sections that it has switched off.
 
-    "auto" in the file stands for ours. UsageError for a file that is not JSON, or that says
-    otherwise than an option: the message names both.
+    UsageError for a file that is not JSON, or that does what an option does in another way.
     """
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -134,6 +148,15 @@ def merge_config(ours: dict[str, Any], path: Path) -> dict[str, Any]:
         value = theirs.pop(section, None)
         if value and not (isinstance(value, dict) and value.get("enabled") in (False, "auto")):
             raise UsageError(f"{path} has a section '{section}'", f"leave it to {flag}")
+    return theirs
+
+
+def merge_config(ours: dict[str, Any], theirs: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Our configuration with what the DeepSpeed file at `path`, from `read_file`, adds.
+
+    "auto" in the file stands for ours. UsageError for a file that says otherwise than an option:
+    the message names both.
+    """
     return _merged(ours, theirs, path, ())
 
 
@@ -189,7 +212,23 @@ def make_engine(
     with contextlib.redirect_stdout(sys.stderr):
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
     install_loss_scaler(engine)
+    if engine.zero_optimization_stage() == 0 and engine.world_size == 1:
+        # It would copy all gradients into one tensor and back, to sum them over one process.
+        engine.enable_backward_allreduce = False
     return engine
+
+
+def gradient_norm(engine: Any) -> torch.Tensor | None:
+    """The 2-norm of the gradients that the next step takes, before they are clipped.
+
+    To be asked for between backward and step under stage 0; None under the others, which have it
+    after the step (`engine.get_global_grad_norm()`).
+    """
+    if engine.zero_optimization_stage() != 0:
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    return norm / (loss_scale(engine) or 1.0)
 
 
 @torch.no_grad()

@@ -50,11 +50,14 @@ from sitcli.io.config import (
     write_config,
 )
 from sitcli.io.engine import (
+    default_stage,
     engine_config,
+    gradient_norm,
     held_bytes,
     join_group,
     make_engine,
     merge_config,
+    read_file,
     whole_weights,
 )
 from sitcli.io.feed import Draw, Feed, Order, draw_step
@@ -170,7 +173,7 @@ def plan(settings: TrainSettings) -> Result:
         "objective": ", ".join([job.process.describe(), *_beyond(job)]),
         "steps": f"{done} done, {s.steps} in all, batch {s.batch_size}, lr {s.lr:g}",
         "cost": f"{to_go / 1e15:.3g} PFLOP to go",
-        "running": f"{job.device.type}, {precision_name(job.dtype)}, ZeRO {s.zero}, "
+        "running": f"{job.device.type}, {precision_name(job.dtype)}, ZeRO {job.zero}, "
         f"{count(world.size, 'process', 'processes')}",
         "checkpoints": f"every {s.save_every} steps, about {format_bytes(checkpoint_bytes)} each",
         "run": str(job.run.path),
@@ -215,6 +218,11 @@ class Job:
     def kept_tokens(self) -> int:
         """Of an image's, those that skip no block; 0 where none does."""
         return self.routing.kept(self.config.tokens) if self.routing else 0
+
+    @property
+    def zero(self) -> int:
+        """DeepSpeed's ZeRO stage."""
+        return self.engine["zero_optimization"]["stage"]
 
     @property
     def step_flops(self) -> float:
@@ -312,9 +320,11 @@ def prepare(settings: TrainSettings, world: World) -> Job:
             f"{run.path} was trained on other latents than {', '.join(map(str, store.paths))}",
             f"name them with {flags}; or another --out",
         )
+    file = read_file(settings.deepspeed_config) if settings.deepspeed_config else {}
+    zero = settings.zero or default_stage(settings.offload, world, file)
     engine = engine_config(
         dtype=dtype,
-        zero=int(settings.zero),
+        zero=int(zero),
         offload=settings.offload,
         micro_batch=settings.batch_size // share,
         accumulate=settings.accumulate,
@@ -322,7 +332,7 @@ def prepare(settings: TrainSettings, world: World) -> Job:
         clip=settings.clip,
     )
     if settings.deepspeed_config:
-        engine = merge_config(engine, settings.deepspeed_config)
+        engine = merge_config(engine, file, settings.deepspeed_config)
     job = Job(
         settings=settings,
         store=store,
@@ -537,6 +547,7 @@ class Trainer:
         self.peak = 0.0  # operations a second of a plain matrix product here
         self.compiled = 0  # graphs, after the first step
         self.costs: list[tuple[float, float]] = []  # of saving: stalled, in the background
+        self.norm: Tensor | None = None  # of the gradients of the last step that is logged
         self.summary: dict[str, str] = {}
         self.data: dict[str, Any] = {}
         if job.resume:
@@ -582,7 +593,7 @@ class Trainer:
         while self.step < s.steps:
             began = time.perf_counter()
             self.train_step()
-            logged = self.step % s.log_every == 0 or self.step == s.steps
+            logged = self._is_logged(self.step)
             # A GPU is behind the host: the check waits for it, within the time that is taken. On
             # a CPU it costs nothing, and names the step at once.
             state = self._checked() if logged or self.job.device.type == "cpu" else {}
@@ -604,6 +615,9 @@ class Trainer:
                     "the same command goes on from there",
                     signal_number=signalled,
                 )
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.job.settings.log_every == 0 or step == self.job.settings.steps
 
     def close(self) -> None:
         """End the threads, flush what is buffered and free the engine's memory."""
@@ -644,6 +658,8 @@ class Trainer:
             total = weighted(loss.loss, terms, job.extras).mean()
             self.watch.stop()
             self.engine.backward(total)
+            if self._is_logged(self.step + 1):
+                self.norm = gradient_norm(self.engine)
             self.engine.step()
             self.meter.add(loss.loss.mean(), terms, total, parts=s.accumulate)
             self.meter.add_velocity(t, loss.velocity)
@@ -724,7 +740,7 @@ class Trainer:
         )
         for name, value in state["term_sums"].items():
             entry[f"loss_{name}"] = value / steps
-        norm = self.engine.get_global_grad_norm()
+        norm = self.engine.get_global_grad_norm() if self.norm is None else self.norm
         if norm is not None and math.isfinite(norm):
             entry["grad_norm"] = float(norm)
         if (scale := loss_scale(self.engine)) is not None:
@@ -881,7 +897,7 @@ class Trainer:
             **({"t_shift": float(job.settings.t_shift)} if job.settings.t_shift else {}),
             precision=precision_name(job.dtype),
             world_size=self.world.size,
-            zero=int(job.settings.zero),
+            zero=job.zero,
             scaler=scaler_state(self.engine),
             redrawn=job.redrawn,
             images_seen=self.step * job.settings.batch_size,

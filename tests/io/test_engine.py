@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sitcli.errors import UsageError
-from sitcli.io.engine import engine_config, merge_config
+from sitcli.io.engine import default_stage, engine_config, merge_config, read_file
 from sitcli.io.processes import World
 
 
@@ -19,6 +19,10 @@ def config(**more):
         world=World(0, 3), clip=1.0,
     )  # fmt: skip
     return engine_config(**{**options, **more})
+
+
+def merged_with(file: Path):
+    return merge_config(config(), read_file(file), file)
 
 
 def write(path: Path, value) -> Path:
@@ -39,7 +43,7 @@ def test_the_file_adds_what_no_option_says(tmp_path: Path) -> None:
             "communication_data_type": "fp32",
         },
     )
-    merged = merge_config(config(), file)
+    merged = merged_with(file)
     assert merged["train_batch_size"] == 24
     assert merged["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
     assert merged["communication_data_type"] == "fp32"
@@ -73,7 +77,7 @@ def test_the_file_adds_what_no_option_says(tmp_path: Path) -> None:
 def test_contradictions_name_both(tmp_path: Path, theirs, message: str) -> None:
     """Fault: one of two that contradict winning in silence."""
     with pytest.raises(UsageError) as error:
-        merge_config(config(), write(tmp_path / "ds.json", theirs))
+        merged_with(write(tmp_path / "ds.json", theirs))
     assert message in error.value.message
     assert "ds.json" in error.value.message
 
@@ -81,10 +85,10 @@ def test_contradictions_name_both(tmp_path: Path, theirs, message: str) -> None:
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     """Fault: a traceback for a file that is missing or not JSON."""
     with pytest.raises(UsageError, match="cannot read"):
-        merge_config(config(), tmp_path / "none.json")
+        read_file(tmp_path / "none.json")
     (tmp_path / "ds.json").write_text("{1: 2}")
     with pytest.raises(UsageError, match=r"ds.json is not JSON"):
-        merge_config(config(), tmp_path / "ds.json")
+        read_file(tmp_path / "ds.json")
 
 
 @pytest.mark.parametrize(("offload", "zero"), [("optimizer", 0), ("params", 2)])
@@ -95,3 +99,24 @@ def test_offload_needs_its_stage(offload: str, zero: int) -> None:
     ):
         config(offload=offload, zero=zero)
     assert "offload_optimizer" in config(offload=offload, zero=3)["zero_optimization"]
+
+
+@pytest.mark.parametrize(
+    ("size", "offload", "file", "stage"),
+    [
+        (1, "none", {}, 0),
+        (2, "none", {}, 1),
+        (1, "optimizer", {}, 1),
+        (2, "params", {}, 3),
+        (1, "none", {"zero_optimization": {"stage": 2}}, 2),
+        (4, "none", {"zero_optimization": {"stage": "auto"}}, 1),
+    ],
+)
+def test_the_stage_that_no_option_says(size: int, offload: str, file: dict, stage: int) -> None:
+    """Fault: one process that shards for nobody, an offload refused for want of a stage, or a
+    file's stage called a contradiction of an option that nobody gave."""
+    assert default_stage(offload, World(0, size), file) == stage
+    assert engine_config(
+        dtype=torch.float32, zero=stage, offload=offload, micro_batch=1, accumulate=1,
+        world=World(0, size), clip=0.0,
+    )["zero_optimization"]["stage"] == stage  # fmt: skip
