@@ -838,8 +838,8 @@ class BenchSettings:
     )
     files: int = option(
         0,
-        "loader: write this many items into a file each, too, as layouts of a file per image do, "
-        "and measure them beside.",
+        "loader: write this many items into files too, a .npy of the latent and one of the label "
+        "each, as layouts of a file per image do, and measure them beside.",
         group="Data",
         low=0,
     )
@@ -850,7 +850,10 @@ class BenchSettings:
         "sample", "loader: as in training; mode reads the means alone.", group="Data"
     )
     cold: bool = option(
-        False, "loader: drop the store from the page cache before every round.", group="Data"
+        False,
+        "loader: drop the store from the page cache before every round; as root, what the kernel "
+        "remembers of the files' names and places too.",
+        group="Data",
     )
     workers: int = option(1, "loader: processes that read at once.", group="Data", low=1)
     rounds: int = option(5, "Rounds; the figures are medians.", group="Running", low=1)

@@ -300,7 +300,7 @@ def build_network(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Transformer:
-    """The network in eval mode with these very tensors; RuntimeError if they do not fit.
+    """The network for evaluation with these very tensors; RuntimeError if they do not fit.
 
     dtype: that of the weights of the blocks' matrix products, as autocast would turn them to in
     each evaluation; it changes nothing that is computed under autocast to it.
@@ -308,7 +308,8 @@ def build_network(
     with torch.device("meta"):
         network = Transformer(config)
     network.load_state_dict(weights, assign=True)
-    for module in network.blocks.modules():
+    network.modulate_at_once()
+    for module in [*network.blocks.modules(), *(network.modulation or ())]:
         if isinstance(module, nn.Linear):
             module.to(dtype)
     return network.to(device).eval().requires_grad_(False)

@@ -209,7 +209,26 @@ class Transformer(nn.Module):
                 nn.Linear(hidden, config.align_width),
             )
             self.projectors = nn.ModuleList([projector])
+        self.modulation: nn.Module | None = None  # of all blocks, after `modulate_at_once`
         self.initialize()
+
+    @torch.no_grad()
+    def modulate_at_once(self) -> None:
+        """Make the modulation of all blocks one product of the condition, for evaluation alone.
+
+        The blocks' own layers are gone then, and with them their state-dict keys.
+        """
+        if not self.design.vectors:
+            return
+        layers = [block.adaLN_modulation[1] for block in self.blocks]
+        weight = torch.cat([layer.weight for layer in layers])
+        with torch.device("meta"):
+            whole = nn.Linear(self.config.width, len(weight))
+        whole.weight = nn.Parameter(weight, requires_grad=False)
+        whole.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
+        self.modulation = nn.Sequential(nn.SiLU(), whole)
+        for block in self.blocks:
+            block.adaLN_modulation = nn.Identity()  # the block gets its part of the product
 
     def forward(
         self,
@@ -230,8 +249,10 @@ class Transformer(nn.Module):
         time, label = self.t_embedder(t), self.y_embedder(y)  #   (B, d) each
         tokens, c = self.design.condition(tokens, time, label)  # as the design's blocks take them
         rope = all_rope = self._rope(x.device)
+        depth = len(self.blocks)
+        parts = [c] * depth if self.modulation is None else self.modulation(c).chunk(depth, dim=1)
         whole = None  # all tokens, while some of them skip blocks
-        for i, block in enumerate(self.blocks):
+        for i, (block, part) in enumerate(zip(self.blocks, parts, strict=True)):
             if route is not None and i == route.start:
                 places = self._with_appended(route.places)
                 whole, tokens = tokens, gather_tokens(tokens, places)
@@ -241,10 +262,10 @@ class Transformer(nn.Module):
             if self.checkpoint_every and i % self.checkpoint_every == 0:
                 # Nothing in a block is random, so that no generator's state need be kept.
                 tokens = checkpoint(
-                    block, tokens, c, rope, use_reentrant=False, preserve_rng_state=False
+                    block, tokens, part, rope, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                tokens = block(tokens, c, rope)
+                tokens = block(tokens, part, rope)
             here = [tap for tap in taps if self._block_of(tap) == i + 1]
             if here:
                 waiting = whole is not None

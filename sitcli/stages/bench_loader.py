@@ -35,6 +35,7 @@ WARM_IMAGES, COLD_IMAGES = 65_536, 8_192  # read in a round, by each worker
 SHAPE = (8, 32, 32)  # a row of a synthetic store: SD's posterior of a 256 x 256 image
 WRITE_ROWS = 1024
 PROBES = 64  # rows looked at to see whether the store is in memory
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 STUCK = 0.1  # the share of them from which on it is
 
 # What is measured, in this order: the label, and what an image of it includes.
@@ -43,7 +44,7 @@ READINGS = {
     "rows": ("store, rows", "LatentStore.read: as many bytes, half of the rows mirrored"),
     "batch": ("store, batch", "LatentStore.batch: + posterior drawn, float32, scaled"),
     "feed": ("training's feed", "+ order, noise, times, flips drawn for all workers; a thread"),
-    "files": ("a file per image", "numpy.load of the row's .npy, stacked to batches"),
+    "files": ("a file per image", "numpy.load of the row's .npy and of its label's, stacked"),
 }
 
 
@@ -52,7 +53,7 @@ class _Task:
     """What the reader processes are told."""
 
     store: Path
-    files: Path | None  # 0000000.npy, ...: the first rows of the store
+    files: Path | None  # latents/0000000.npy, labels/0000000.npy, ...: the first rows of the store
     num_files: int
     batch_size: int
     workers: int
@@ -86,7 +87,7 @@ def bench_loader(settings: BenchSettings) -> Stage:
         size = settings.batch_size or BATCH_SIZE
         num_files = min(settings.files, store.num_items)
         if num_files:
-            yield from _write_files(folder / "files", store, num_files)
+            yield from _write_files(folder / "files", path, num_files)
         if settings.cold:
             store.rows.sync(forget=True)  # what was just written, too
             os.sync()
@@ -148,13 +149,21 @@ def write_synthetic(path: Path, items: int) -> Iterator[Event]:
         file.set_attrs(complete=True)
 
 
-def _write_files(folder: Path, store: LatentStore, number: int) -> Iterator[Event]:
-    folder.mkdir()
+FOLDERS = "latents", "labels"  # of the layout of a file per image, as fast-DiT has it
+
+
+def _write_files(folder: Path, path: Path, number: int) -> Iterator[Event]:
+    # Opened for this alone: what a process has mapped the kernel does not forget.
+    store = LatentStore.open(path)
+    latents, labels = (folder / name for name in FOLDERS)
+    latents.mkdir(parents=True)
+    labels.mkdir()
     for start in range(0, number, WRITE_ROWS):
         yield Progress(done=start, total=number, text="writing a file per image")
         stop = min(start + WRITE_ROWS, number)
         for item, row in enumerate(store.read(np.arange(start, stop)), start):
-            np.save(folder / f"{item:07d}.npy", row)
+            np.save(latents / f"{item:07d}.npy", row)
+            np.save(labels / f"{item:07d}.npy", store.labels[item])
 
 
 def _measure(task: _Task, store: LatentStore, rounds: int) -> Stage:
@@ -184,10 +193,14 @@ def _measure(task: _Task, store: LatentStore, rounds: int) -> Stage:
 def _forget(task: _Task, store: LatentStore) -> float:
     """Have the kernel drop the store and the files; the share of rows that are still there."""
     store.rows.sync(forget=True)
-    for number in range(task.num_files):
-        descriptor = os.open(task.files / f"{number:07d}.npy", os.O_RDONLY)
+    for path in task.files.glob("*/*.npy") if task.num_files else ():
+        descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
+    if task.num_files:
+        # Of the files' names and places it forgets all or nothing, at the word of root alone.
+        with contextlib.suppress(OSError):
+            DROP_CACHES.write_text("2")
     return store.rows.in_memory(
         "latents", np.linspace(0, store.rows.num_rows - 1, PROBES, dtype=int)
     )
@@ -327,12 +340,16 @@ def _open_feed(task: _Task, worker: int) -> Callable[[], int]:
 
 def _open_files(task: _Task, worker: int) -> Callable[[], int]:
     order = np.random.default_rng(worker).permutation(task.num_files)
-    paths = [task.files / f"{number:07d}.npy" for number in order]
-    starts = range(0, len(paths), task.batch_size)
-    return lambda: sum(
-        len(np.stack([np.load(path) for path in paths[start : start + task.batch_size]]))
-        for start in starts
+    latents, labels = (
+        [task.files / folder / f"{number:07d}.npy" for number in order] for folder in FOLDERS
     )
+    batches = [slice(at, at + task.batch_size) for at in range(0, len(order), task.batch_size)]
+
+    def batch(part: slice) -> int:
+        rows, classes = (np.stack(list(map(np.load, paths[part]))) for paths in (latents, labels))
+        return min(len(rows), len(classes))
+
+    return lambda: sum(map(batch, batches))
 
 
 OPENERS = {

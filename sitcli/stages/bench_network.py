@@ -372,9 +372,9 @@ def _random_network(
     network = Transformer(config)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.02)
-    dtype = torch.float32 if training else task.job.dtype
-    network = build_network(config, network.state_dict(), task.device, dtype=dtype)
-    return network.requires_grad_(training)
+    if training:
+        return network.to(task.device)
+    return build_network(config, network.state_dict(), task.device, dtype=task.job.dtype)
 
 
 def _inputs(task: _Task) -> tuple[Tensor, Tensor, Tensor]:
@@ -432,6 +432,7 @@ def _parts(task: _Task, *, training: bool) -> dict[str, float]:
     ends = _random_network(replace(config, depth=1), task, training=training)
     block = ends.blocks[0]
     ends.blocks = nn.ModuleList()
+    modulation, ends.modulation = ends.modulation or nn.Identity(), None
     attention, mlp = block.attn, block.mlp
     block.attn, block.mlp = _Nothing(), _Nothing()
     made = dict(device=task.device, requires_grad=training)
@@ -444,7 +445,10 @@ def _parts(task: _Task, *, training: bool) -> dict[str, float]:
     parts: dict[str, tuple[Callable[[], Tensor], int]] = {
         "attention": (lambda: attention(tokens), config.depth),
         "MLP": (lambda: mlp(tokens), config.depth),
-        "modulation, norms, residuals": (lambda: block(tokens, condition), config.depth),
+        "modulation, norms, residuals": (
+            lambda: block(tokens, modulation(condition)),
+            config.depth,
+        ),
         "embeddings, final layer": (lambda: ends(*inputs), 1),
     }
 

@@ -51,6 +51,20 @@ def test_blocks_are_the_identity_at_initialisation() -> None:
     assert torch.equal(model.blocks[0](x, c), x)
 
 
+@every_block
+def test_modulation_at_once_changes_nothing(block: str) -> None:
+    """Fault: a block that gets another block's part, or its own layer applied once more."""
+    model = filled(dataclasses.replace(TINY, block=block, depth=3))
+    x, t, y = torch.randn(3, 4, 8, 8), torch.rand(3), torch.tensor([0, 5, 10])
+    before = model(x, t, y)
+    model.modulate_at_once()
+    assert torch.allclose(model(x, t, y), before, rtol=1e-4, atol=1e-4 * float(before.std()))
+    products = [m for m in model.blocks.modules() if isinstance(m, torch.nn.Linear)]
+    assert not any("adaLN_modulation" in name for name, _ in model.blocks.named_parameters())
+    assert (model.modulation is not None) == block.startswith("adaln")
+    assert len(products) == 3 * (7 if block == "cross-attention" else 4)
+
+
 def test_unpatchify_undoes_patch_order() -> None:
     """Fault: tokens read in (c, p, q) instead of the official (p, q, c) order."""
     config = dataclasses.replace(TINY, out_channels=3)

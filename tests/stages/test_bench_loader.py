@@ -75,9 +75,10 @@ def test_every_reading_reads_as_many_images_of_the_same_store(tmp_path):
     folder.mkdir()
     list(stage.write_synthetic(folder / "s.h5", 100))
     store = LatentStore.open(folder / "s.h5")
-    list(stage._write_files(folder / "files", store, 100))
-    saved = np.load(folder / "files" / "0000099.npy")
+    list(stage._write_files(folder / "files", store.path, 100))
+    saved = np.load(folder / "files" / "latents" / "0000099.npy")
     np.testing.assert_array_equal(saved, store.rows.array("latents")[99])
+    assert np.load(folder / "files" / "labels" / "0000099.npy") == store.labels[99]
     task = stage._Task(
         store=store.path,
         files=folder / "files",
