@@ -70,12 +70,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v, (B, heads, T, D) each.
 
     torch's fused kernel; in bfloat16 on a CPU, where that takes twice as long as the two products,
-    these.
+    these. Compiled for evaluation the scores are scaled instead of q: of the plain formula the
+    compiler would make the fused kernel again.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= MOST_KEPT_SCORES:
-        heads = q.shape[:2]
-        q, k, v = (part.flatten(0, 1) for part in (q * q.shape[-1] ** -0.5, k, v))
-        weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1, dtype=torch.bfloat16)
+        heads, scale = q.shape[:2], q.shape[-1] ** -0.5
+        late = torch.compiler.is_compiling() and not torch.is_grad_enabled()
+        q, k, v = (part.flatten(0, 1) for part in (q if late else q * scale, k, v))
+        scores = torch.bmm(q, k.transpose(1, 2))
+        weights = (scores * scale if late else scores).softmax(-1, dtype=torch.bfloat16)
         return torch.bmm(weights, v).unflatten(0, heads)
     return F.scaled_dot_product_attention(q, k, v)
 

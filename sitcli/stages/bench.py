@@ -6,6 +6,7 @@ import dataclasses
 
 from sitcli.errors import UsageError
 from sitcli.events import Stage
+from sitcli.io.launch import quiet_libraries
 from sitcli.settings import BenchSettings
 
 # What each looks at, beside the rounds and the batch size; others are refused.
@@ -29,6 +30,7 @@ def bench(settings: BenchSettings) -> Stage:
         if given and field.name not in (*ALL, *LOOKED_AT[settings.what]):
             flag = f"--{field.name.replace('_', '-')}"
             raise UsageError(f"{flag} means nothing to sit bench {settings.what}", "leave it out")
+    quiet_libraries()
     if settings.what == "loader":
         from sitcli.stages.bench_loader import bench_loader
 

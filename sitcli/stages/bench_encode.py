@@ -17,7 +17,6 @@ from sitcli.io.images import open_source, prepare
 from sitcli.io.launch import (
     keep_freed_memory,
     precision_name,
-    quiet_libraries,
     resolve_device,
     resolve_precision,
 )
@@ -35,7 +34,6 @@ def bench_encode(settings: BenchSettings) -> Stage:
     The stage's figure holds everything: reading and cropping JPEG files, writing, reading back.
     Raises SitError for an autoencoder or a source that cannot be had.
     """
-    quiet_libraries()
     device = resolve_device(settings.device)
     dtype = resolve_precision(settings.precision, device)
     autoencoder = load_autoencoder(settings.vae, device=device, dtype=dtype)
