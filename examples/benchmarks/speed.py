@@ -32,7 +32,7 @@ from sitcli.io.checkpoint import build_network
 from sitcli.io.compile import CompiledNetwork
 from sitcli.io.engine import join_group
 from sitcli.io.latents import LatentStore
-from sitcli.io.launch import autocast, keep_freed_memory
+from sitcli.io.launch import autocast, tune_cpu
 from sitcli.io.processes import World
 from sitcli.model.transformer import PRESETS, Transformer, parse_model
 from sitcli.settings import TrainSettings
@@ -113,7 +113,7 @@ def ours(folder: Path, options: argparse.Namespace) -> dict[str, Callable]:
     batch = options.batch_size
     job = job_of(folder, options.model, batch)
     state = torch.load(folder / "weights.pt")
-    keep_freed_memory(job.device)
+    tune_cpu(job.device)
     plain = build_network(job.config, state, job.device)
     network = build_network(job.config, dict(state), job.device, dtype=job.dtype)
     if job.compiled:

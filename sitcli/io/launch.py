@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 
 from sitcli.errors import UsageError
+from sitcli.io.processes import local_size, num_processors
 
 
 def resolve_device(name: str) -> torch.device:
@@ -83,13 +84,20 @@ def _seconds(a: torch.Tensor) -> float:
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
-def keep_freed_memory(device: torch.device) -> None:
-    """For work on a CPU, have glibc keep what is freed for what is wanted next, until the end.
+def tune_cpu(device: torch.device) -> None:
+    """For work on a CPU, until the end: threads for its processors, and memory that is kept.
 
-    By itself it returns tensors of some megabytes to the kernel as they are freed, and every step
-    waits while their pages are given out, and zeroed, again: a fifth of a training step on a CPU.
+    torch takes a thread for every core of the machine, whatever share of them a container or a
+    process of several is given; OMP_NUM_THREADS says otherwise. And glibc by itself returns tensors
+    of some megabytes to the kernel as they are freed, so that every step waits while their pages
+    are given out, and zeroed, again: a fifth of a training step.
     """
-    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
+    if device.type != "cpu":
+        return
+    if "OMP_NUM_THREADS" not in os.environ:
+        share = max(1, num_processors() // local_size())
+        torch.set_num_threads(min(torch.get_num_threads(), share))
+    if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

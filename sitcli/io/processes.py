@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sitcli.errors import LostPeer, SitError, UsageError
 
@@ -205,10 +206,28 @@ def watch_lifeline() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+# What a container's control group gives its processes: microseconds of processors in a period.
+CGROUP = Path("/sys/fs/cgroup")
+
+
 def num_processors() -> int:
-    """Processors this process may run on."""
+    """Processors this process may use: by its affinity, and by its container's quota."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    number = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(number, _quota() or number)
+
+
+def _quota() -> int | None:
+    """Whole processors of the control group's quota, at least one; None where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        if (file := CGROUP / "cpu.max").exists():  # version 2: "200000 100000", or "max 100000"
+            quota, period = file.read_text().split()
+        else:
+            quota, period = ((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in
+                             ("quota", "period"))  # fmt: skip
+        if quota != "max" and int(quota) > 0:
+            return max(1, int(quota) // int(period))
+    return None
 
 
 def local_size() -> int:

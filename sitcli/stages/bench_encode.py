@@ -15,10 +15,10 @@ from sitcli.events import Event, Note, Progress, Result, Stage, Table
 from sitcli.io.autoencoder import Autoencoder, load_autoencoder, to_signed
 from sitcli.io.images import open_source, prepare
 from sitcli.io.launch import (
-    keep_freed_memory,
     precision_name,
     resolve_device,
     resolve_precision,
+    tune_cpu,
 )
 from sitcli.io.shapes import SHAPES, draw_shape
 from sitcli.settings import BenchSettings, EncodeSettings
@@ -37,7 +37,7 @@ def bench_encode(settings: BenchSettings) -> Stage:
     device = resolve_device(settings.device)
     dtype = resolve_precision(settings.precision, device)
     autoencoder = load_autoencoder(settings.vae, device=device, dtype=dtype)
-    keep_freed_memory(device)
+    tune_cpu(device)
     size, rounds = settings.batch_size or BATCH_SIZE, settings.rounds
     with temporary_folder(settings.dir) as name:
         folder = Path(name) / "images"

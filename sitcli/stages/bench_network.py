@@ -23,7 +23,7 @@ from sitcli.events import Note, Progress, Result, Stage, Table
 from sitcli.io.checkpoint import build_network
 from sitcli.io.compile import CompiledNetwork
 from sitcli.io.engine import join_group
-from sitcli.io.launch import autocast, keep_freed_memory, precision_name, resolve_device
+from sitcli.io.launch import autocast, precision_name, resolve_device, tune_cpu
 from sitcli.io.processes import World
 from sitcli.model.blocks import BLOCKS
 from sitcli.model.flops import Product, matrix_products, total_cost
@@ -107,7 +107,7 @@ def _task(settings: BenchSettings) -> Iterator[_Task]:
             device=settings.device,
             precision=settings.precision,
         )
-        keep_freed_memory(device)
+        tune_cpu(device)
         yield _Task(settings, training, prepare(training, World(0, 1)))
 
 

@@ -43,11 +43,11 @@ from sitcli.io.latents import (
     row_checksums,
 )
 from sitcli.io.launch import (
-    keep_freed_memory,
     precision_name,
     quiet_libraries,
     resolve_device,
     resolve_precision,
+    tune_cpu,
 )
 from sitcli.io.processes import (
     World,
@@ -243,7 +243,7 @@ def _encode_missing(
 ) -> Generator[Event, None, float]:
     """This rank's share of the batches that are missing in OUT; returns images per second."""
     device = together(world, lambda: resolve_device(settings.device))
-    keep_freed_memory(device)
+    tune_cpu(device)
     autoencoder = None
     aligner = together(world, lambda: _aligner(settings, device))
 

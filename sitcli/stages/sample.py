@@ -30,11 +30,11 @@ from sitcli.io.files import hash_json, make_folder, replacing
 from sitcli.io.launch import (
     autocast,
     generator,
-    keep_freed_memory,
     precision_name,
     quiet_libraries,
     resolve_device,
     resolve_precision,
+    tune_cpu,
 )
 from sitcli.io.noise import Noise, open_noise
 from sitcli.io.pictures import save_grid
@@ -92,7 +92,7 @@ def sample(settings: SampleSettings) -> Stage:
                 before = int(samples.done.sum())
                 if 0 < before < samples.num:
                     yield Note(f"going on: {before} of {samples.num} images are there")
-                keep_freed_memory(job.device)
+                tune_cpu(job.device)
                 with watching(world) as check_peers:
                     yield from _fill(samples, job, missing, world, check_peers)
         if world.rank:

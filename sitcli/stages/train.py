@@ -66,11 +66,11 @@ from sitcli.io.latents import JoinedStores, LatentStore, open_stores
 from sitcli.io.launch import (
     autocast,
     generator,
-    keep_freed_memory,
     precision_name,
     resolve_device,
     resolve_precision,
     stream_seed,
+    tune_cpu,
 )
 from sitcli.io.pictures import save_curve, save_grid
 from sitcli.io.processes import World, device_name, planned_size, world_for
@@ -115,7 +115,7 @@ def train(settings: TrainSettings) -> Stage:
         stack.enter_context(owned)
         from_first(world, lambda: owned.enter_context(job.owned_run()))
         join_group(world, job.device)
-        keep_freed_memory(job.device)
+        tune_cpu(job.device)
         stop = stack.enter_context(_signals_noted())
         while True:
             trainer = Trainer(job, world)

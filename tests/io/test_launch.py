@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -74,14 +75,41 @@ def test_freed_memory_is_kept() -> None:
     """Fault: every large tensor waits for fresh pages, thousands of them; counted by the kernel."""
     lines = [
         "import resource, torch",
-        "from sitcli.io.launch import keep_freed_memory",
+        "from sitcli.io.launch import tune_cpu",
         "def faults():",
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
         "    for _ in range(8): torch.ones(1 << 24)",  # 64 MiB each
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before",
-        "a = faults(); keep_freed_memory(torch.device('cpu')); faults(); print(a, faults())",
+        "a = faults(); tune_cpu(torch.device('cpu')); faults(); print(a, faults())",
     ]
     command = [sys.executable, "-c", "\n".join(lines)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     before, after = map(int, done.stdout.split())
     assert after < before / 4
+
+
+@pytest.mark.parametrize(
+    ("environment", "processors", "threads"),
+    [
+        ({}, 2, 2),
+        ({"LOCAL_WORLD_SIZE": "2"}, 2, 1),
+        ({"LOCAL_WORLD_SIZE": "8"}, 2, 1),
+        ({"OMP_NUM_THREADS": "2"}, 1, 2),
+    ],
+)
+def test_threads_are_those_of_the_share(environment, processors, threads) -> None:
+    """Fault: every process with as many threads as the machine has cores, or a user overruled."""
+    lines = [
+        "import torch",
+        "from sitcli.io import launch",
+        f"launch.num_processors = lambda: {processors}",
+        "if 'OMP_NUM_THREADS' not in launch.os.environ: torch.set_num_threads(8)",
+        "launch.tune_cpu(torch.device('cpu'))",
+        "print(torch.get_num_threads())",
+    ]
+    rest = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=rest | environment
+    )
+    assert int(done.stdout) == threads

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from sitcli.errors import UsageError
+from sitcli.io import processes
 from sitcli.io.processes import World, adopt_slurm, device_name, local_size, number_of, world_for
 
 CLUSTER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -148,3 +149,25 @@ def test_signals_reach_all(tmp_path, number: int) -> None:
     while any(os.path.exists(f"/proc/{pid}") for pid in pids):
         assert time.monotonic() < end, "a process is left"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("files", "number"),
+    [
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu.max": "9900000 100000\n"}, 8),
+        ({}, 8),
+    ],
+)
+def test_a_containers_share_is_what_there_is(tmp_path, monkeypatch, files, number) -> None:
+    """Fault: 64 threads in a container that has two of 64 processors."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(processes, "CGROUP", tmp_path)
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert processes.num_processors() == number
