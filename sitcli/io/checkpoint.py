@@ -309,7 +309,7 @@ def build_network(
         network = Transformer(config)
     network.load_state_dict(weights, assign=True)
     network.modulate_at_once()
-    for module in [*network.blocks.modules(), *(network.modulation or ())]:
+    for module in network.blocks.modules():
         if isinstance(module, nn.Linear):
             module.to(dtype)
     return network.to(device).eval().requires_grad_(False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sitcli.model.blocks import BLOCKS, MLPS, NORMS, Style
+from sitcli.model.blocks import BLOCKS, MLPS, NORMS, Modulation, Style
 from sitcli.model.embed import (
     LabelEmbedder,
     PatchEmbed,
@@ -209,26 +209,18 @@ class Transformer(nn.Module):
                 nn.Linear(hidden, config.align_width),
             )
             self.projectors = nn.ModuleList([projector])
-        self.modulation: nn.Module | None = None  # of all blocks, after `modulate_at_once`
+        self.modulation: Modulation | None = None  # of all blocks, after `modulate_at_once`
         self.initialize()
 
-    @torch.no_grad()
     def modulate_at_once(self) -> None:
         """Make the modulation of all blocks one product of the condition, for evaluation alone.
 
         The blocks' own layers are gone then, and with them their state-dict keys.
         """
-        if not self.design.vectors:
-            return
-        layers = [block.adaLN_modulation[1] for block in self.blocks]
-        weight = torch.cat([layer.weight for layer in layers])
-        with torch.device("meta"):
-            whole = nn.Linear(self.config.width, len(weight))
-        whole.weight = nn.Parameter(weight, requires_grad=False)
-        whole.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
-        self.modulation = nn.Sequential(nn.SiLU(), whole)
-        for block in self.blocks:
-            block.adaLN_modulation = nn.Identity()  # the block gets its part of the product
+        if self.design.vectors:
+            self.modulation = Modulation([b.adaLN_modulation[1] for b in self.blocks])
+            for block in self.blocks:
+                block.adaLN_modulation = nn.Identity()  # the block gets its part of the product
 
     def forward(
         self,
@@ -250,7 +242,7 @@ class Transformer(nn.Module):
         tokens, c = self.design.condition(tokens, time, label)  # as the design's blocks take them
         rope = all_rope = self._rope(x.device)
         depth = len(self.blocks)
-        parts = [c] * depth if self.modulation is None else self.modulation(c).chunk(depth, dim=1)
+        parts = self.modulation(c).chunk(depth, dim=1) if self.modulation else [c] * depth
         whole = None  # all tokens, while some of them skip blocks
         for i, (block, part) in enumerate(zip(self.blocks, parts, strict=True)):
             if route is not None and i == route.start:
