@@ -60,7 +60,8 @@ class Reference(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         x = self.embed(x).flatten(2).transpose(1, 2) + self.positions
-        angles = t[:, None] * torch.exp(-math.log(10000) * torch.arange(128) / 128)
+        falling = torch.exp(-math.log(10000) * torch.arange(128, device=t.device) / 128)
+        angles = t[:, None] * falling
         c = self.time(torch.cat([angles.cos(), angles.sin()], dim=1)) + self.label(y)
         for block in self.blocks:
             x = block(x, c)
@@ -110,6 +111,7 @@ def trainer(
     model: Reference, folder: Path, batch_size: int, autoencoder: nn.Module | None
 ) -> Callable[[], None]:
     """A function that does a step; with an autoencoder it encodes images first."""
+    device = model.positions.device
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0)
     loader = torch.utils.data.DataLoader(
@@ -123,13 +125,15 @@ def trainer(
     batches = forever()
 
     def step() -> None:
-        x, y = next(batches)
+        x, y = (part.to(device) for part in next(batches))
         if autoencoder is not None:
-            images = torch.rand(len(x), 3, 8 * x.shape[2], 8 * x.shape[3]) * 2 - 1
+            size = len(x), 3, 8 * x.shape[2], 8 * x.shape[3]
+            images = torch.rand(size, device=device) * 2 - 1
             with torch.no_grad():
                 x = autoencoder.encode(images).latent_dist.sample().mul_(0.18215)
-        y = torch.where(torch.rand(len(y)) < 0.1, model.label.num_embeddings - 1, y)
-        t, noise = torch.rand(len(x)), torch.randn_like(x)
+        hide = torch.rand(len(y), device=device) < 0.1
+        y = torch.where(hide, model.label.num_embeddings - 1, y)
+        t, noise = torch.rand(len(x), device=device), torch.randn_like(x)
         at = t[:, None, None, None]
         loss = (model((1 - at) * x + at * noise, t, y) - (noise - x)).square().mean()
         optimizer.zero_grad()
