@@ -124,6 +124,23 @@ def test_accumulation_equals_the_big_batch(store: Path, tmp_path: Path) -> None:
         assert a == pytest.approx(b, rel=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_gradient_norm_is_that_of_every_stage(
+    store: Path, tmp_path: Path, precision: str
+) -> None:
+    """Fault: no norm under stage 0, or one of scaled, clipped or halved gradients; one process
+    that trains otherwise than under the stage of many."""
+    more = dict(steps=3, accumulate=2, clip=0.1, precision=precision)
+    finish(train(settings(store, tmp_path / "none", **more)))
+    finish(train(settings(store, tmp_path / "one", zero="1", **more)))
+    (alone, many) = (losses(tmp_path / name) for name in ("none", "one"))
+    assert prepare(settings(store, tmp_path / "new", **more), World(0, 1)).zero == 0
+    assert prepare(settings(store, tmp_path / "new", **more), World(0, 2)).zero == 1
+    assert all(norm > 0.1 for _, _, norm in alone)
+    for a, b in zip(alone, many, strict=True):
+        assert a == pytest.approx(b, rel=1e-5 if precision == "fp32" else 1e-2)
+
+
 def test_settings_that_change_the_run_are_refused(store: Path, tmp_path: Path) -> None:
     """Fault: a resumed run silently continued with another objective."""
     finish(train(settings(store, tmp_path / "run", steps=2)))
