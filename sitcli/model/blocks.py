@@ -241,8 +241,8 @@ class InContextBlock(nn.Module):
 class Modulation(nn.Module):
     """The modulation of several blocks by one product, (B, d) -> (B, sum of their vectors).
 
-    layers: the blocks' own, in their order. In float32: it is small, and a third of what bfloat16
-    changes in a sample is its rounding.
+    layers: the blocks' own, in their order. In float32: it is small, and its rounding a fifth to a
+    third of what bfloat16 changes in a sample.
     """
 
     @torch.no_grad()
