@@ -302,6 +302,7 @@ def build_network(
 ) -> Transformer:
     """The network for evaluation with these very tensors; RuntimeError if they do not fit.
 
+    The modulation of its blocks is made one product, of a copy of their weights.
     dtype: that of the weights of the blocks' matrix products, as autocast would turn them to in
     each evaluation; it changes nothing that is computed under autocast to it.
     """

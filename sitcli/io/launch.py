@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 
 from sitcli.errors import UsageError
-from sitcli.io.processes import local_size, num_processors
+from sitcli.io.processes import processors_each
 
 
 def resolve_device(name: str) -> torch.device:
@@ -95,8 +95,7 @@ def tune_cpu(device: torch.device) -> None:
     if device.type != "cpu":
         return
     if "OMP_NUM_THREADS" not in os.environ:
-        share = max(1, num_processors() // local_size())
-        torch.set_num_threads(min(torch.get_num_threads(), share))
+        torch.set_num_threads(min(torch.get_num_threads(), processors_each()))
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)

@@ -219,14 +219,12 @@ def num_processors() -> int:
 
 def _quota() -> int | None:
     """Whole processors of the control group's quota, at least one; None where there is none."""
-    with contextlib.suppress(OSError, ValueError):
-        if (file := CGROUP / "cpu.max").exists():  # version 2: "200000 100000", or "max 100000"
-            quota, period = file.read_text().split()
-        else:
-            quota, period = ((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in
-                             ("quota", "period"))  # fmt: skip
-        if quota != "max" and int(quota) > 0:
-            return max(1, int(quota) // int(period))
+    # Version 2 says "200000 100000", or "max 100000"; version 1 has a file each, -1 for no quota.
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        with contextlib.suppress(OSError, ValueError):
+            texts = [(CGROUP / name).read_text() for name in names]
+            quota, period = map(int, " ".join(texts).split())
+            return max(1, quota // period) if quota > 0 else None
     return None
 
 
@@ -234,6 +232,11 @@ def local_size() -> int:
     """How many of the command's processes run on this machine."""
     here = os.environ
     return int(here.get("LOCAL_WORLD_SIZE") or here.get("LOCAL_SIZE") or 1)  # torchrun, deepspeed
+
+
+def processors_each() -> int:
+    """Processors for each of the command's processes on this machine, at least one."""
+    return max(1, num_processors() // local_size())
 
 
 def _free_port() -> int:

@@ -245,13 +245,10 @@ class Modulation(nn.Module):
     third of what bfloat16 changes in a sample.
     """
 
-    @torch.no_grad()
     def __init__(self, layers: list[nn.Linear]) -> None:
         super().__init__()
-        self.weight, self.bias = (
-            nn.Parameter(torch.cat([getattr(layer, name) for layer in layers]), requires_grad=False)
-            for name in ("weight", "bias")
-        )
+        self.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]))
+        self.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]))
 
     @in_float32
     def forward(self, c: Tensor) -> Tensor:

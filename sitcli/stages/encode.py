@@ -49,14 +49,7 @@ from sitcli.io.launch import (
     resolve_precision,
     tune_cpu,
 )
-from sitcli.io.processes import (
-    World,
-    device_name,
-    local_size,
-    num_processors,
-    planned_size,
-    world_for,
-)
+from sitcli.io.processes import World, device_name, planned_size, processors_each, world_for
 from sitcli.io.ranks import from_first, led, meeting, together, until_all, watching
 from sitcli.io.rows import BROKEN, DONE, MISSING, Rows
 from sitcli.settings import EncodeSettings
@@ -640,7 +633,7 @@ def _read_ahead(
     """
     workers = settings.workers
     if workers is None:
-        workers = max(0, min(8, num_processors() // local_size() - 1))
+        workers = min(8, processors_each() - 1)
     loader = torch.utils.data.DataLoader(
         _Batches(source, settings.image_size, settings.crop, batches),
         batch_size=None,

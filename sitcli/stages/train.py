@@ -658,7 +658,8 @@ class Trainer:
             total = weighted(loss.loss, terms, job.extras).mean()
             self.watch.stop()
             self.engine.backward(total)
-            if self._is_logged(self.step + 1):
+            whole = self.engine.is_gradient_accumulation_boundary()  # all micro-batches are in
+            if whole and self._is_logged(self.step + 1):
                 self.norm = gradient_norm(self.engine)
             self.engine.step()
             self.meter.add(loss.loss.mean(), terms, total, parts=s.accumulate)

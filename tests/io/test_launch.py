@@ -101,8 +101,8 @@ def test_threads_are_those_of_the_share(environment, processors, threads) -> Non
     """Fault: every process with as many threads as the machine has cores, or a user overruled."""
     lines = [
         "import torch",
-        "from sitcli.io import launch",
-        f"launch.num_processors = lambda: {processors}",
+        "from sitcli.io import launch, processes",
+        f"processes.num_processors = lambda: {processors}",
         "if 'OMP_NUM_THREADS' not in launch.os.environ: torch.set_num_threads(8)",
         "launch.tune_cpu(torch.device('cpu'))",
         "print(torch.get_num_threads())",
