@@ -40,7 +40,7 @@ app = typer.Typer(
 
 
 LOST_SECONDS = 15.0
-LAUNCHED = LIFELINE in os.environ  # by `run_processes`
+LAUNCHED = LIFELINE in os.environ  # by another `sit`
 
 
 def _version(show: bool) -> None:

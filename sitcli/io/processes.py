@@ -16,9 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sitcli.errors import LostPeer, SitError, UsageError
 
@@ -103,6 +104,50 @@ def adopt_slurm() -> None:
     here.setdefault("MASTER_PORT", str(10000 + (32 * job + step) % 20000))
 
 
+class Children:
+    """Processes of this program that are sent each signal once and never outlive it.
+
+    A terminal's Ctrl-C reaches this process alone, which passes it on while the block lasts. Should
+    this process be killed, the children get SIGTERM; those left at the end of the block are killed.
+    `received` holds the numbers of the signals that were passed on.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.processes: list[subprocess.Popen] = []
+
+    def __enter__(self) -> Children:
+        self.lifeline, self.held = os.pipe()
+        self.before = {number: signal.signal(number, self._pass_on) for number in PASSED_ON}
+        return self
+
+    def start(self, words: Sequence[str], **options: Any) -> subprocess.Popen:
+        """Start one; `options` are Popen's, with `env` among them."""
+        options["env"] = {**options["env"], LIFELINE: str(self.lifeline)}
+        process = subprocess.Popen(
+            words, pass_fds=[self.lifeline], start_new_session=True, **options
+        )
+        self.processes.append(process)
+        if self.received:  # while it was being started
+            process.send_signal(self.received[-1])
+        return process
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        self.received.append(number)
+        for process in self.processes:
+            process.send_signal(number)
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        os.close(self.lifeline)
+        os.close(self.held)
+
+
 def run_processes(arguments: Sequence[str], number: int) -> int:
     """Run this program with `arguments` in `number` processes, and return its exit code.
 
@@ -110,43 +155,26 @@ def run_processes(arguments: Sequence[str], number: int) -> int:
     Should this process be killed, they get SIGTERM. Raises SitError naming a process that was
     killed; one that failed otherwise has spoken itself, and its exit code is returned.
     """
-    lifeline, held = os.pipe()
     shared = {
         **os.environ,
         "WORLD_SIZE": str(number),
         "LOCAL_WORLD_SIZE": str(number),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
-        LIFELINE: str(lifeline),
     }
     # As torchrun does: processes with as many threads each as there are cores slow each other.
     shared.setdefault("OMP_NUM_THREADS", str(max(1, num_processors() // number)))
-    processes: list[subprocess.Popen] = []
-    try:
-        with _passing_on(processes) as received:
-            for rank in range(number):
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "sitcli", *arguments],
-                        env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                        pass_fds=[lifeline],
-                        start_new_session=True,  # a terminal's Ctrl-C reaches us alone
-                    )
-                )
-            os.close(lifeline)
-            first = _wait(processes)
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        os.close(held)
+    words = [sys.executable, "-m", "sitcli", *arguments]
+    with Children() as children:
+        for rank in range(number):
+            children.start(words, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        first = _wait(children.processes)
     if first is None:
         return 0
     rank, code = first
     if code == LostPeer.exit_code:
         raise SitError("the connection between the processes broke", "SIT_DEBUG=1 shows how")
-    if -code in received:
+    if -code in children.received:
         return 128 - code
     if code >= 0:
         return code
@@ -173,26 +201,8 @@ def _wait(processes: list[subprocess.Popen]) -> tuple[int, int] | None:
     return min(failed, key=lambda pair: (pair[1] == lost, pair[1]), default=None)
 
 
-@contextlib.contextmanager
-def _passing_on(processes: list[subprocess.Popen]) -> Iterator[list[int]]:
-    received: list[int] = []
-
-    def pass_on(number: int, frame: object) -> None:
-        received.append(number)
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def watch_lifeline() -> None:
-    """In a process started by `run_processes`: SIGTERM to itself when the starter is gone."""
+    """In one of `Children`: SIGTERM to itself when the starter is gone."""
     descriptor = os.environ.pop(LIFELINE, None)
     if descriptor is None:
         return

@@ -6,12 +6,10 @@ folder, so what is printed can be typed again by hand.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ import sitcli
 from sitcli.errors import Interrupted, SitError, UsageError
 from sitcli.events import Note, Progress, Result, Stage, Table
 from sitcli.io.files import replacing, write_json
+from sitcli.io.processes import Children
 from sitcli.io.shapes import SHAPES, draw_shape
 from sitcli.settings import QuickstartSettings
 
@@ -27,8 +26,6 @@ IMAGE_SIZE = 32
 PICTURES = "shapes"
 MARKER = "quickstart.json"
 LAUNCH = ["-m", "sitcli"]
-PATIENCE = 20.0
-"""Seconds a stage has to save and leave after Ctrl-C before it is told again."""
 
 
 def draw(settings: QuickstartSettings) -> Stage:
@@ -121,46 +118,27 @@ def run_command(arguments: list[str], folder: Path) -> None:
     # The children find this very package, installed or not.
     root = str(Path(sitcli.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(
-        [sys.executable, *LAUNCH, *arguments],
-        cwd=folder,
-        stdout=sys.stderr.fileno(),
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    with _pass_on(signal.SIGTERM, process):
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            # A terminal interrupts the stage too: let it save, and tell it only if it was not told.
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGINT)
-                process.wait()
-            raise
-    if code == 0:
+    with Children() as children:
+        process = children.start(
+            [sys.executable, *LAUNCH, *arguments],
+            cwd=folder,
+            stdout=sys.stderr.fileno(),
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        code = process.wait()
+    if code == 0 and not children.received:
         return
-    if code == 128 + signal.SIGINT or code == -signal.SIGINT:
+    number = next(iter(children.received), -code if code < 0 else code - 128)
+    if number == signal.SIGINT:
         raise KeyboardInterrupt
     command = f"`sit {shlex.join(arguments)}`"
     again = "what it says above comes first; then the same sit quickstart goes on from here"
-    number = -code if code < 0 else code - 128
     if number in (signal.SIGTERM, signal.SIGKILL):
         message = f"{command} was stopped by signal {number}"
         raise Interrupted(message, "the same sit quickstart goes on", signal_number=number)
     failure = SitError(f"{command} failed with exit code {code}", again)
     failure.exit_code = code
     raise failure
-
-
-@contextlib.contextmanager
-def _pass_on(number: int, process: subprocess.Popen) -> Iterator[None]:
-    """While inside, the signal goes to the process, whose exit code then tells of it."""
-    previous = signal.signal(number, lambda *_: process.send_signal(number))
-    try:
-        yield
-    finally:
-        signal.signal(number, previous)
 
 
 def report(settings: QuickstartSettings) -> Result:
