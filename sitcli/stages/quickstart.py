@@ -112,8 +112,8 @@ def commands(settings: QuickstartSettings) -> list[list[str]]:
 def run_command(arguments: list[str], folder: Path) -> None:
     """Run `sit ARGUMENTS` in `folder`; its results go to our stderr, as its bars do.
 
-    Raises SitError with the stage's own exit code if it fails, KeyboardInterrupt or Interrupted
-    if it was told to stop: by then it has saved what it had.
+    Raises SitError with the stage's own exit code if it fails, Interrupted if it was told to stop:
+    by then it has saved what it had.
     """
     # The children find this very package, installed or not.
     root = str(Path(sitcli.__file__).parent.parent)
@@ -129,13 +129,11 @@ def run_command(arguments: list[str], folder: Path) -> None:
     if code == 0 and not children.received:
         return
     number = next(iter(children.received), -code if code < 0 else code - 128)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    command = f"`sit {shlex.join(arguments)}`"
     again = "what it says above comes first; then the same sit quickstart goes on from here"
-    if number in (signal.SIGTERM, signal.SIGKILL):
-        message = f"{command} was stopped by signal {number}"
+    if number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        message = f"`sit {arguments[0]}` was stopped by signal {number}"
         raise Interrupted(message, "the same sit quickstart goes on", signal_number=number)
+    command = f"`sit {shlex.join(arguments)}`"
     failure = SitError(f"{command} failed with exit code {code}", again)
     failure.exit_code = code
     raise failure
