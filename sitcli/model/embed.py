@@ -107,7 +107,8 @@ class PatchEmbed(nn.Module):
 
     @in_float32
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
+        # Blocks keep the layout of what they get, and a convolution's has a token's numbers apart.
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous()
 
 
 class TimestepEmbedder(nn.Module):

@@ -84,6 +84,17 @@ def test_patch_tokens_are_rows_first() -> None:
     assert changed.nonzero().flatten().tolist() == [1]
 
 
+@every_block
+def test_every_block_gets_rows_of_memory(block: str) -> None:
+    """Fault: blocks that work across a convolution's layout, tokens apart and channels along."""
+    model = filled(dataclasses.replace(TINY, block=block))
+    layouts = []
+    for module in model.blocks:
+        module.register_forward_pre_hook(lambda _, inputs: layouts.append(inputs[0].stride(2)))
+    model(torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([1, 2]))
+    assert layouts == [1] * TINY.depth
+
+
 def test_position_embedding_values() -> None:
     """Fault: row and column halves swapped, or another frequency ladder."""
     model = Transformer(TINY)

@@ -36,7 +36,7 @@ def test_recomputed_blocks_change_no_bit(tmp_path: Path, store: Path, zero: str)
 
 
 @needs_compiler
-@pytest.mark.parametrize("zero", ["1", "3"])
+@pytest.mark.parametrize("zero", ["1", pytest.param("3", marks=pytest.mark.slow)])
 def test_compiled_blocks_train_alike(tmp_path: Path, store: Path, zero: str) -> None:
     """Fault: blocks compiled before DeepSpeed puts its hooks on them, other keys in what is saved,
     or a compilation in every step."""
