@@ -38,7 +38,7 @@ from sitcli.io.files import hash_file, write_json
 from sitcli.io.find import newest_samples
 from sitcli.io.hub import local_path
 from sitcli.io.imagesets import ImageSet, joined, kind_of, open_images
-from sitcli.io.launch import generator, quiet_libraries, resolve_device
+from sitcli.io.launch import generator, quiet_libraries, resolve_device, tune_cpu
 from sitcli.io.processes import World, device_name, planned_size, world_for
 from sitcli.io.ranks import from_first, led, meeting, together, watching
 from sitcli.io.rows import check_writable
@@ -355,6 +355,7 @@ def _device(settings: EvaluateSettings) -> torch.device:
 
 def _load_extractors(task: _Task, settings: EvaluateSettings) -> dict[Features, Extractor]:
     device = _device(settings)
+    tune_cpu(device)
     wanted: dict[Features, list[str]] = {}
     for layer in task.layers.values():
         wanted.setdefault(layer.features, []).append(layer.name)

@@ -25,7 +25,7 @@ from sitcli.io.checkpoint import Checkpoint
 from sitcli.io.files import check_version, hash_json, make_folder, write_json
 from sitcli.io.imagesets import kind_of, open_images
 from sitcli.io.latents import LatentStore
-from sitcli.io.launch import precision_name, quiet_libraries
+from sitcli.io.launch import precision_name, quiet_libraries, tune_cpu
 from sitcli.io.pictures import save_grid
 from sitcli.io.processes import World, number_of
 from sitcli.io.samples import FILE, SampleSet
@@ -277,6 +277,7 @@ def _create(job: _Job) -> SampleSet:
 def _fill(samples: SampleSet, job: _Job) -> Iterator[Event]:
     checkpoint, drawn = job.checkpoint, job.drawn
     scaling = checkpoint.latents["scaling"]
+    tune_cpu(drawn.device)
     autoencoder, network = drawn.autoencoder(), drawn.network()
     sums, shown, total = _Sums(), [], samples.num
     yield Progress(done=0, total=total)

@@ -31,7 +31,7 @@ from sitcli.io.autoencoder import to_signed, to_uint8
 from sitcli.io.checkpoint import Checkpoint, open_checkpoint
 from sitcli.io.files import hash_json, write_json
 from sitcli.io.latents import JoinedStores, LatentStore, open_stores
-from sitcli.io.launch import generator, quiet_libraries, resolve_device
+from sitcli.io.launch import generator, quiet_libraries, resolve_device, tune_cpu
 from sitcli.io.rows import check_writable
 from sitcli.settings import EvaluateSettings
 from sitcli.text import count, format_shape
@@ -56,6 +56,7 @@ def likelihood(settings: EvaluateSettings) -> Stage:
     if settings.samples is None:
         yield Note(f"checkpoint: {task.checkpoint.path} (the newest)")
     yield Note(f"data: {task.data}")
+    tune_cpu(task.device)
     network = GuidedNetwork(
         task.checkpoint.network("ema", task.device),
         Guidance(null_class=task.checkpoint.config.null_class),

@@ -92,7 +92,7 @@ def test_an_average_nobody_tracked(std: float, tolerance: float) -> None:
     factors = posthoc_coefficients(list(snapshots), target)
     found = sum(c * w for c, w in zip(factors, snapshots.values(), strict=True))
     expected = truth.gather()["weight"].double()
-    spread = float((network.weight.double() - expected).norm())
+    spread = float((network.weight.detach().double() - expected).norm())
     assert float((found - expected).norm()) < tolerance * spread
     assert sum(factors) == pytest.approx(1, abs=0.02)
     assert posthoc_error(list(snapshots), factors, target) < 0.05
