@@ -9,7 +9,7 @@ the data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, repeat
@@ -54,9 +54,9 @@ class Chain:
     timesteps: which of the full chain's steps these are, as the network is told them.
     """
 
-    def __init__(self, betas: Tensor, timesteps: Tensor | None = None) -> None:
+    def __init__(self, betas: Tensor, timesteps: Sequence[int] | None = None) -> None:
         betas = betas.double()
-        self.timesteps = torch.arange(len(betas)) if timesteps is None else timesteps
+        self.timesteps = tuple(range(len(betas)) if timesteps is None else timesteps)
         alpha_bar = torch.cumprod(1 - betas, dim=0)
         before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
         variance = betas * (1 - before) / (1 - alpha_bar)
@@ -102,7 +102,7 @@ class Chain:
         kept = [round(k) for k in accumulate(strides, initial=0.0)] if steps > 1 else [last]
         alpha_bar = self.table("alpha_bar")[kept]
         before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-        return Chain(1 - alpha_bar / before, self.timesteps[kept])
+        return Chain(1 - alpha_bar / before, [self.timesteps[k] for k in kept])
 
     def posterior(self, x_star: Tensor, x: Tensor, i: Tensor) -> Moments:
         """q(x_{i-1} | x_i, x_*) for steps i (B,); at i = 0 the mean is x_* itself."""
@@ -371,7 +371,7 @@ class Diffusion(Flow):
 
     def _place(self, chain: Chain, i: int, x: Tensor) -> tuple[Tensor, Path]:
         """What the network is told at the chain's step i, (B,), and the path there."""
-        k = int(chain.timesteps[i])
+        k = chain.timesteps[i]
         t = torch.full((len(x),), (k + 1) / len(self.chain), dtype=torch.float64)
         return x.new_full((len(x),), k), self.path(t, x)
 
@@ -402,4 +402,4 @@ class Diffusion(Flow):
                 x = ddim_step(chain, steps_i, x_star, eps, z, sampler.eta)
             else:
                 x = model.mean + (0.5 * model.log_variance).exp() * z
-            yield (int(chain.timesteps[i - 1]) + 1) / len(self.chain) if i else 0.0, x
+            yield (chain.timesteps[i - 1] + 1) / len(self.chain) if i else 0.0, x
