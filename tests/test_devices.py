@@ -30,20 +30,22 @@ from sitcli.stages.train import Meter
 GPU = torch.device("cuda")
 BATCH = 6
 TINY = dict(
-    input_size=8, patch=2, channels=4, out_channels=4, width=32, depth=3, heads=4, num_classes=10
+    input_size=8, patch=2, channels=4, out_channels=4, width=32, depth=1, heads=4, num_classes=10
 )
 FLOWS = [
-    Flow(interpolant=interpolant, prediction=prediction, loss_weight=weight, direction=0.5)
-    for interpolant in INTERPOLANTS
-    for prediction in PREDICTIONS
-    for weight in ("none", "velocity", "likelihood")
+    *(
+        Flow(interpolant=interpolant, prediction=prediction, direction=0.5)
+        for interpolant in INTERPOLANTS
+        for prediction in PREDICTIONS
+    ),
+    *(Flow(loss_weight=weight) for weight in ("velocity", "likelihood")),
 ]
 CHAINS = [Diffusion(betas=betas, variance=variance) for betas in BETAS for variance in VARIANCES]
 SAMPLERS = [
-    *(Ode(solver=solver, steps=3) for solver in [*ODE_STEPS, *MULTISTEPS]),
-    *(Sde(w=wt_of(wt, loss_curve=LossCurve(values=(1.0, 2.0))), wt=wt, steps=3) for wt in WT),
+    *(Ode(solver=solver, steps=2) for solver in [*ODE_STEPS, *MULTISTEPS]),
+    *(Sde(w=wt_of(wt, loss_curve=LossCurve(values=(1.0, 2.0))), wt=wt, steps=2) for wt in WT),
     *(
-        Sde(w=wt_of("kl"), wt="kl", steps=3, solver=solver, last_step=last)
+        Sde(w=wt_of("kl"), wt="kl", steps=2, solver=solver, last_step=last)
         for solver in SDE_STEPS
         for last in LAST_STEPS
     ),
@@ -105,7 +107,8 @@ def test_a_loss_stays_on_the_gpu(process: Flow) -> None:
 def test_what_is_beyond_the_papers_too(block: str) -> None:
     """Fault: an appended token, a rotation, a route or a term of the loss from the main memory."""
     more = dict(block=block, rope=True, qk_norm=True, mlp="swiglu", norm="rms")
-    config = TransformerConfig(**TINY, **more, aux_block=1, align_block=1, align_width=24)
+    taps = dict(depth=3, aux_block=1, align_block=1, align_width=24)
+    config = TransformerConfig(**TINY | more | taps)
     x, y, t, eps = batch()
     extras = Extras(sync=0.2, sync_blocks=(1, 2), internal=0.5, repa=0.5)
     route = Route(torch.empty(BATCH, 8, dtype=torch.long, device=GPU), 1, 2)
@@ -131,7 +134,7 @@ def test_sampling_stays_on_the_gpu(process: Flow, sampler: Ode | Sde) -> None:
     draw(process, sampler)
 
 
-@pytest.mark.parametrize("sampler", [Ddpm(steps=3), Ddim(steps=3), Ddim(steps=3, eta=1.0)], ids=str)
+@pytest.mark.parametrize("sampler", [Ddpm(steps=2), Ddim(steps=2), Ddim(steps=2, eta=1.0)], ids=str)
 @pytest.mark.parametrize("process", CHAINS, ids=str)
 def test_a_chain_stays_on_the_gpu(process: Diffusion, sampler: Ddpm | Ddim) -> None:
     """Fault: a step's number or a table that is not where the state is."""
@@ -142,7 +145,8 @@ def draw(process: Flow, sampler: Ode | Sde | Ddpm | Ddim) -> None:
     """Samples under all the guidance there is."""
     process = dataclasses.replace(process)
     channels = process.out_channels(4)
-    network = on_gpu(TransformerConfig(**TINY | {"out_channels": channels}, aux_block=1))
+    more = dict(out_channels=channels, depth=2, aux_block=1)
+    network = on_gpu(TransformerConfig(**TINY | more))
 
     def two_headed(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         output, found = network(*inputs, taps=("aux",))

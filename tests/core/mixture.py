@@ -17,27 +17,28 @@ class Mixture:
     stds: tuple[float, ...] = (0.3, 0.5)
 
     def _components(self, x: Tensor, path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Responsibilities, means, variances and states around them, all (B, K, 1 or 2)."""
-        means = torch.tensor(self.means).to(x).view(1, -1, 2)
-        variances = torch.tensor(self.stds).to(x).view(1, -1, 1) ** 2
-        alpha, sigma = path.alpha.view(-1, 1, 1), path.sigma.view(-1, 1, 1)
+        """Responsibilities, means, variances and scaled states around them, (K, 1 or 2, 1 or B)."""
+        means = torch.tensor(self.means).to(x).unsqueeze(2)
+        variances = torch.tensor(self.stds).to(x).view(-1, 1, 1) ** 2
+        alpha, sigma = path.alpha.view(-1), path.sigma.view(-1)
         total = alpha**2 * variances + sigma**2
-        centred = x.view(-1, 1, 2) - alpha * means
-        log_weight = torch.tensor(self.weights).to(x).log().view(1, -1, 1)
-        log_density = log_weight - total.log() - (centred**2).sum(2, keepdim=True) / (2 * total)
-        return log_density.softmax(dim=1), means, variances, centred / total
+        centred = x.view(-1, 2).T - alpha * means
+        log_weight = torch.tensor(self.weights).to(x).log().view(-1, 1, 1)
+        distance = (centred[:, :1] ** 2 + centred[:, 1:] ** 2) / (2 * total)
+        log_density = log_weight - total.log() - distance
+        return log_density.softmax(dim=0), means, variances, centred / total
 
     def posterior(self, x: Tensor, path) -> tuple[Tensor, Tensor]:
         """E[x_* | x_t] and E[eps | x_t]: the components' own, weighted by responsibility."""
         share, means, variances, scaled = self._components(x, path)
-        alpha, sigma = path.alpha.view(-1, 1, 1), path.sigma.view(-1, 1, 1)
+        alpha, sigma = path.alpha.view(-1), path.sigma.view(-1)
         data, noise = means + alpha * variances * scaled, sigma * scaled
-        return (share * data).sum(1).view_as(x), (share * noise).sum(1).view_as(x)
+        return tuple((share * each).sum(0).T.reshape(x.shape) for each in (data, noise))
 
     def score(self, x: Tensor, path) -> Tensor:
         """Gradient of the log density of x_t, finite at sigma = 0 too."""
         share, _, _, scaled = self._components(x, path)
-        return -(share * scaled).sum(1).view_as(x)
+        return -(share * scaled).sum(0).T.reshape(x.shape)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean (2,) and variance of each coordinate (2,) of the data."""

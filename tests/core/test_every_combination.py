@@ -7,6 +7,8 @@ division by zero at an end is a NaN here.
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -82,6 +84,8 @@ def test_the_data_are_reached(process: str, prediction: str, sampler: str) -> No
     def randn() -> torch.Tensor:
         return torch.randn(shape, generator=random)
 
+    if getattr(solver, "solver", "") != "dopri5":
+        solver = dataclasses.replace(solver, steps=solver.steps // 2)  # the samples tell no more
     y = torch.zeros(shape[0], dtype=torch.long)
     *_, (_, x) = flow.sample(exact_network(flow, MIXTURE), randn(), y, solver, randn=randn)
     mean, variance = MIXTURE.moments()
