@@ -128,7 +128,8 @@ def run_command(arguments: list[str], folder: Path) -> None:
         code = process.wait()
     if code == 0 and not children.received:
         return
-    number = next(iter(children.received), -code if code < 0 else code - 128)
+    # A stage that was told to stop and failed to save says so by its own code.
+    number = children.received[0] if code == 0 else -code if code < 0 else code - 128
     again = "what it says above comes first; then the same sit quickstart goes on from here"
     if number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         message = f"`sit {arguments[0]}` was stopped by signal {number}"

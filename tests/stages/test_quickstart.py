@@ -127,6 +127,17 @@ def test_a_killed_stage_is_named(tmp_path, monkeypatch):
     assert caught.value.exit_code == 137
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stage_that_cannot_save_is_not_said_to_have_stopped(tmp_path, monkeypatch, number):
+    """Would catch a failure to save that a signal hides: its exit code, and that all is well."""
+    monkeypatch.setattr(quickstart.sys, "executable", "/bin/sh")
+    stage = f"trap 'exit 1' {number:d}; kill -{number:d} $PPID; while sleep 0.1; do :; done"
+    monkeypatch.setattr(quickstart, "LAUNCH", ["-c", stage])
+    with pytest.raises(SitError, match="failed with exit code 1") as caught:
+        quickstart.run_command(["train"], tmp_path)
+    assert caught.value.exit_code == 1
+
+
 @pytest.mark.parametrize(
     ("number", "to_group", "code"),
     [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGKILL, True, -9)],
@@ -138,16 +149,30 @@ def test_signals_end_the_stage_too(tmp_path, number, to_group, code):
     wait_for(process, "$ sit train")
     wait_for(process, "run: ")
     time.sleep(0.5)
+    stage = int(subprocess.check_output(["pgrep", "-P", str(process.pid)]))
     if to_group:
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    # To the end of stderr: everybody who writes there has left. A first step may take longer than
-    # anybody's patience, and is saved for all that.
+    # A first step may take long, and is saved for all that.
     _, rest = process.communicate(timeout=300)
     assert process.returncode == code
     assert "Traceback" not in rest
+    for group in (process.pid, stage):  # nobody of the two is left
+        wait_for_the_end(group)
     assert list(out.glob("runs/*/step-*/meta.json")), "the stage did not save before it left"
+
+
+def wait_for_the_end(group):
+    """An orphan is there until its new parent has looked."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"of group {group} somebody is left")
 
 
 def start(out, *options):
