@@ -151,9 +151,9 @@ class Children:
 def run_processes(arguments: Sequence[str], number: int) -> int:
     """Run this program with `arguments` in `number` processes, and return its exit code.
 
-    Signals go on to all of them, once. When one fails the others have GRACE_SECONDS to end too.
-    Should this process be killed, they get SIGTERM. Raises SitError naming a process that was
-    killed; one that failed otherwise has spoken itself, and its exit code is returned.
+    They are `Children`; when one fails the others have GRACE_SECONDS to end too. Raises SitError
+    naming a process that was killed; one that failed otherwise has spoken itself, and its exit code
+    is returned.
     """
     shared = {
         **os.environ,

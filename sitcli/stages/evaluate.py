@@ -71,7 +71,9 @@ def evaluate(settings: EvaluateSettings) -> Stage:
             yield Note(f"reference: {task.reference.text}")
         for text in _warnings(task):
             yield Warn(text)
-        extractors = together(world, lambda: _load_extractors(task, settings))
+        device = together(world, lambda: _device(settings))
+        tune_cpu(device)
+        extractors = together(world, lambda: _load_extractors(task, device))
         widths = together(world, lambda: _widths(task, extractors))
         with watching(world) as check_peers:
             shared = dict(
@@ -353,9 +355,7 @@ def _device(settings: EvaluateSettings) -> torch.device:
     return resolve_device(name)
 
 
-def _load_extractors(task: _Task, settings: EvaluateSettings) -> dict[Features, Extractor]:
-    device = _device(settings)
-    tune_cpu(device)
+def _load_extractors(task: _Task, device: torch.device) -> dict[Features, Extractor]:
     wanted: dict[Features, list[str]] = {}
     for layer in task.layers.values():
         wanted.setdefault(layer.features, []).append(layer.name)
