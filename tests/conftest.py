@@ -1,15 +1,27 @@
 """What all tests run under, and the processes they start.
 
-One thread: tiny tensors gain nothing from more and lose their last bits. And Ctrl-C is heard, which
+One thread unless OMP_NUM_THREADS says otherwise: tiny tensors gain nothing from more. Every test
+begins with the same seed, so that it does not depend on those before it. And Ctrl-C is heard, which
 a shell's background job (`pytest &`) ignores, with all that it starts.
 """
 
 import os
+import random
 import signal
 
+import numpy as np
+import pytest
 import torch
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
-torch.set_num_threads(1)
+THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start too
+torch.set_num_threads(int(THREADS))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The generators that a test may draw from without naming one."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)

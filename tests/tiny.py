@@ -18,7 +18,7 @@ from sitcli.io.latents import LatentStore, create_store, row_checksums
 from sitcli.io.rows import Rows
 from sitcli.io.samples import SampleSet
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # of processes that tests start
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", **os.environ}  # of processes that tests start
 COLOURS = np.array([[220, 40, 40], [40, 200, 60], [50, 70, 230]], np.uint8)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from sitcli.errors import LostPeer, SitError, UsageError
 
 LIFELINE = "SIT_LIFELINE"  # the file descriptor that closes when the starter is gone
+MEETING_POINT = "SIT_MEETING_POINT"  # the file descriptor of rank 0's listening socket
 GRACE_SECONDS = 10.0  # for the others to end by themselves once one process has failed
 PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 
@@ -121,11 +122,17 @@ class Children:
         self.before = {number: signal.signal(number, self._pass_on) for number in PASSED_ON}
         return self
 
-    def start(self, words: Sequence[str], **options: Any) -> subprocess.Popen:
-        """Start one; `options` are Popen's, with `env` among them."""
-        options["env"] = {**options["env"], LIFELINE: str(self.lifeline)}
+    def start(
+        self, words: Sequence[str], *, listener: int | None = None, **options: Any
+    ) -> subprocess.Popen:
+        """Start one; `options` are Popen's, with `env` among them.
+
+        listener: the descriptor of a listening socket, for the process that serves the others.
+        """
+        held = {LIFELINE: self.lifeline} | ({} if listener is None else {MEETING_POINT: listener})
+        options["env"] = {**options["env"], **{name: str(number) for name, number in held.items()}}
         process = subprocess.Popen(
-            words, pass_fds=[self.lifeline], start_new_session=True, **options
+            words, pass_fds=[*held.values()], start_new_session=True, **options
         )
         self.processes.append(process)
         if self.received:  # while it was being started
@@ -160,14 +167,20 @@ def run_processes(arguments: Sequence[str], number: int) -> int:
         "WORLD_SIZE": str(number),
         "LOCAL_WORLD_SIZE": str(number),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
     }
     # As torchrun does: processes with as many threads each as there are cores slow each other.
     shared.setdefault("OMP_NUM_THREADS", str(max(1, num_processors() // number)))
     words = [sys.executable, "-m", "sitcli", *arguments]
     with Children() as children:
-        for rank in range(number):
-            children.start(words, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        # Rank 0 gets the listening socket itself: no port is free between a look and its use.
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            shared["MASTER_PORT"] = str(server.getsockname()[1])
+            for rank in range(number):
+                children.start(
+                    words,
+                    env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    listener=None if rank else server.fileno(),
+                )
         first = _wait(children.processes)
     if first is None:
         return 0
@@ -201,13 +214,25 @@ def _wait(processes: list[subprocess.Popen]) -> tuple[int, int] | None:
     return min(failed, key=lambda pair: (pair[1] == lost, pair[1]), default=None)
 
 
+def take_meeting_point() -> int | None:
+    """The descriptor of the listening socket this process was given, once; None without one."""
+    return _take_descriptor(MEETING_POINT)
+
+
+def _take_descriptor(name: str) -> int | None:
+    """The descriptor in the environment variable `name`, not passed on to other programs."""
+    text = os.environ.pop(name, None)
+    if text is None:
+        return None
+    os.set_inheritable(int(text), False)
+    return int(text)
+
+
 def watch_lifeline() -> None:
     """In one of `Children`: SIGTERM to itself when the starter is gone."""
-    descriptor = os.environ.pop(LIFELINE, None)
+    descriptor = _take_descriptor(LIFELINE)
     if descriptor is None:
         return
-    descriptor = int(descriptor)
-    os.set_inheritable(descriptor, False)
 
     def wait() -> None:
         os.read(descriptor, 1)  # nothing is ever written: it returns at the other end's close
@@ -247,9 +272,3 @@ def local_size() -> int:
 def processors_each() -> int:
     """Processors for each of the command's processes on this machine, at least one."""
     return max(1, num_processors() // local_size())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import socket
 import time
@@ -13,10 +15,11 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from sitcli.errors import LostPeer, SitError
-from sitcli.io.processes import World
+from sitcli.io.processes import World, take_meeting_point
 
 E, T = TypeVar("E"), TypeVar("T")
-PATIENCE = timedelta(days=30)  # at a meeting point: a rank may have hours of work left
+ARRIVAL = timedelta(minutes=10)  # for every process to start and join the group
+PATIENCE = timedelta(days=30)  # of the group's operations: a rank may have hours of work left
 LOOK_SECONDS = 0.2
 CONNECT_SECONDS = 60.0
 DEBUG_HINT = "that one knows why; SIT_DEBUG=1 shows more"
@@ -36,13 +39,64 @@ def meeting(world: World, *, backend: str | None = "gloo") -> Iterator[None]:
         yield
         return
     with lost_peers():
-        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=PATIENCE)
+        _join(world, backend)
     try:
         with lost_peers():
             yield
             dist.barrier()  # a rank that leaves early makes the others fail
     finally:
         dist.destroy_process_group()
+
+
+_numbers = itertools.count()
+
+
+def _join(world: World, backend: str | None) -> None:
+    """Create the process group. SitError unless every rank comes within ARRIVAL."""
+    try:
+        store = _key_value_store(world)
+        store.set_timeout(ARRIVAL)
+        # A prefix for each group: keys of an earlier one in this process would answer for it.
+        keys = dist.PrefixStore(f"group-{next(_numbers)}", store)
+        dist.init_process_group(
+            backend, store=keys, rank=world.rank, world_size=world.size, timeout=ARRIVAL
+        )
+    except dist.DistError as error:
+        text, here = str(error).lower(), os.environ
+        place = f"{here.get('MASTER_ADDR')}:{here.get('MASTER_PORT')}"
+        if "address already in use" in text or "eaddrinuse" in text:
+            raise SitError(
+                f"another program has the port where the processes meet, {place}",
+                "set MASTER_PORT to a free port",
+            ) from None
+        if "timed out" in text or "timeout" in text:
+            raise SitError(
+                f"not all {world.size} processes came to {place} within {ARRIVAL}",
+                "set MASTER_ADDR to the machine of rank 0, and open its ports to the others",
+            ) from None
+        raise
+    store.set_timeout(PATIENCE)
+    dist.distributed_c10d._set_pg_timeout(PATIENCE)  # `dist.set_timeout` is newer than torch 2.7
+
+
+@functools.cache
+def _key_value_store(world: World) -> dist.Store:
+    """Where the processes find each other: one store, which rank 0 or the launcher serves.
+
+    It lives as long as the process. Were there one for each group, a fast rank could connect to
+    the last group's, which rank 0 is about to close.
+    """
+    listener = take_meeting_point()
+    if listener is None:
+        return next(dist.rendezvous("env://", world.rank, world.size, timeout=ARRIVAL))[0]
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world.size,
+        is_master=True,
+        timeout=ARRIVAL,
+        master_listen_fd=listener,
+    )
 
 
 @contextlib.contextmanager

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 
+from sitcli.io.processes import Children
 from tests.tiny import ENVIRONMENT
 
 PROGRAM = """
@@ -68,23 +70,63 @@ except LostPeer as error:
 """
 
 
+LATE = """
+import sys, time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from sitcli.errors import SitError
+from sitcli.io import ranks
+from sitcli.io.processes import World
+
+ranks.ARRIVAL = timedelta(seconds=3)
+world = World.from_environment()
+if world.rank == 1 and "alone" in sys.argv:
+    sys.exit()
+try:
+    with ranks.meeting(world):
+        if world.rank:
+            time.sleep(4)  # at work, longer than anyone waits for a process to start
+        dist.barrier()
+    with ranks.meeting(world):
+        print(ranks.of_all(world, world.rank))
+except SitError as error:
+    print(error.message)
+"""
+
+
+def run_ranks(program: str, number: int, *words: str) -> list[str]:
+    """What each of `number` processes prints."""
+    shared = ENVIRONMENT | dict(WORLD_SIZE=str(number), MASTER_ADDR="127.0.0.1")
+    shared["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    with Children() as children:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            shared["MASTER_PORT"] = str(server.getsockname()[1])
+            for rank in range(number):
+                children.start(
+                    [sys.executable, "-c", program, *words],
+                    env=shared | {"RANK": str(rank)},
+                    listener=None if rank else server.fileno(),
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+        return [process.communicate(timeout=90)[0] for process in children.processes]
+
+
+def test_a_rank_that_never_comes_is_not_waited_for_but_one_at_work_is() -> None:
+    """Catches: the patience that long work needs given to a process that died before it joined,
+    as when a port was taken: it hung for 30 days."""
+    assert run_ranks(LATE, 2) == ["[0, 1]\n"] * 2
+    alone, _ = run_ranks(LATE, 2, "alone")
+    assert re.match(r"not all 2 processes came to 127.0.0.1:\d+ within 0:00:03", alone)
+
+
 def test_three_ranks() -> None:
     """Fault: a failure of one rank that the others do not see, that is said by all or names no
     rank; work of the first done by each; a rank that does not wait, or does not notice that
     another has gone (its end, 10 s later, would say lost: False)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = ENVIRONMENT | dict(WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    shared["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM], env=shared | {"RANK": str(rank)},
-            stdout=subprocess.PIPE, text=True,
-        )
-        for rank in range(3)
-    ]  # fmt: skip
-    said = [json.loads(process.communicate(timeout=90)[0]) for process in processes]
+    said = [json.loads(text) for text in run_ranks(PROGRAM, 3)]
     assert [s["all well"] for s in said] == [0, 1, 2]
     for s in said:
         assert s["one fails"] == ["UsageError", "rank 1: it is wrong", "mend it", True]
