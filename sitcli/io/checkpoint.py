@@ -261,7 +261,11 @@ class Checkpoint:
         if self.kinds not in ([], ["model", "ema"], [which]):
             (other,) = self.kinds
             raise SitError(f"{self.path} holds no {which} weights", f"--weights {other}")
-        return read_tensors(self._file(which))
+        return self.tensors(self._file(which).name)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of the file `name` of this checkpoint. SitError if it cannot be read."""
+        return read_tensors(self.path / name, hint=_without(self.path))
 
     def _file(self, which: str) -> Path:
         return self.path / f"{which}.safetensors"
@@ -290,7 +294,7 @@ class Checkpoint:
         path = self.path / "autoencoder.safetensors"
         if not path.exists():
             return {}
-        return {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+        return {name: tensor.numpy() for name, tensor in self.tensors(path.name).items()}
 
 
 def build_network(
@@ -316,8 +320,8 @@ def build_network(
     return network.to(device).eval().requires_grad_(False)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file. SitError if it is missing or damaged."""
+def read_tensors(path: Path, *, hint: str = "") -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises SitError, with `hint`, if it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -325,7 +329,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         reason = error if path.exists() else "there is no such file"
-        raise SitError(f"cannot read {path}: {reason}", _without(path.parent)) from None
+        raise SitError(f"cannot read {path}: {reason}", hint) from None
 
 
 def write_tensors(

@@ -34,7 +34,8 @@ from sitcli.stages.train import Job, Trainer, peak_memory, prepare
 from sitcli.text import count, format_bytes, format_shape
 
 ITEMS = 512  # of the synthetic store
-TRAIN_STEPS, SOLVER_STEPS = 2, 4  # in a round
+TRAIN_STEPS = 2  # in a round
+SOLVER_STEPS = 4  # in a round
 ENOUGH = 0.97  # of the fastest batch size's speed
 MEMORY = 0.8  # of a CPU's, from which on no larger batch is tried
 # The steps that `sit sample` takes by default.

@@ -34,7 +34,6 @@ from sitcli.io.checkpoint import (
     checkpoint_meta,
     latent_facts,
     open_checkpoint,
-    read_tensors,
     snapshot_name,
     write_tensors,
 )
@@ -554,7 +553,7 @@ class Trainer:
             together(world, lambda: optimizer_state.restore(self.engine, job.resume.path))
             self.ema.load(job.resume.weights("ema"))
             for std, track in self.tracks.items():
-                track.load(read_tensors(job.resume.path / snapshot_name(std)))
+                track.load(job.resume.tensors(snapshot_name(std)))
             self.meter.load(job.resume.meta["meter"], world)
             load_scaler_state(self.engine, job.resume.meta.get("scaler", {}))
             self.step = job.resume.step
