@@ -1,3 +1,5 @@
 """sit: the command-line toolkit for DiT and SiT, diffusion and flow transformers."""
 
+from __future__ import annotations
+
 __version__ = "0.6.0"

@@ -40,7 +40,6 @@ TrainPreset = Literal["official-sit", "official-dit", "fast", "fast-sync", "ligh
 SamplePreset = Literal["official-sit", "official-dit", "fast"]
 Size = Literal["Mi", "Ti", "S", "B", "L", "XL"]
 PaperSize = Literal["S", "B", "L", "XL"]
-
 INTERPOLANTS = get_args(Interpolant)
 PREDICTIONS = get_args(Prediction)
 LOSS_WEIGHTS = get_args(LossWeight)
@@ -62,6 +61,5 @@ TRAIN_PRESETS = get_args(TrainPreset)
 SAMPLE_PRESETS = get_args(SamplePreset)
 SIZES = get_args(Size)
 PAPER_MODELS = tuple(f"{size}/{patch}" for size in get_args(PaperSize) for patch in (8, 4, 2))
-
 EMBEDDED_VAES = ("pixels", "patch-pca")
 DEFAULT_VAE = "stabilityai/sd-vae-ft-ema"

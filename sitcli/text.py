@@ -28,3 +28,13 @@ def first_line(error: Exception) -> str:
     """The first line of what an error says, or its kind if it says nothing."""
     lines = [line.strip() for line in str(error).splitlines()]
     return next(filter(None, lines), type(error).__name__)
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """Each rank's seconds a step -> 'rank 3 slowest: 0.254 s a step, 21% over rank 0'."""
+    slowest, fastest = (seconds.index(pick(seconds)) for pick in (max, min))
+    over = seconds[slowest] / max(seconds[fastest], 1e-9) - 1
+    if over < 0.01:
+        return f"all ranks {seconds[slowest]:.3g} s a step"
+    excess = f"{over:.0%} over" if over < 9.95 else f"{over + 1:.0f} times"
+    return f"rank {slowest} slowest: {seconds[slowest]:.3g} s a step, {excess} rank {fastest}"

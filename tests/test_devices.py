@@ -14,18 +14,21 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.func import functional_call
 
-from sitcli.core.ddpm import BETAS, VARIANCES, Ddim, Ddpm, Diffusion
+from sitcli.commands.train.meter import Meter
+from sitcli.core.chain import BETAS, VARIANCES
+from sitcli.core.diffusion import Ddim, Ddpm, Diffusion
 from sitcli.core.flow import Flow, Ode, Sde
 from sitcli.core.guidance import Guidance, GuidedNetwork
 from sitcli.core.interpolant import INTERPOLANTS
 from sitcli.core.objective import Extras, training_loss, weighted
+from sitcli.core.ode import MULTISTEPS, ODE_STEPS
 from sitcli.core.prediction import PREDICTIONS
-from sitcli.core.solvers import LAST_STEPS, MULTISTEPS, ODE_STEPS, SDE_STEPS
+from sitcli.core.sde import LAST_STEPS, SDE_STEPS
 from sitcli.core.wt import WT, LossCurve, wt_of
 from sitcli.model.blocks import BLOCKS
+from sitcli.model.config import TransformerConfig
 from sitcli.model.ema import ShardedEma
-from sitcli.model.transformer import Route, Transformer, TransformerConfig
-from sitcli.stages.train import Meter
+from sitcli.model.transformer import Route, Transformer
 
 GPU = torch.device("cuda")
 BATCH = 6

@@ -23,26 +23,23 @@ import numpy as np
 import pytest
 import torch
 
+from sitcli.commands.encode.stage import encode
+from sitcli.commands.evaluate.stage import evaluate
+from sitcli.commands.export import export
+from sitcli.commands.import_weights import import_weights
+from sitcli.commands.inspect.stage import inspect
+from sitcli.commands.sample.stage import sample
+from sitcli.commands.train.stage import plan as train_plan
 from sitcli.errors import SitError
-from sitcli.io.checkpoint import open_checkpoint
-from sitcli.io.distances import Moments, gaussian_of
-from sitcli.io.extraction import save_statistics
-from sitcli.settings import (
-    EncodeSettings,
-    EvaluateSettings,
-    ExportSettings,
-    ImportSettings,
-    InspectSettings,
-    SampleSettings,
-    TrainSettings,
-)
-from sitcli.stages.encode import encode
-from sitcli.stages.evaluate import evaluate
-from sitcli.stages.export import export
-from sitcli.stages.import_weights import import_weights
-from sitcli.stages.inspect import inspect
-from sitcli.stages.sample import sample
-from sitcli.stages.train import plan as train_plan
+from sitcli.features.statistics import save_statistics
+from sitcli.metrics.moments import Moments, gaussian_of
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.settings.encode import EncodeSettings
+from sitcli.settings.evaluate import EvaluateSettings
+from sitcli.settings.sample import SampleSettings
+from sitcli.settings.tools import InspectSettings
+from sitcli.settings.train import TrainSettings
+from sitcli.settings.weights import ExportSettings, ImportSettings
 from tests.io.test_autoencoder import write_taesd
 from tests.stages.test_import_export import official, save, trainer
 from tests.stages.test_sample import make_run
@@ -187,7 +184,7 @@ def use_vae(path: Path) -> None:
 
 
 def use_inception(path: Path) -> None:
-    from sitcli.io.features import choose_features, load_extractor
+    from sitcli.features.extractors import choose_features, load_extractor
 
     load_extractor(choose_features("inception", path), torch.device("cpu"))
 

@@ -24,11 +24,12 @@ import numpy as np
 import pytest
 import torch
 
+from sitcli.engine.optimizer_state import StateFiles
 from sitcli.errors import SitError
-from sitcli.io.checkpoint import RunDir, open_checkpoint
-from sitcli.io.optimizer_state import StateFiles
-from sitcli.io.rows import Rows
-from sitcli.io.samples import SampleSet
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.runs.run_dir import RunDir
+from sitcli.samples.sample_set import SampleSet
+from sitcli.storage.rows import Rows
 from tests.stages.test_train import TINY
 from tests.tiny import ENVIRONMENT, make_store, pictures, write_folder
 

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sitcli.autoencoders.base import to_signed
+from sitcli.autoencoders.load import load_autoencoder
 from sitcli.events import Result, Stage
-from sitcli.io.autoencoder import load_autoencoder, to_signed
-from sitcli.io.distances import Moments
-from sitcli.io.latents import LatentStore, create_store, row_checksums
-from sitcli.io.rows import Rows
-from sitcli.io.samples import SampleSet
+from sitcli.latents.layout import create_store, row_checksums
+from sitcli.latents.store import LatentStore
+from sitcli.metrics.moments import Moments
+from sitcli.samples.sample_set import SampleSet
+from sitcli.storage.rows import Rows
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", **os.environ}  # of processes that tests start
 COLOURS = np.array([[220, 40, 40], [40, 200, 60], [50, 70, 230]], np.uint8)

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
+from sitcli.commands.train.stage import train
 from sitcli.core.flow import Ode
 from sitcli.core.guidance import Guidance, GuidedNetwork
-from sitcli.io.checkpoint import open_checkpoint
-from sitcli.io.launch import autocast
-from sitcli.settings import TrainSettings
-from sitcli.stages.train import train
+from sitcli.machine.devices import autocast
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.settings.train import TrainSettings
 
 STEPS, IMAGES, REFERENCE_STEPS = (5, 10, 25, 50, 100), 16, 1000
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sitcli.io.shapes import SHAPES, draw_shape
+from sitcli.images.drawn import SHAPES, draw_shape
 
 SIT = [sys.executable, "-m", "sitcli"]
 STAGES, RANKS = (0, 1, 2, 3), (1, 2, 4)

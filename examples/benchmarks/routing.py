@@ -16,10 +16,11 @@ from pathlib import Path
 
 from ranks import make_store
 
-from sitcli.io.engine import join_group
-from sitcli.io.processes import World
-from sitcli.settings import TrainSettings
-from sitcli.stages.train import Trainer, prepare
+from sitcli.commands.train.job import prepare
+from sitcli.commands.train.trainer import Trainer
+from sitcli.engine.engine import join_group
+from sitcli.machine.world import World
+from sitcli.settings.train import TrainSettings
 
 
 def main() -> None:

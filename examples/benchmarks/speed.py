@@ -25,21 +25,23 @@ import numpy as np
 import torch
 from reference import Reference, load, ode, sde, trainer
 
+from sitcli.commands.bench.sample import INTERVAL, SCALE
+from sitcli.commands.bench.sample import SOLVER_STEPS as STEPS
+from sitcli.commands.bench.synthetic import write_synthetic
+from sitcli.commands.train.job import prepare
+from sitcli.commands.train.trainer import Trainer
 from sitcli.core.flow import Ode, Sde
 from sitcli.core.guidance import Guidance, GuidedNetwork
 from sitcli.core.wt import wt_of
-from sitcli.io.checkpoint import build_network
-from sitcli.io.compile import CompiledNetwork
-from sitcli.io.engine import join_group
-from sitcli.io.latents import LatentStore
-from sitcli.io.launch import autocast, tune_cpu
-from sitcli.io.processes import World
-from sitcli.model.transformer import PRESETS, Transformer, parse_model
-from sitcli.settings import TrainSettings
-from sitcli.stages.bench_loader import write_synthetic
-from sitcli.stages.bench_network import INTERVAL, SCALE
-from sitcli.stages.bench_network import SOLVER_STEPS as STEPS
-from sitcli.stages.train import Trainer, prepare
+from sitcli.engine.engine import join_group
+from sitcli.latents.store import LatentStore
+from sitcli.machine.devices import autocast, tune_cpu
+from sitcli.machine.world import World
+from sitcli.model.compile import CompiledNetwork
+from sitcli.model.config import PRESETS, parse_model
+from sitcli.model.transformer import Transformer
+from sitcli.runs.checkpoint import build_network
+from sitcli.settings.train import TrainSettings
 
 ITEMS = 256  # of the store
 

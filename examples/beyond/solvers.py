@@ -18,7 +18,7 @@ import torch
 from sitcli import names
 from sitcli.core.flow import Ode
 from sitcli.core.guidance import Guidance, GuidedNetwork
-from sitcli.io.checkpoint import open_checkpoint
+from sitcli.runs.checkpoint import open_checkpoint
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

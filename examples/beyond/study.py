@@ -108,8 +108,8 @@ def add_features(study: Study, scale: float) -> None:
     from classifier import fit
     from prepare import CHANNELS, PATCH, finish, load_images
 
-    from sitcli.settings import EncodeSettings
-    from sitcli.stages.encode import encode
+    from sitcli.commands.encode.stage import encode
+    from sitcli.settings.encode import EncodeSettings
 
     path, store = study.out / "encoder.pt", study.out / "train.h5"
     if not path.exists():
@@ -157,10 +157,11 @@ def measure_speeds(study: Study) -> dict[str, float]:
         return known
     import torch
 
-    from sitcli.io.engine import join_group
-    from sitcli.io.processes import World
-    from sitcli.settings import TrainSettings
-    from sitcli.stages.train import Trainer, prepare
+    from sitcli.commands.train.job import prepare
+    from sitcli.commands.train.trainer import Trainer
+    from sitcli.engine.engine import join_group
+    from sitcli.machine.world import World
+    from sitcli.settings.train import TrainSettings
 
     torch.set_num_threads(1)
     world = World(0, 1)
@@ -225,8 +226,8 @@ def train(study: Study, mechanism: Mechanism, seed: int, steps: int) -> None:
     """`sit train` up to `steps`; goes on from an earlier end, with the same learning rate."""
     from prepare import finish
 
-    from sitcli.settings import TrainSettings
-    from sitcli.stages.train import train as stage
+    from sitcli.commands.train.stage import train as stage
+    from sitcli.settings.train import TrainSettings
 
     options = study.train_options(mechanism, seed)
     every = max(1, study.steps // 14 if mechanism.options.get("power_ema") else study.steps // 2)
@@ -237,8 +238,8 @@ def average(run: Path, std: float, step: int) -> Path:
     """`sit ema`."""
     from prepare import finish
 
-    from sitcli.settings import EmaSettings
-    from sitcli.stages.average import average as stage
+    from sitcli.commands.ema import average as stage
+    from sitcli.settings.weights import EmaSettings
 
     return finish(stage(EmaSettings(run=run, std=std, step=step))).path
 
@@ -249,8 +250,8 @@ def draw(
     """`sit sample`, then `sit evaluate`."""
     from prepare import finish, score
 
-    from sitcli.settings import SampleSettings
-    from sitcli.stages.sample import sample
+    from sitcli.commands.sample.stage import sample
+    from sitcli.settings.sample import SampleSettings
 
     out = study.out / "samples" / name
     settings = SampleSettings(

@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from classifier import accuracy, fit
 
-from sitcli.io.autoencoder import decode_latents, from_spec
-from sitcli.io.features import choose_features
-from sitcli.io.images import Source, open_source
-from sitcli.io.latents import LatentStore
-from sitcli.io.launch import precision_name, resolve_device, resolve_precision
-from sitcli.settings import EncodeSettings, EvaluateSettings
-from sitcli.stages.encode import encode
-from sitcli.stages.evaluate import evaluate
+from sitcli.autoencoders.base import decode_latents
+from sitcli.autoencoders.load import from_spec
+from sitcli.commands.encode.stage import encode
+from sitcli.commands.evaluate.stage import evaluate
+from sitcli.features.extractors import choose_features
+from sitcli.images.source import Source, open_source
+from sitcli.latents.store import LatentStore
+from sitcli.machine.devices import precision_name, resolve_device, resolve_precision
+from sitcli.settings.encode import EncodeSettings
+from sitcli.settings.evaluate import EvaluateSettings
 
 HELD_OUT = 2000  # images that no network sees, as many of every class
 FLOOR_IMAGES = 1000  # of them, whose distance is the least that as many samples can reach

@@ -169,7 +169,7 @@ def count_macs(options: dict[str, Any]) -> int:
     """Multiply-accumulates of one evaluation for one image."""
     from prepare import CHANNELS, PATCH
 
-    from sitcli.io.config import transformer_config
+    from sitcli.commands.parsing import transformer_config
     from sitcli.model.flops import total_cost
 
     shape = {k: v for k, v in options.items() if k in ("depth", "width", "heads", "block")}
@@ -292,10 +292,10 @@ def train(study: Study, job: Job) -> dict[str, Any]:
     """`sit train` to its end, or on from where it was left."""
     from prepare import finish
 
-    from sitcli.io.checkpoint import open_checkpoint
+    from sitcli.commands.train.stage import train as stage
     from sitcli.model.flops import total_cost
-    from sitcli.settings import TrainSettings
-    from sitcli.stages.train import train as stage
+    from sitcli.runs.checkpoint import open_checkpoint
+    from sitcli.settings.train import TrainSettings
 
     path, started = study.run_path(job.run, job.seed), time.monotonic()
     settings = TrainSettings(
@@ -324,8 +324,8 @@ def draw_and_score(study: Study, job: Job, sampler: str) -> dict[str, Any]:
     """`sit sample`, then `sit evaluate`."""
     from prepare import finish, score
 
-    from sitcli.settings import SampleSettings
-    from sitcli.stages.sample import sample as stage
+    from sitcli.commands.sample.stage import sample as stage
+    from sitcli.settings.sample import SampleSettings
 
     run, started = study.run_path(job.run, job.seed), time.monotonic()
     settings = SampleSettings(

@@ -17,16 +17,12 @@ import torch
 import torch_fidelity
 from PIL import Image
 
-from sitcli.io.distances import (
-    Moments,
-    frechet_distance,
-    gaussian_of,
-    inception_score,
-    kernel_distance,
-    kid_subset_size,
-    precision_recall,
-)
-from sitcli.io.features import choose_features, load_extractor
+from sitcli.features.extractors import choose_features, load_extractor
+from sitcli.metrics.frechet import frechet_distance
+from sitcli.metrics.inception_score import inception_score
+from sitcli.metrics.kid import kernel_distance, kid_subset_size
+from sitcli.metrics.moments import Moments, gaussian_of
+from sitcli.metrics.neighbours import precision_recall
 
 SEED, BATCH = 0, 16
 

@@ -28,7 +28,8 @@ from sitcli.cli import (
 from sitcli.cli.options import unwrap
 from sitcli.cli.output import error
 from sitcli.errors import Interrupted, LostPeer, SitError
-from sitcli.io.processes import LIFELINE, adopt_slurm, watch_lifeline
+from sitcli.machine.children import LIFELINE, watch_lifeline
+from sitcli.machine.world import adopt_slurm
 
 app = typer.Typer(
     name="sit",
@@ -37,8 +38,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
 LOST_SECONDS = 15.0
 LAUNCHED = LIFELINE in os.environ  # by another `sit`
 
@@ -68,6 +67,8 @@ def root(
 
 STAGES = (encode, train, sample, evaluate, flops)
 OTHERS = (ema, import_weights, export, inspect, watch, bench, quickstart)
+
+
 for module in (*STAGES, *OTHERS):
     module.register(app)
 

@@ -6,7 +6,7 @@ import typer
 
 from sitcli.cli.options import Invocation, command
 from sitcli.cli.output import finish, follow
-from sitcli.settings import BenchSettings
+from sitcli.settings.tools import BenchSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -29,6 +29,6 @@ def register(app: typer.Typer) -> None:
 
         sit bench loader --latents in256.h5 --cold --json
         """
-        from sitcli.stages import bench as stage
+        from sitcli.commands.bench import stage as stage
 
         finish(follow(stage.bench(settings), title="bench"), invocation)

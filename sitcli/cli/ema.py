@@ -6,7 +6,7 @@ import typer
 
 from sitcli.cli.options import Invocation, command
 from sitcli.cli.output import finish, follow
-from sitcli.settings import EmaSettings
+from sitcli.settings.weights import EmaSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
         sit sample runs/NAME-ema0.080
         """
-        from sitcli.stages import average as stage
+        from sitcli.commands import ema as stage
 
         if invocation.dry_run:
             finish(stage.plan(settings), invocation)

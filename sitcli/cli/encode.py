@@ -6,7 +6,7 @@ import typer
 
 from sitcli.cli.options import Invocation, command
 from sitcli.cli.output import finish, follow
-from sitcli.settings import EncodeSettings
+from sitcli.settings.encode import EncodeSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
         sit encode-latents cifar10.tar cifar10.h5 --vae pixels
         """
-        from sitcli.stages import encode as stage
+        from sitcli.commands.encode import stage as stage
 
         if invocation.dry_run:
             finish(stage.plan(settings), invocation)

@@ -6,7 +6,7 @@ import typer
 
 from sitcli.cli.options import Invocation, command
 from sitcli.cli.output import finish, follow
-from sitcli.settings import EvaluateSettings
+from sitcli.settings.evaluate import EvaluateSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -50,14 +50,14 @@ def register(app: typer.Typer) -> None:
         which must be the samples' own but for InceptionV3, which resizes all it sees.
         """
         if settings.history is not None and not settings.nll:
-            from sitcli.stages.history import history as stage
-            from sitcli.stages.history import plan
+            from sitcli.commands.evaluate.history import history as stage
+            from sitcli.commands.evaluate.history import plan
         elif settings.nll:
-            from sitcli.stages.likelihood import likelihood as stage
-            from sitcli.stages.likelihood import plan
+            from sitcli.commands.evaluate.likelihood import likelihood as stage
+            from sitcli.commands.evaluate.likelihood import plan
         else:
-            from sitcli.stages.evaluate import evaluate as stage
-            from sitcli.stages.evaluate import plan
+            from sitcli.commands.evaluate.stage import evaluate as stage
+            from sitcli.commands.evaluate.stage import plan
 
         if invocation.dry_run:
             finish(plan(settings), invocation)

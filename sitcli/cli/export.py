@@ -6,7 +6,7 @@ import typer
 
 from sitcli.cli.options import Invocation, command
 from sitcli.cli.output import finish, follow
-from sitcli.settings import ExportSettings
+from sitcli.settings.weights import ExportSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         trust_remote_code=True) then loads it. What a layout cannot hold is refused with the
         reason; --format safetensors keeps everything, and sit import reads it back bit for bit.
         """
-        from sitcli.stages.export import export, plan
+        from sitcli.commands.export import export, plan
 
         if invocation.dry_run:
             finish(plan(settings), invocation)

@@ -6,7 +6,7 @@ import typer
 
 from sitcli.cli.options import Invocation, command
 from sitcli.cli.output import finish, follow
-from sitcli.settings import FlopsSettings
+from sitcli.settings.tools import FlopsSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +30,6 @@ def register(app: typer.Typer) -> None:
 
         sit flops --json | jq '.models\\[] | {model, gmacs}'
         """
-        from sitcli.stages import count as stage
+        from sitcli.commands import flops as stage
 
         finish(follow(stage.count(settings), title="flops"), invocation)

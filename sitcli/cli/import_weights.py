@@ -6,7 +6,7 @@ import typer
 
 from sitcli.cli.options import Invocation, command
 from sitcli.cli.output import finish, follow
-from sitcli.settings import ImportSettings
+from sitcli.settings.weights import ImportSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
         sit sample runs/sit-xl --cfg-scale 1.5 --classes 207,360 --vae sd-vae-ft-ema
         """
-        from sitcli.stages.import_weights import import_weights, plan
+        from sitcli.commands.import_weights import import_weights, plan
 
         if invocation.dry_run:
             finish(plan(settings), invocation)

@@ -6,7 +6,7 @@ import typer
 
 from sitcli.cli.options import Invocation, command
 from sitcli.cli.output import finish, follow
-from sitcli.settings import InspectSettings
+from sitcli.settings.tools import InspectSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +30,6 @@ def register(app: typer.Typer) -> None:
 
         sit inspect samples/NAME --json | jq .meta
         """
-        from sitcli.stages import inspect as stage
+        from sitcli.commands.inspect import stage as stage
 
         finish(follow(stage.inspect(settings), title="inspect"), invocation)

@@ -19,8 +19,9 @@ from typing import Any
 import typer
 
 from sitcli.errors import UsageError
-from sitcli.io.processes import number_of, run_processes
-from sitcli.presets import PRESETS
+from sitcli.machine.children import run_processes
+from sitcli.machine.world import number_of
+from sitcli.settings.presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import typer
 
 from sitcli.cli.options import Invocation, command
 from sitcli.cli.output import finish, follow, say
-from sitcli.settings import QuickstartSettings
+from sitcli.settings.tools import QuickstartSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
         sit quickstart somewhere --steps 6000
         """
-        from sitcli.stages import quickstart as stage
+        from sitcli.commands import quickstart as stage
 
         follow(stage.draw(settings), title="draw")
         for arguments in stage.commands(settings):

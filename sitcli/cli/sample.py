@@ -6,7 +6,7 @@ import typer
 
 from sitcli.cli.options import Invocation, command
 from sitcli.cli.output import finish, follow
-from sitcli.settings import SampleSettings
+from sitcli.settings.sample import SampleSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -31,11 +31,11 @@ def register(app: typer.Typer) -> None:
         sit sample --invert photos/ --solver heun --steps 100
         """
         if settings.invert is not None:
-            from sitcli.stages.invert import invert as stage
-            from sitcli.stages.invert import plan
+            from sitcli.commands.sample.invert import invert as stage
+            from sitcli.commands.sample.invert import plan
         else:
-            from sitcli.stages.sample import plan
-            from sitcli.stages.sample import sample as stage
+            from sitcli.commands.sample.stage import plan
+            from sitcli.commands.sample.stage import sample as stage
 
         if invocation.dry_run:
             finish(plan(settings), invocation)

@@ -6,7 +6,7 @@ import typer
 
 from sitcli.cli.options import Invocation, command
 from sitcli.cli.output import finish, follow
-from sitcli.settings import TrainSettings
+from sitcli.settings.train import TrainSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
         torchrun --nnodes 2 --nproc_per_node 8 ... -m -- sitcli train --model SiT-XL/2 --zero 2
         """
-        from sitcli.stages import train as stage
+        from sitcli.commands.train import stage as stage
 
         if invocation.dry_run:
             finish(stage.plan(settings), invocation)

@@ -22,13 +22,11 @@ from rich.text import Text
 from sitcli.cli.options import Invocation, command
 from sitcli.cli.output import LOG_SECONDS, duration
 from sitcli.errors import SitError
-from sitcli.io.board import spread
-from sitcli.settings import WatchSettings
-from sitcli.text import format_bytes
+from sitcli.settings.tools import WatchSettings
+from sitcli.text import format_bytes, spread
 
 if TYPE_CHECKING:
-    from sitcli.stages.watch import Snapshot
-
+    from sitcli.commands.watch import Snapshot
 LABEL = 10  # columns
 BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 COLOURS = {"training": "green", "finished": "green", "waiting": "cyan"}
@@ -55,7 +53,7 @@ def register(app: typer.Typer) -> None:
 
         sit watch --once --json | jq .eta_seconds
         """
-        from sitcli.stages.watch import watch
+        from sitcli.commands.watch import watch
 
         snapshots = watch(replace(settings, once=settings.once or invocation.json))
         with contextlib.suppress(KeyboardInterrupt):

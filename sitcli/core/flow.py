@@ -18,16 +18,9 @@ from sitcli.core.interpolant import (
     sde_interval,
     train_interval,
 )
+from sitcli.core.ode import MULTISTEPS, Evaluation, solve_dopri5, solve_multistep, solve_ode
 from sitcli.core.prediction import PREDICTIONS, to_data, to_score, to_velocity
-from sitcli.core.solvers import (
-    MULTISTEPS,
-    Drift,
-    Evaluation,
-    solve_dopri5,
-    solve_multistep,
-    solve_ode,
-    solve_sde,
-)
+from sitcli.core.sde import Drift, solve_sde
 from sitcli.core.times import PLAIN, Times
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]

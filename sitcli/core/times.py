@@ -10,8 +10,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-Time = TypeVar("Time", float, Tensor)
+from sitcli.core.interpolant import Interval
 
+Time = TypeVar("Time", float, Tensor)
 # The latent for which no shift is wanted: of the SD VAE at 256 pixels, 4 x 32 x 32.
 REFERENCE_NUMEL = 4096
 
@@ -76,3 +77,13 @@ class Times:
 
 
 PLAIN = Times()
+
+
+def time_grid(interval: Interval, steps: int, shift: float = 1.0) -> list[float]:
+    """steps + 1 times that are equally spaced before they are shifted, both ends exact."""
+    start, end, _ = interval
+    if shift == 1:
+        return [start + (end - start) * (i / steps) for i in range(steps)] + [end]
+    first, last = shifted(start, 1 / shift), shifted(end, 1 / shift)
+    inner = [shifted(first + (last - first) * (i / steps), shift) for i in range(1, steps)]
+    return [start, *inner, end]

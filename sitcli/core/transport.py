@@ -14,12 +14,11 @@ from torch import Tensor
 
 from sitcli.core.flow import Flow, Network, Ode
 from sitcli.core.interpolant import Interval, Path
-from sitcli.core.solvers import ODE_STEPS, solve_dopri5
+from sitcli.core.ode import ODE_STEPS, solve_dopri5
 
 # Where the velocity divides by sigma, the data's end is the time at which sigma is this, or the
 # least that the network knows.
 LEAST_SIGMA = 1e-3
-
 # velocity(x, t, rows) for the samples `rows` (b,) of the batch, at times t (b,).
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 

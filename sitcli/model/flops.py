@@ -12,8 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sitcli.model.blocks import BLOCKS
+from sitcli.model.config import PRESETS, TransformerConfig, projector_width
 from sitcli.model.embed import TimestepEmbedder
-from sitcli.model.transformer import PRESETS, Transformer, TransformerConfig, projector_width
+from sitcli.model.transformer import Transformer
 
 
 class Cost(NamedTuple):

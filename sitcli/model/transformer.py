@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sitcli.model.blocks import BLOCKS, MLPS, NORMS, Modulation, Style
+from sitcli.model.blocks import BLOCKS, Modulation
+from sitcli.model.config import TransformerConfig, projector_width
 from sitcli.model.embed import (
     LabelEmbedder,
     PatchEmbed,
@@ -19,141 +18,6 @@ from sitcli.model.embed import (
     position_embedding,
     rotary_embedding,
 )
-
-# depth, width, heads (DiT Table 1); Mi and Ti are ours, for CPUs.
-PRESETS: dict[str, tuple[int, int, int]] = {
-    "Mi": (4, 128, 4),
-    "Ti": (6, 192, 3),
-    "S": (12, 384, 6),
-    "B": (12, 768, 12),
-    "L": (24, 1024, 16),
-    "XL": (28, 1152, 16),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
-    """Everything that fixes the shapes of the parameters.
-
-    input_size: height of the latent; input_width: its width, None if it is square; channels: its
-    channels; num_classes: 0 is unconditional; block: one of BLOCKS.
-
-    Beyond the papers: mlp, norm, qk_norm: see `Style`; rope: turn queries and keys by their
-    positions, see `rotary_embedding`. aux_block: an auxiliary final layer reads the tokens after
-    so many blocks, 0: there is none. align_block, align_width: a projector reads them for features
-    of so many channels. Raises ValueError for sizes that do not fit together.
-    """
-
-    input_size: int
-    patch: int
-    channels: int
-    out_channels: int
-    width: int
-    depth: int
-    heads: int
-    num_classes: int
-    block: str = "adaln-zero"
-    input_width: int | None = None
-    mlp: str = "gelu"
-    norm: str = "layer"
-    qk_norm: bool = False
-    rope: bool = False
-    aux_block: int = 0
-    align_block: int = 0
-    align_width: int = 0
-
-    def __post_init__(self) -> None:
-        if self.block not in BLOCKS:
-            raise ValueError(f"no block design is called '{self.block}'")
-        if self.mlp not in MLPS or self.norm not in NORMS:
-            raise ValueError(f"no parts of a block are called '{self.mlp}' and '{self.norm}'")
-        for side in self.latent_shape[1:]:
-            if side % self.patch:
-                raise ValueError(f"patch {self.patch} does not divide the latent side {side}")
-        if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
-        if self.width % 4:
-            raise ValueError(f"the width {self.width} is not a multiple of 4")
-        if self.rope and self.width // self.heads % 4:
-            raise ValueError(
-                f"rotary embedding takes heads of a multiple of 4 channels, not {self.width} / "
-                f"{self.heads}"
-            )
-        for name, block in (("auxiliary", self.aux_block), ("aligned", self.align_block)):
-            if not 0 <= block < self.depth:
-                raise ValueError(f"the {name} block {block} is none of the first {self.depth - 1}")
-        if bool(self.align_block) != bool(self.align_width) or self.align_width < 0:
-            raise ValueError("a projector needs both its block and its features' width")
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w)."""
-        return self.channels, self.input_size, self.input_width or self.input_size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
-        return tuple(side // self.patch for side in self.latent_shape[1:])
-
-    @property
-    def tokens(self) -> int:
-        rows, columns = self.grid
-        return rows * columns
-
-    @property
-    def style(self) -> Style:
-        return Style(self.mlp, self.norm, self.qk_norm)
-
-    @property
-    def backbone(self) -> TransformerConfig:
-        """Without what only training, or internal guidance, looks at."""
-        return replace(self, aux_block=0, align_block=0, align_width=0)
-
-    @property
-    def beyond(self) -> list[str]:
-        """What sets it apart from the papers' networks, in words."""
-        parts = {
-            "SwiGLU": self.mlp == "swiglu",
-            "RMSNorm": self.norm == "rms",
-            "QK-norm": self.qk_norm,
-            "RoPE": self.rope,
-        }
-        return [name for name, there in parts.items() if there]
-
-    @property
-    def null_class(self) -> int:
-        """The label that stands for no label; also the only one of an unconditional model."""
-        return self.num_classes
-
-
-def parse_model(name: str) -> tuple[str, str, int]:
-    """'SiT-XL/2' -> ('SiT', 'XL', 2). Raises ValueError for anything else."""
-    match = re.fullmatch(rf"(SiT|DiT)-({'|'.join(PRESETS)})/([1-9]\d*)", name)
-    if match is None:
-        raise ValueError(f"no model is called '{name}'")
-    return match[1], match[2], int(match[3])
-
-
-def parse_checkpoint_blocks(text: str) -> int:
-    """'none' -> 0, 'all' -> 1, 'every-3' -> 3: a Transformer's checkpoint_every.
-
-    Raises ValueError for anything else.
-    """
-    if text in ("none", "all"):
-        return int(text == "all")
-    match = re.fullmatch(r"every-([1-9]\d*)", text)
-    if match is None:
-        raise ValueError(f"'{text}' is none of none, all, every-2, every-3, ...")
-    return int(match[1])
-
-
-# REPA's projector has 2048 hidden channels; narrow networks get one as narrow.
-PROJECTOR_WIDTH = 2048
-
-
-def projector_width(config: TransformerConfig) -> int:
-    """Hidden channels of the projector: 2048 (REPA), twice the network's where that is less."""
-    return min(PROJECTOR_WIDTH, 2 * config.width)
 
 
 class Route(NamedTuple):
@@ -340,58 +204,3 @@ def scatter_tokens(tokens: Tensor, places: Tensor, values: Tensor) -> Tensor:
     """Tokens (B, T, d) with values (B, K, d) at places (B, K); a new tensor."""
     index = places[..., None].expand(-1, -1, tokens.shape[-1])
     return tokens.scatter(1, index, values.to(tokens.dtype))
-
-
-def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
-    """The config of official-layout weights, from their tensors alone (heads leave no trace).
-
-    Of the papers' blocks only: rotary embeddings leave no trace either.
-
-    Raises KeyError for a missing tensor, ValueError for blocks of no known design, or a position
-    embedding of no grid.
-    """
-    width, channels, patch, _ = state["x_embedder.proj.weight"].shape
-    out = state["final_layer.linear.weight"].shape[0]
-    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
-    rows, columns = infer_grid(state["pos_embed"])
-    return TransformerConfig(
-        input_size=rows * patch,
-        input_width=None if rows == columns else columns * patch,
-        patch=patch,
-        channels=channels,
-        out_channels=out // patch**2,
-        width=width,
-        depth=depth,
-        heads=heads,
-        num_classes=state["y_embedder.embedding_table.weight"].shape[0] - 1,
-        block=_infer_block(state, width),
-    )
-
-
-def infer_grid(pos_embed: Tensor) -> tuple[int, int]:
-    """Rows and columns of a position embedding (1, T, d): the grid that gives these values.
-
-    One of other values, learned ones, is a square. Raises ValueError if it can be none.
-    """
-    _, tokens, width = pos_embed.shape
-    for rows in range(1, tokens + 1):
-        if tokens % rows == 0:
-            grid = rows, tokens // rows
-            if torch.allclose(pos_embed.float(), position_embedding(width, *grid), atol=1e-5):
-                return grid
-    side = round(tokens**0.5)
-    if side * side != tokens:
-        raise ValueError(f"pos_embed has {tokens} tokens, which are no known grid")
-    return side, side
-
-
-def _infer_block(state: dict[str, Tensor], width: int) -> str:
-    """The design whose parameters are those of the first block, by name and shape."""
-    prefix = "blocks.0."
-    found = {k.removeprefix(prefix): v.shape for k, v in state.items() if k.startswith(prefix)}
-    for name, design in BLOCKS.items():
-        with torch.device("meta"):
-            block = design.block(width, 1)
-        if {k: v.shape for k, v in block.state_dict().items()} == found:
-            return name
-    raise ValueError(f"the parameters of {prefix[:-1]} are those of no known design: {[*found]}")

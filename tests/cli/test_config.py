@@ -11,7 +11,10 @@ import typer
 
 from sitcli.cli.options import command
 from sitcli.errors import UsageError
-from sitcli.settings import EncodeSettings, EvaluateSettings, SampleSettings, TrainSettings
+from sitcli.settings.encode import EncodeSettings
+from sitcli.settings.evaluate import EvaluateSettings
+from sitcli.settings.sample import SampleSettings
+from sitcli.settings.train import TrainSettings
 
 
 @pytest.fixture
@@ -211,14 +214,14 @@ def test_wrong_types_name_the_option_and_the_place(tmp_path, text, environment, 
 
 def test_example_configs_are_accepted():
     """Would catch an example that a renamed option left behind."""
-    from sitcli import settings
     from sitcli.cli.options import config_section
+    from sitcli.settings import encode, evaluate, sample, train
 
     classes = {
-        "encode-latents": settings.EncodeSettings,
-        "train": settings.TrainSettings,
-        "sample": settings.SampleSettings,
-        "evaluate": settings.EvaluateSettings,
+        "encode-latents": encode.EncodeSettings,
+        "train": train.TrainSettings,
+        "sample": sample.SampleSettings,
+        "evaluate": evaluate.EvaluateSettings,
     }
     examples = list((Path(__file__).parents[2] / "examples").glob("**/*.yaml"))
     assert examples

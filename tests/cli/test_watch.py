@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sitcli.cli.watch import loss_text, sparkline, state_text
-from sitcli.stages.watch import Snapshot
+from sitcli.commands.watch import Snapshot
 from tests.cli.terminal import rest_of
 from tests.stages.test_watch import make_run
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from sitcli.core.ddpm import Diffusion
+from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow, Ode
 from sitcli.core.prediction import PREDICTIONS
 from tests.core.gaussian import Gaussian

@@ -8,17 +8,15 @@ import pytest
 import torch
 
 from sitcli import names
-from sitcli.core.ddpm import (
+from sitcli.core.chain import (
     Chain,
-    Ddim,
-    Ddpm,
-    Diffusion,
     Moments,
     cosine_betas,
     discretised_gaussian_nll,
     gaussian_kl,
     linear_betas,
 )
+from sitcli.core.diffusion import Ddim, Ddpm, Diffusion
 from sitcli.core.flow import Flow, Ode, Sde
 from sitcli.core.interpolant import path_at
 from sitcli.core.wt import wt_of

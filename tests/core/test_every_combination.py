@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sitcli import names
-from sitcli.core.ddpm import Ddim, Ddpm, Diffusion
+from sitcli.core.diffusion import Ddim, Ddpm, Diffusion
 from sitcli.core.flow import Flow, Ode, Sde
 from sitcli.core.wt import LossCurve, wt_of
 from tests.core.exact import exact_network, propagated

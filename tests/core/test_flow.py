@@ -12,15 +12,10 @@ from sitcli import names
 from sitcli.core.flow import Flow, Ode, Sde
 from sitcli.core.guidance import Guidance, GuidedNetwork
 from sitcli.core.interpolant import Interval, ode_interval, path_at, sde_interval
+from sitcli.core.ode import ODE_STEPS, solve_dopri5, solve_ode
 from sitcli.core.prediction import PREDICTIONS, to_data, to_score, to_velocity
-from sitcli.core.solvers import (
-    ODE_STEPS,
-    SDE_STEPS,
-    Drift,
-    solve_dopri5,
-    solve_ode,
-    time_grid,
-)
+from sitcli.core.sde import SDE_STEPS, Drift
+from sitcli.core.times import time_grid
 from sitcli.core.wt import WT, LossCurve, wt_of
 from tests.core.gaussian import Gaussian
 
@@ -237,7 +232,7 @@ def propagate(
         if visited is not None:
             visited.append(variance**0.5 / DATA.marginal(flow.interpolant, s)[1])
     if sde.last_step != "none":
-        from sitcli.core.solvers import LAST_STEPS
+        from sitcli.core.sde import LAST_STEPS
 
         c, a, _ = LAST_STEPS[sde.last_step](drift, x, interval.end).flatten().tolist()
         mean, variance = (a - c) * mean + c, (a - c) ** 2 * variance

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sitcli.core.ddpm import Ddim, Diffusion
+from sitcli.core.diffusion import Ddim, Diffusion
 from sitcli.core.flow import Flow, Ode
 from sitcli.core.guidance import Guidance, GuidedNetwork
 

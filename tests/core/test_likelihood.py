@@ -155,7 +155,7 @@ def test_units_by_hand() -> None:
 
 def test_dequantised_bytes_fill_their_own_grey_level() -> None:
     """Fault: levels that overlap, leave gaps, or are not those that pictures are decoded to."""
-    from sitcli.io.autoencoder import to_uint8
+    from sitcli.autoencoders.base import to_uint8
 
     images = torch.arange(256.0).view(1, 1, 16, 16).expand(1, 3, 16, 16)
     low, high = (dequantise(images, torch.full_like(images, u)) for u in (0.0, 1.0))

@@ -9,15 +9,14 @@ import torch
 
 from sitcli.core.flow import Flow, Ode
 from sitcli.core.interpolant import Interval
-from sitcli.core.solvers import (
+from sitcli.core.ode import (
     MULTISTEPS,
     Evaluation,
     adams_bashforth_2,
     dpm_solver_2m,
     solve_multistep,
-    time_grid,
 )
-from sitcli.core.times import Times, natural_shift, shifted
+from sitcli.core.times import Times, natural_shift, shifted, time_grid
 from tests.core.gaussian import Gaussian
 
 DATA = Gaussian(mean=0.7, std=0.6)

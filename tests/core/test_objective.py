@@ -7,16 +7,9 @@ import math
 import pytest
 import torch
 
-from sitcli.core.ddpm import Diffusion
+from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow, direction_loss
-from sitcli.core.objective import (
-    Extras,
-    alignment,
-    layer_sync,
-    to_tokens,
-    training_loss,
-    weighted,
-)
+from sitcli.core.objective import Extras, alignment, layer_sync, to_tokens, training_loss, weighted
 
 
 def test_direction_loss() -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sitcli import names
-from sitcli.core.ddpm import Diffusion
+from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow, Ode
-from sitcli.core.solvers import ODE_STEPS
+from sitcli.core.ode import ODE_STEPS
 from sitcli.core.transport import ends_of, times_between, to_data, to_noise
 from tests.core.gaussian import Gaussian
 

@@ -25,7 +25,8 @@ def test_every_choice_is_one_that_sit_takes() -> None:
     """Options are fields of the settings, and every name is there once."""
     from mechanisms import BASE, BY_NAME, DRAWINGS, MECHANISMS
 
-    from sitcli.settings import SampleSettings, TrainSettings
+    from sitcli.settings.sample import SampleSettings
+    from sitcli.settings.train import TrainSettings
 
     assert len(BY_NAME) == len(MECHANISMS)
     for mechanism in MECHANISMS:
@@ -41,7 +42,7 @@ def test_a_preset_is_measured_as_it_is(name: str) -> None:
     """The learning rate and AdamW's beta2 are the base's in the study; all else is the preset."""
     from mechanisms import BY_NAME
 
-    from sitcli.presets import TRAIN
+    from sitcli.settings.presets import TRAIN
 
     mechanisms = {k: v for k, v in TRAIN[name].items() if k not in ("lr", "beta2")}
     assert BY_NAME[name].options == mechanisms

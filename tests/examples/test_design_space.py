@@ -40,7 +40,8 @@ def test_every_choice_is_one_that_sit_takes() -> None:
     """Options are fields of the settings, and one that sit has renamed is found here."""
     from cells import SAMPLERS, Budget, runs
 
-    from sitcli.settings import SampleSettings, TrainSettings
+    from sitcli.settings.sample import SampleSettings
+    from sitcli.settings.train import TrainSettings
 
     for size in ("Mi", "S"):
         for options in runs(size).values():
@@ -80,7 +81,7 @@ def test_split_is_a_function_of_the_names(tmp_path: Path) -> None:
     """A held-out image that a network has seen would flatter the classifier."""
     from prepare import split
 
-    from sitcli.io.images import open_source
+    from sitcli.images.source import open_source
 
     _write_pictures(tmp_path / "pictures", 20)
     parts = []

@@ -15,17 +15,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from sitcli.autoencoders import base, diffusers_vae
+from sitcli.autoencoders.base import decode_latents, to_signed, to_uint8
+from sitcli.autoencoders.load import from_spec, load_autoencoder
+from sitcli.autoencoders.patch_pca import fit_patch_pca
 from sitcli.errors import SitError, UsageError
-from sitcli.io import autoencoder as autoencoder_module
-from sitcli.io import diffusers_vae
-from sitcli.io.autoencoder import (
-    decode_latents,
-    fit_patch_pca,
-    from_spec,
-    load_autoencoder,
-    to_signed,
-    to_uint8,
-)
 
 CPU = torch.device("cpu")
 FP32 = {"device": CPU, "dtype": torch.float32}
@@ -233,7 +227,7 @@ def test_decoding_in_slices_is_decoding_at_once(tmp_path, monkeypatch):
     vae = load_autoencoder(str(tmp_path), **FP32)
     latents = torch.randn(5, 4, 4, 4)
     whole = vae.decode(latents)
-    monkeypatch.setitem(autoencoder_module.PIXELS_PER_CALL, "cpu", 2 * 8 * 8)
+    monkeypatch.setitem(base.PIXELS_PER_CALL, "cpu", 2 * 8 * 8)
     torch.testing.assert_close(vae.decode(latents), whole)
 
 
@@ -261,7 +255,7 @@ def test_hub_that_does_not_answer_fails_soon():
     with socket.create_server(("127.0.0.1", 0)) as server:
         code = (
             "import torch\n"
-            "from sitcli.io import diffusers_vae\n"
+            "from sitcli.autoencoders import diffusers_vae\n"
             "from sitcli.errors import SitError\n"
             "diffusers_vae.HUB_TIMEOUT = 1.0\n"
             "try: diffusers_vae.load_hub('a/b', device=torch.device('cpu'), dtype=torch.float32)\n"

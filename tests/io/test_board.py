@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sitcli.commands.train.board import Board, check_wandb
 from sitcli.errors import UsageError
-from sitcli.io.board import Board, check_wandb, spread
+from sitcli.text import spread
 
 
 def board(folder: Path, first_step: int, *, wandb: bool = False) -> Board:
@@ -73,7 +74,7 @@ def test_without_wandb_it_is_refused_before_the_training(
 WANDB_PROGRAM = """
 import sys
 from pathlib import Path
-from sitcli.io.board import WANDB_SETTINGS
+from sitcli.commands.train.board import WANDB_SETTINGS
 from tests.io.test_board import board
 WANDB_SETTINGS["init_timeout"] = 3.0
 run = board(Path(sys.argv[1]), int(sys.argv[2]), wandb=True)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from sitcli.errors import UsageError
-from sitcli.io.compile import (
+from sitcli.machine.devices import autocast
+from sitcli.model.blocks import gelu
+from sitcli.model.compile import (
     WORTH_COMPILING,
     CompiledNetwork,
     can_compile,
@@ -16,8 +18,6 @@ from sitcli.io.compile import (
     compile_count,
     resolve_compile,
 )
-from sitcli.io.launch import autocast
-from sitcli.model.blocks import gelu
 from sitcli.model.transformer import Transformer
 from tests.model.test_transformer import TINY, every_block, filled
 

@@ -7,11 +7,19 @@ import pytest
 import torch
 import yaml
 
+from sitcli.commands.train.run_settings import (
+    as_plain,
+    check_same,
+    read_config,
+    resolve,
+    run_name,
+    write_config,
+)
 from sitcli.errors import UsageError
-from sitcli.io.config import as_plain, check_same, read_config, resolve, run_name, write_config
-from sitcli.io.latents import LatentStore, open_stores
-from sitcli.io.rows import Rows
-from sitcli.settings import TrainSettings
+from sitcli.latents.joined import open_stores
+from sitcli.latents.store import LatentStore
+from sitcli.settings.train import TrainSettings
+from sitcli.storage.rows import Rows
 from tests.tiny import make_store
 
 CPU = torch.device("cpu")

@@ -5,18 +5,12 @@ import pytest
 import torch
 
 from sitcli.errors import SitError
-from sitcli.io.distances import (
-    Gaussian,
-    Moments,
-    bootstrap,
-    bootstrap_frechet,
-    density_coverage,
-    frechet_distance,
-    gaussian_of,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-)
+from sitcli.metrics.bootstrap import bootstrap
+from sitcli.metrics.frechet import bootstrap_frechet, frechet_distance
+from sitcli.metrics.inception_score import inception_score
+from sitcli.metrics.kid import kernel_distance
+from sitcli.metrics.moments import Gaussian, Moments, gaussian_of
+from sitcli.metrics.neighbours import density_coverage, precision_recall
 from tests.tiny import moments
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sitcli.engine.config import default_stage, engine_config, merge_config, read_file
 from sitcli.errors import UsageError
-from sitcli.io.engine import default_stage, engine_config, merge_config, read_file
-from sitcli.io.processes import World
+from sitcli.machine.world import World
 
 
 def config(**more):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from sitcli.errors import SitError
-from sitcli.io.distances import gaussian_of
-from sitcli.io.extraction import load_statistics, save_statistics
+from sitcli.features.statistics import load_statistics, save_statistics
+from sitcli.metrics.moments import gaussian_of
 from tests.tiny import moments
 
 

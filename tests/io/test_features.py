@@ -5,20 +5,14 @@ import pytest
 import torch
 
 from sitcli.errors import SitError, UsageError
-from sitcli.io.distances import (
-    frechet_distance,
-    gaussian_of,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-)
-from sitcli.io.features import (
-    INCEPTION_FILE,
-    INCEPTION_HASH,
-    Features,
-    choose_features,
-    load_extractor,
-)
+from sitcli.features.base import INCEPTION_HASH, Features
+from sitcli.features.extractors import choose_features, load_extractor
+from sitcli.features.inception import INCEPTION_FILE
+from sitcli.metrics.frechet import frechet_distance
+from sitcli.metrics.inception_score import inception_score
+from sitcli.metrics.kid import kernel_distance
+from sitcli.metrics.moments import gaussian_of
+from sitcli.metrics.neighbours import precision_recall
 from tests.tiny import inception_file, moments
 
 CPU = torch.device("cpu")

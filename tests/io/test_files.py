@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sitcli.io.files import hash_file, hash_json, replacing, write_json
+from sitcli.storage.files import hash_file, hash_json, replacing, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

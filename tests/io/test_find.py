@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sitcli.commands.newest import newest_run, newest_samples, newest_store
 from sitcli.errors import SitError
-from sitcli.io.find import newest_run, newest_samples, newest_store
-from sitcli.io.rows import Rows
+from sitcli.storage.rows import Rows
 from tests.tiny import make_store, pictures, write_samples
 
 

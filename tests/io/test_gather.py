@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sitcli.io.gather import Gather
+from sitcli.storage.gather import Gather
 
 ROWS, SHAPE = 9, (4, 3)
 

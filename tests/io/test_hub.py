@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sitcli.errors import SitError, UsageError
-from sitcli.io.hub import local_path
+from sitcli.storage.hub import local_path
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from sitcli.errors import SitError
-from sitcli.io.images import BrokenImage, decode, open_source, prepare
+from sitcli.images.decode import decode, to_square
+from sitcli.images.place import BrokenImage
+from sitcli.images.source import open_source
 
 
 def encoded(image, format="PNG", **options):
@@ -332,7 +334,7 @@ def test_adm_crop_is_adms(shape):
     """Catches another filter, order or rounding than the published models were trained with."""
     picture = np.random.default_rng(1).integers(0, 255, (*shape, 3), np.uint8)
     image = Image.fromarray(picture)
-    result = prepare(image, 32, "adm")
+    result = to_square(image, 32, "adm")
     assert (result.shape, result.dtype) == ((32, 32, 3), np.uint8)
     np.testing.assert_array_equal(result, reference_center_crop(image, 32))
 
@@ -342,10 +344,10 @@ def test_other_crops():
     picture = np.random.default_rng(1).integers(0, 255, (32, 48, 3), np.uint8)
     picture[:, :4] = 0
     wide = Image.fromarray(picture)
-    stretched = prepare(wide, 16, "resize")
+    stretched = to_square(wide, 16, "resize")
     assert stretched.shape == (16, 16, 3)
     assert stretched[:, 0].max() < 30  # the border is still there
     with pytest.raises(BrokenImage, match="is 48 x 32 pixels, not 32 x 32"):
-        prepare(wide, 32, "none")
+        to_square(wide, 32, "none")
     square = wide.crop((0, 0, 32, 32))
-    np.testing.assert_array_equal(prepare(square, 32, "none"), np.array(square))
+    np.testing.assert_array_equal(to_square(square, 32, "none"), np.array(square))

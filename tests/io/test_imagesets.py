@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sitcli.errors import SitError
-from sitcli.io.imagesets import batches, kind_of, open_images
+from sitcli.images.sets import batches, kind_of, open_images
 from tests.tiny import write_folder, write_samples
 
 

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from sitcli.errors import SitError, UsageError
-from sitcli.io import rows
-from sitcli.io.latents import LatentStore, ReadBack, create_store, open_stores, row_checksums
-from sitcli.io.rows import BROKEN, DONE, Rows
+from sitcli.latents.joined import open_stores
+from sitcli.latents.layout import create_store, row_checksums
+from sitcli.latents.readback import ReadBack
+from sitcli.latents.store import LatentStore
+from sitcli.storage import rows
+from sitcli.storage.rows import BROKEN, DONE, Rows
 
 NUM, C, SIDE = 12, 3, 4
 SPEC = dict(
@@ -144,7 +147,7 @@ def test_checksum_sees_latents_flips_and_labels(tmp_path):
 
 def test_reading_back_finds_damaged_rows(tmp_path, monkeypatch):
     """Catches a verification that compares a file with itself, or looks at one copy only."""
-    monkeypatch.setattr("sitcli.io.latents.READ_BYTES", 1000)  # several pieces
+    monkeypatch.setattr("sitcli.latents.store.READ_BYTES", 1000)  # several pieces
     path = tmp_path / "a.h5"
     make_store(path)
     check = ReadBack(LatentStore.open(path))

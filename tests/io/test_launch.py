@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sitcli.errors import UsageError
-from sitcli.io.launch import generator, resolve_device, resolve_precision, stream_seed
+from sitcli.machine.devices import resolve_device, resolve_precision
+from sitcli.machine.seeds import generator, stream_seed
 
 
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch, number: int, capability: int = 9) -> None:
@@ -75,7 +76,7 @@ def test_freed_memory_is_kept() -> None:
     """Fault: every large tensor waits for fresh pages, thousands of them; counted by the kernel."""
     lines = [
         "import resource, torch",
-        "from sitcli.io.launch import tune_cpu",
+        "from sitcli.machine.devices import tune_cpu",
         "def faults():",
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
         "    for _ in range(8): torch.ones(1 << 24)",  # 64 MiB each
@@ -101,10 +102,10 @@ def test_threads_are_those_of_the_share(environment, processors, threads) -> Non
     """Fault: every process with as many threads as the machine has cores, or a user overruled."""
     lines = [
         "import torch",
-        "from sitcli.io import launch, processes",
-        f"processes.num_processors = lambda: {processors}",
-        "if 'OMP_NUM_THREADS' not in launch.os.environ: torch.set_num_threads(8)",
-        "launch.tune_cpu(torch.device('cpu'))",
+        "from sitcli.machine import devices, world",
+        f"world.num_processors = lambda: {processors}",
+        "if 'OMP_NUM_THREADS' not in devices.os.environ: torch.set_num_threads(8)",
+        "devices.tune_cpu(torch.device('cpu'))",
         "print(torch.get_num_threads())",
     ]
     rest = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

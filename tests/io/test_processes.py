@@ -11,8 +11,8 @@ import time
 import pytest
 
 from sitcli.errors import UsageError
-from sitcli.io import processes
-from sitcli.io.processes import World, adopt_slurm, device_name, local_size, number_of, world_for
+from sitcli.machine import world
+from sitcli.machine.world import World, adopt_slurm, device_name, local_size, number_of, world_for
 
 CLUSTER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -81,7 +81,7 @@ def test_a_batch_script_is_no_task_of_srun(environment) -> None:
 # A program that starts itself, as `run_processes` starts `python -m sitcli`.
 PROGRAM = """
 import os, sys, time, signal
-import sitcli.io.processes as p
+import sitcli.machine.children as p
 
 def child(rank, what):
     p.watch_lifeline()
@@ -168,6 +168,6 @@ def test_a_containers_share_is_what_there_is(tmp_path, monkeypatch, files, numbe
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(processes, "CGROUP", tmp_path)
-    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert processes.num_processors() == number
+    monkeypatch.setattr(world, "CGROUP", tmp_path)
+    monkeypatch.setattr(world.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert world.num_processors() == number

@@ -9,15 +9,15 @@ import socket
 import subprocess
 import sys
 
-from sitcli.io.processes import Children
+from sitcli.machine.children import Children
 from tests.tiny import ENVIRONMENT
 
 PROGRAM = """
 import json, os, sys, time
 
 from sitcli.errors import LostPeer, SitError, UsageError
-from sitcli.io.processes import World
-from sitcli.io.ranks import from_first, led, meeting, together, until_all, watching
+from sitcli.machine.world import World
+from sitcli.machine.ranks import from_first, led, meeting, together, until_all, watching
 
 world = World.from_environment()
 said = {}
@@ -77,8 +77,8 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from sitcli.errors import SitError
-from sitcli.io import ranks
-from sitcli.io.processes import World
+from sitcli.machine import ranks
+from sitcli.machine.world import World
 
 ranks.ARRIVAL = timedelta(seconds=3)
 world = World.from_environment()

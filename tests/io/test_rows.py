@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from sitcli.errors import SitError
-from sitcli.io.rows import BROKEN, DONE, MISSING, Rows, create, lock
+from sitcli.storage.locks import lock
+from sitcli.storage.rows import BROKEN, DONE, MISSING, Rows, create
 
 LAYOUT = {"data": ((10, 3, 2), "float16"), "label": ((10,), "int64"), "note": ((10,), "S12")}
 
@@ -136,7 +137,7 @@ def test_killed_writers_leave_flagged_rows_whole(tmp_path):
     create(path, {"data": ((2000, 10_000), "uint8")}, attrs={"round": 0})
     script = textwrap.dedent("""
         import sys, numpy as np
-        from sitcli.io.rows import Rows
+        from sitcli.storage.rows import Rows
         rows = Rows(sys.argv[1], writable=True)
         print("ready", flush=True)
         for number in np.flatnonzero(rows.written == 0):
@@ -162,7 +163,7 @@ def test_only_one_process_holds_the_lock(tmp_path):
     """Catches two writers on one file, a lock that outlives its holder, and litter."""
     path = tmp_path / "a.h5"
     script = (
-        "import sys, time, os; from pathlib import Path; from sitcli.io.rows import lock\n"
+        "import sys, time, os; from pathlib import Path; from sitcli.storage.locks import lock\n"
         "with lock(Path(sys.argv[1])):\n"
         "    if os.fork() == 0: print('held', flush=True); time.sleep(30); os._exit(0)\n"
         "    time.sleep(30)"

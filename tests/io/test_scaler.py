@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sitcli.io.engine import engine_config, join_group, make_engine, whole_weights
-from sitcli.io.optimizer_state import snapshot
-from sitcli.io.processes import World
-from sitcli.io.scaler import install_loss_scaler, load_scaler_state, loss_scale, scaler_state
+from sitcli.engine.config import engine_config
+from sitcli.engine.engine import join_group, make_engine, whole_weights
+from sitcli.engine.optimizer_state import snapshot
+from sitcli.engine.scaler import install_loss_scaler, load_scaler_state, loss_scale, scaler_state
+from sitcli.machine.world import World
 from tests.model.test_transformer import TINY, filled
 
 CPU, ALONE = torch.device("cpu"), World(0, 1)

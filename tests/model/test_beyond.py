@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from sitcli.model.blocks import BLOCKS, Attention, Style, SwiGLU
+from sitcli.model.config import TransformerConfig
 from sitcli.model.embed import rotary_embedding
 from sitcli.model.flops import count_costs, measure_cost, total_cost, training_macs
-from sitcli.model.transformer import AUX, Route, Transformer, TransformerConfig
+from sitcli.model.transformer import AUX, Route, Transformer
 
 CPU = torch.device("cpu")
 STYLES = list(itertools.product(["gelu", "swiglu"], ["layer", "rms"], [False, True], [False, True]))

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from sitcli.commands.flops import count
 from sitcli.errors import SitError
 from sitcli.events import Progress
 from sitcli.model.blocks import BLOCKS
+from sitcli.model.config import PRESETS, TransformerConfig
 from sitcli.model.flops import (
     PUBLISHED_256,
     PUBLISHED_512,
@@ -17,9 +19,8 @@ from sitcli.model.flops import (
     published_cost,
     total_cost,
 )
-from sitcli.model.transformer import PRESETS, Transformer, TransformerConfig
-from sitcli.settings import FlopsSettings
-from sitcli.stages.count import count
+from sitcli.model.transformer import Transformer
+from sitcli.settings.tools import FlopsSettings
 
 
 def preset(size, patch, **changes):
@@ -211,7 +212,7 @@ def test_check_refuses_a_wrong_formula(monkeypatch):
     """Would catch a check that compares nothing: a network one parameter off must stop it."""
     measured = measure_cost(preset("S", 8))
     wrong = Cost(measured.params + 1, measured.macs)
-    monkeypatch.setattr("sitcli.stages.count.measure_cost", lambda config: wrong)
+    monkeypatch.setattr("sitcli.commands.flops.measure_cost", lambda config: wrong)
     with pytest.raises(SitError, match="torch counts"):
         list(_run(FlopsSettings(model="SiT-S/8")))
 

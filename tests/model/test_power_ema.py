@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sitcli.model.ema import (
-    ShardedEma,
+from sitcli.model.ema import ShardedEma
+from sitcli.model.power_ema import (
     Snapshot,
     overlap,
     posthoc_coefficients,

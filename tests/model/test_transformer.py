@@ -8,15 +8,11 @@ import math
 import pytest
 import torch
 
+from sitcli.commands.parsing import parse_checkpoint_blocks
 from sitcli.model.blocks import BLOCKS
-from sitcli.model.transformer import (
-    PRESETS,
-    Transformer,
-    TransformerConfig,
-    infer_config,
-    parse_checkpoint_blocks,
-    parse_model,
-)
+from sitcli.model.config import PRESETS, TransformerConfig, parse_model
+from sitcli.model.transformer import Transformer
+from sitcli.weights.official import infer_config
 
 TINY = TransformerConfig(
     input_size=8, patch=2, channels=4, out_channels=8, width=32, depth=2, heads=4, num_classes=10

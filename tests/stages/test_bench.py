@@ -7,10 +7,10 @@ import statistics
 import pytest
 import torch
 
+from sitcli.commands.bench import job, train
+from sitcli.commands.bench.stage import LOOKED_AT, bench
 from sitcli.errors import UsageError
-from sitcli.settings import BenchSettings
-from sitcli.stages import bench_network
-from sitcli.stages.bench import LOOKED_AT, bench
+from sitcli.settings.tools import BenchSettings
 from tests.tiny import finish
 
 TINY = dict(model="SiT-Mi/8", batch_size=2, rounds=2, device="cpu", precision="fp32")
@@ -39,8 +39,8 @@ def test_figures_follow_from_the_seconds(what: str, tmp_path, monkeypatch) -> No
     """Fault: a rate of other operations than were done, or of another batch size."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     data = measured(what).data
+    from sitcli.model.config import PRESETS, TransformerConfig
     from sitcli.model.flops import total_cost
-    from sitcli.model.transformer import PRESETS, TransformerConfig
 
     depth, width, heads = PRESETS["Mi"]
     config = TransformerConfig(
@@ -86,7 +86,7 @@ def test_the_suggested_batch_is_the_smallest_fast_one(monkeypatch) -> None:
     def tried(task):
         return dict(images_per_second=next(speeds), memory=1000)
 
-    monkeypatch.setattr(bench_network, "_try_batch", tried)
+    monkeypatch.setattr(job, "_try_batch", tried)
     result = measured("train", find_batch=True)
     assert result.data["suggested"] == 4
     assert [row["batch_size"] for row in result.data["sizes"]] == [1, 2, 4, 8, 16]
@@ -98,10 +98,10 @@ def test_batches_that_do_not_fit_end_the_search(monkeypatch, full) -> None:
     def tried(task):
         if full is not None and task.batch == 8:
             raise full
-        memory = bench_network._memory() if full is None and task.batch == 4 else 1000
+        memory = train._memory() if full is None and task.batch == 4 else 1000
         return dict(images_per_second=float(task.batch), memory=memory)
 
-    monkeypatch.setattr(bench_network, "_try_batch", tried)
+    monkeypatch.setattr(job, "_try_batch", tried)
     result = measured("train", find_batch=True)
     assert result.data["suggested"] == 4
     assert ("does not fit" if full else "might not fit") in result.summary["stopped"]

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from sitcli.commands.bench import loader as stage
+from sitcli.commands.bench import synthetic
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Note, Progress
-from sitcli.io.latents import LatentStore
-from sitcli.settings import BenchSettings
-from sitcli.stages import bench_loader as stage
+from sitcli.latents.store import LatentStore
+from sitcli.settings.tools import BenchSettings
 from tests.tiny import finish, make_store
 
 LOADER = ["memmap", "rows", "batch", "feed"]
@@ -73,7 +74,7 @@ def test_every_reading_reads_as_many_images_of_the_same_store(tmp_path):
     """Fault: a reading that is fast because it reads less."""
     folder = tmp_path / "room"
     folder.mkdir()
-    list(stage.write_synthetic(folder / "s.h5", 100))
+    list(synthetic.write_synthetic(folder / "s.h5", 100))
     store = LatentStore.open(folder / "s.h5")
     list(stage._write_files(folder / "files", store.path, 100))
     saved = np.load(folder / "files" / "latents" / "0000099.npy")

@@ -13,29 +13,28 @@ import pytest
 import torch
 from torch import nn
 
+from sitcli.commands.ema import average
+from sitcli.commands.encode.stage import encode
+from sitcli.commands.export import export
+from sitcli.commands.import_weights import import_weights
+from sitcli.commands.inspect.stage import inspect
+from sitcli.commands.sample.stage import plan, sample
+from sitcli.commands.train.recipe import make_times
+from sitcli.commands.train.stage import plan as plan_training
+from sitcli.commands.train.stage import train
 from sitcli.errors import SitError, UsageError
-from sitcli.io.checkpoint import RunDir, open_checkpoint, read_tensors, snapshot_name
-from sitcli.io.latents import JoinedStores, LatentStore
-from sitcli.io.recipe import make_times
-from sitcli.io.rows import Rows
-from sitcli.io.samples import SampleSet
+from sitcli.latents.joined import JoinedStores
+from sitcli.latents.store import LatentStore
 from sitcli.model.transformer import Transformer
-from sitcli.settings import (
-    EmaSettings,
-    EncodeSettings,
-    ExportSettings,
-    ImportSettings,
-    InspectSettings,
-    SampleSettings,
-)
-from sitcli.stages.average import average
-from sitcli.stages.encode import encode
-from sitcli.stages.export import export
-from sitcli.stages.import_weights import import_weights
-from sitcli.stages.inspect import inspect
-from sitcli.stages.sample import plan, sample
-from sitcli.stages.train import plan as plan_training
-from sitcli.stages.train import train
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.runs.run_dir import RunDir, snapshot_name
+from sitcli.samples.sample_set import SampleSet
+from sitcli.settings.encode import EncodeSettings
+from sitcli.settings.sample import SampleSettings
+from sitcli.settings.tools import InspectSettings
+from sitcli.settings.weights import EmaSettings, ExportSettings, ImportSettings
+from sitcli.storage.rows import Rows
+from sitcli.storage.tensors import read_tensors
 from tests.stages.test_train import TINY, settings, store
 from tests.tiny import ENVIRONMENT, finish, pictures, write_folder
 
@@ -189,7 +188,7 @@ def test_internal_guidance_is_the_formula(trained: Path, tmp_path: Path) -> None
     y = torch.from_numpy(np.array(samples.labels))
     x1 = torch.from_numpy(np.array(plain.rows.array("latents")))
     # Whatever the noise is, the two sets differ by the heads' difference there.
-    from sitcli.io.launch import generator
+    from sitcli.machine.seeds import generator
 
     noise = torch.stack(
         [torch.randn(x1.shape[1:], generator=generator(0, "image", i)) for i in range(2)]

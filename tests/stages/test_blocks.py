@@ -9,15 +9,17 @@ import pytest
 import yaml
 
 from sitcli import names
+from sitcli.commands.inspect.stage import inspect
+from sitcli.commands.sample.stage import sample
+from sitcli.commands.train.run_settings import run_name
+from sitcli.commands.train.stage import plan, train
 from sitcli.errors import UsageError
-from sitcli.io.checkpoint import RunDir, open_checkpoint
-from sitcli.io.config import run_name
-from sitcli.io.latents import LatentStore
-from sitcli.io.samples import SampleSet
-from sitcli.settings import InspectSettings, SampleSettings
-from sitcli.stages.inspect import inspect
-from sitcli.stages.sample import sample
-from sitcli.stages.train import plan, train
+from sitcli.latents.store import LatentStore
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.runs.run_dir import RunDir
+from sitcli.samples.sample_set import SampleSet
+from sitcli.settings.sample import SampleSettings
+from sitcli.settings.tools import InspectSettings
 from tests.stages.test_train import losses, settings
 from tests.tiny import finish, make_store
 

@@ -15,15 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
+from sitcli.autoencoders.load import from_spec, load_autoencoder
+from sitcli.commands.encode.reader import PictureBatches
+from sitcli.commands.encode.stage import encode, plan
 from sitcli.errors import Interrupted, SitError, UsageError
 from sitcli.events import Note, Progress, Warn
-from sitcli.io import rows
-from sitcli.io.autoencoder import from_spec, load_autoencoder
-from sitcli.io.images import open_source, prepare
-from sitcli.io.latents import LatentStore
-from sitcli.io.rows import MISSING, Rows
-from sitcli.settings import EncodeSettings
-from sitcli.stages.encode import _Batches, encode, plan
+from sitcli.images.decode import to_square
+from sitcli.images.source import open_source
+from sitcli.latents.store import LatentStore
+from sitcli.settings.encode import EncodeSettings
+from sitcli.storage import locks
+from sitcli.storage.rows import MISSING, Rows
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 
@@ -159,7 +161,7 @@ def test_workers_and_archives_change_nothing(source, out, tmp_path):
 
 def test_readers_can_be_sent_to_new_processes(source):
     """Catches a source that only forked workers can use (macOS, Windows, Python 3.14 spawn)."""
-    batches = _Batches(open_source(source), 32, "adm", [np.array([3, 1])])
+    batches = PictureBatches(open_source(source), 32, "adm", [np.array([3, 1])])
     batches[0]
     pixels, problems = pickle.loads(pickle.dumps(batches))[0]
     assert torch.equal(pixels, batches[0][0])
@@ -448,7 +450,7 @@ def test_a_posterior_is_stored_as_mean_and_std(source, out, tmp_path):
     assert (store.kind, store.latent_shape, store.scaling) == ("moments", (2, 16, 16), 0.18215)
     autoencoder = from_spec(store.autoencoder, {}, device=torch.device("cpu"), dtype=torch.float32)
     with Image.open(source / store.image_paths()[7]) as image:
-        pixels = torch.from_numpy(prepare(image, 32, "adm")).permute(2, 0, 1)[None] / 127.5 - 1
+        pixels = torch.from_numpy(to_square(image, 32, "adm")).permute(2, 0, 1)[None] / 127.5 - 1
     mean, std = autoencoder.encode(pixels).chunk(2, dim=1)
     noise = torch.randn(1, 2, 16, 16)
     drawn = store.batch([7], noise=noise)
@@ -488,5 +490,5 @@ def test_taef2_latents_decode_to_the_images(tmp_path):
 
 def test_the_lock_is_of_this_toolkit(source, out):
     """Catches an encoder that does not ask for the lock other writers hold."""
-    with rows.lock(out), pytest.raises(SitError, match="another process"):
+    with locks.lock(out), pytest.raises(SitError, match="another process"):
         run(settings_for(source, out))

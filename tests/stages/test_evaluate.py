@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from sitcli.commands.encode.stage import encode
+from sitcli.commands.evaluate.stage import evaluate, plan
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Progress, Warn
-from sitcli.io.distances import Moments, gaussian_of
-from sitcli.io.extraction import save_statistics
-from sitcli.settings import EncodeSettings, EvaluateSettings
-from sitcli.stages.encode import encode
-from sitcli.stages.evaluate import evaluate, plan
-from sitcli.stages.metrics import METRICS
+from sitcli.features.statistics import save_statistics
+from sitcli.metrics.moments import Moments, gaussian_of
+from sitcli.metrics.table import METRICS
+from sitcli.settings.encode import EncodeSettings
+from sitcli.settings.evaluate import EvaluateSettings
 from tests.tiny import inception_file, write_folder, write_samples
 
 
@@ -139,7 +140,7 @@ def test_nothing_is_extracted_twice(pipeline):
 
 def test_an_interrupted_evaluation_goes_on_with_the_same_figures(pipeline, monkeypatch):
     """Catches rows flagged before they are written, or written to the wrong place on resuming."""
-    import sitcli.io.extraction as extraction
+    from sitcli.features import collect as extraction
 
     monkeypatch.setattr(extraction, "BLOCK", 4)
     _, expected = finish(evaluate(pixel_settings(fid=True, kid=True)))
@@ -168,7 +169,7 @@ def test_damaged_leftovers_are_made_again(pipeline):
 def test_more_images_than_can_be_kept_give_the_same_distance(pipeline, monkeypatch):
     """Catches the streaming path differing from the kept one, and a metric that needs features
     being tried without them."""
-    import sitcli.io.extraction as extraction
+    from sitcli.features import collect as extraction
 
     _, expected = finish(evaluate(pixel_settings()))
     shutil.rmtree(pipeline / "out.stats")
@@ -460,7 +461,7 @@ def test_an_interval_holds_the_figure_and_follows_the_seed(pipeline):
 
 def test_sums_of_a_large_set_go_on_where_they_were(pipeline, monkeypatch):
     """Fault: chunks counted twice or lost when features are too many to keep and a run is cut."""
-    import sitcli.io.extraction as extraction
+    from sitcli.features import collect as extraction
 
     _, expected = finish(evaluate(pixel_settings()))
     shutil.rmtree(pipeline / "out.stats")

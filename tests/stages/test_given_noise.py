@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from sitcli.commands.inspect.stage import inspect
+from sitcli.commands.newest import newest_samples
+from sitcli.commands.sample.stage import sample
 from sitcli.core.flow import Flow, Ode
 from sitcli.core.reversed_time import ReversedTime
 from sitcli.errors import SitError, UsageError
-from sitcli.io.checkpoint import open_checkpoint
-from sitcli.io.find import newest_samples
-from sitcli.io.imagesets import open_images
-from sitcli.io.samples import SampleSet
-from sitcli.settings import InspectSettings, SampleSettings
-from sitcli.stages.inspect import inspect
-from sitcli.stages.sample import sample
+from sitcli.images.sets import open_images
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.samples.sample_set import SampleSet
+from sitcli.settings.sample import SampleSettings
+from sitcli.settings.tools import InspectSettings
 from tests.stages.test_sample import make_run
 from tests.tiny import finish
 
@@ -116,7 +117,7 @@ def test_given_noise_is_where_each_image_begins(run: Path, noise: Path) -> None:
     process = open_checkpoint(run).process
     assert process.interpolant == "linear"
     # The noise of the seed, written out and given, is the noise of the seed.
-    from sitcli.io.launch import generator
+    from sitcli.machine.seeds import generator
 
     rows = [torch.randn(SHAPE[1:], generator=generator(0, "image", i)).numpy() for i in range(5)]
     own = noise.with_name("own.npy")

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sitcli.commands.evaluate.history import history, plan
+from sitcli.commands.evaluate.stage import evaluate
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Note, Warn
-from sitcli.io.checkpoint import RunDir, open_checkpoint
-from sitcli.settings import EvaluateSettings
-from sitcli.stages.evaluate import evaluate
-from sitcli.stages.history import history, plan
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.runs.run_dir import RunDir
+from sitcli.settings.evaluate import EvaluateSettings
 from tests.stages.test_sample import make_run
 from tests.tiny import finish, pictures
 

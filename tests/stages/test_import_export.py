@@ -14,27 +14,26 @@ import torch
 from torch import Tensor
 
 from sitcli import names
-from sitcli.core.ddpm import Diffusion
+from sitcli.autoencoders.diffusers_vae import load_folder
+from sitcli.commands.evaluate.likelihood import likelihood
+from sitcli.commands.export import export
+from sitcli.commands.import_weights import import_weights, plan
+from sitcli.commands.inspect.stage import inspect
+from sitcli.commands.sample.stage import sample
+from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
-from sitcli.io.checkpoint import open_checkpoint, read_tensors, write_tensors
-from sitcli.io.diffusers_vae import load_folder
-from sitcli.io.lineage import LINEAGES
-from sitcli.io.samples import SampleSet
+from sitcli.model.config import TransformerConfig
 from sitcli.model.embed import position_embedding
-from sitcli.model.transformer import TransformerConfig
-from sitcli.settings import (
-    EvaluateSettings,
-    ExportSettings,
-    ImportSettings,
-    InspectSettings,
-    SampleSettings,
-)
-from sitcli.stages.export import FORMATS, export
-from sitcli.stages.import_weights import import_weights, plan
-from sitcli.stages.inspect import inspect
-from sitcli.stages.likelihood import likelihood
-from sitcli.stages.sample import sample
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.samples.sample_set import SampleSet
+from sitcli.settings.evaluate import EvaluateSettings
+from sitcli.settings.sample import SampleSettings
+from sitcli.settings.tools import InspectSettings
+from sitcli.settings.weights import ExportSettings, ImportSettings
+from sitcli.storage.tensors import read_tensors, write_tensors
+from sitcli.weights.formats import FORMATS
+from sitcli.weights.lineages import LINEAGES
 from tests.stages.test_sample import make_run, random_network
 from tests.tiny import finish, make_store
 
@@ -225,7 +224,7 @@ def test_diffusers_draws_what_we_draw(
     tmp_path: Path, noise: Path, file: str, more: dict, options: dict, told: dict
 ) -> None:
     """Fault: diffusers' frequencies, LayerNorms, guidance or steps, not ours, beyond 1e-5."""
-    from sitcli.io.launch import generator
+    from sitcli.machine.seeds import generator
 
     bring(save(tmp_path / file, official()), tmp_path / "run", **more)
     pipe = pipeline_of(take(tmp_path / "run", tmp_path / "folder", "diffusers"))
@@ -527,8 +526,8 @@ def test_the_likelihood_of_imported_weights_needs_a_store(tmp_path: Path) -> Non
 
 def test_training_does_not_go_on_from_imported_weights(tmp_path: Path) -> None:
     """Fault: a traceback, or moments made up, where the optimizer's state is missing."""
-    from sitcli.settings import TrainSettings
-    from sitcli.stages.train import train
+    from sitcli.commands.train.stage import train
+    from sitcli.settings.train import TrainSettings
 
     run = make_run(tmp_path)
     take(run, tmp_path / "x.safetensors", "safetensors")

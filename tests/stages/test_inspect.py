@@ -12,27 +12,28 @@ import torch
 from PIL import Image
 
 from sitcli import names
+from sitcli.autoencoders.base import to_signed
+from sitcli.autoencoders.patch_pca import fit_patch_pca
+from sitcli.commands.inspect.plot import curves_of
+from sitcli.commands.inspect.stage import inspect
 from sitcli.core.flow import Flow
 from sitcli.core.interpolant import path_at
 from sitcli.core.wt import LossCurve, wt_of
+from sitcli.engine.optimizer_state import MOMENTS, write_snapshot
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Result, Warn
-from sitcli.io.autoencoder import fit_patch_pca, to_signed
-from sitcli.io.checkpoint import (
-    RunDir,
-    checkpoint_meta,
-    latent_facts,
-    open_checkpoint,
-    read_tensors,
-    write_tensors,
-)
-from sitcli.io.latents import LatentStore, ReadBack, create_store, row_checksums
-from sitcli.io.optimizer_state import MOMENTS, write_snapshot
-from sitcli.io.rows import BROKEN, DONE, Rows
-from sitcli.io.samples import SampleSet
-from sitcli.model.transformer import Transformer, TransformerConfig
-from sitcli.settings import InspectSettings
-from sitcli.stages.inspect import curves_of, inspect
+from sitcli.latents.layout import create_store, row_checksums
+from sitcli.latents.readback import ReadBack
+from sitcli.latents.store import LatentStore
+from sitcli.model.config import TransformerConfig
+from sitcli.model.transformer import Transformer
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.runs.meta import checkpoint_meta, latent_facts
+from sitcli.runs.run_dir import RunDir
+from sitcli.samples.sample_set import SampleSet
+from sitcli.settings.tools import InspectSettings
+from sitcli.storage.rows import BROKEN, DONE, Rows
+from sitcli.storage.tensors import read_tensors, write_tensors
 
 COLOURS = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)
 NUM = 13  # image 4 is broken

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sitcli.core.ddpm import Diffusion
+from sitcli.commands.evaluate.stage import evaluate
+from sitcli.commands.inspect.stage import inspect
+from sitcli.commands.sample.invert import invert, plan
+from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
-from sitcli.io.checkpoint import open_checkpoint
-from sitcli.io.latents import LatentStore
-from sitcli.io.samples import SampleSet
-from sitcli.settings import EvaluateSettings, InspectSettings, SampleSettings
-from sitcli.stages.evaluate import evaluate
-from sitcli.stages.inspect import inspect
-from sitcli.stages.invert import invert, plan
+from sitcli.latents.store import LatentStore
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.samples.sample_set import SampleSet
+from sitcli.settings.evaluate import EvaluateSettings
+from sitcli.settings.sample import SampleSettings
+from sitcli.settings.tools import InspectSettings
 from tests.stages.test_sample import make_run, use_patch_pca
 from tests.tiny import ENVIRONMENT, finish, make_store, pictures, write_folder, write_samples
 

@@ -13,24 +13,25 @@ import numpy as np
 import pytest
 import torch
 
-from sitcli.core.ddpm import Diffusion
+from sitcli.commands.evaluate.likelihood import likelihood, plan
+from sitcli.commands.evaluate.stage import evaluate
+from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.core.likelihood import GREY_BITS
 from sitcli.errors import SitError, UsageError
-from sitcli.io.checkpoint import (
-    RunDir,
-    checkpoint_meta,
-    latent_facts,
-    open_checkpoint,
-    write_tensors,
-)
-from sitcli.io.latents import LatentStore, create_store, open_stores
-from sitcli.io.launch import generator
-from sitcli.io.rows import Rows
-from sitcli.model.transformer import Transformer, TransformerConfig
-from sitcli.settings import EvaluateSettings
-from sitcli.stages.evaluate import evaluate
-from sitcli.stages.likelihood import known_labels, likelihood, plan
+from sitcli.latents.joined import open_stores
+from sitcli.latents.layout import create_store
+from sitcli.latents.store import LatentStore
+from sitcli.machine.seeds import generator
+from sitcli.model.config import TransformerConfig
+from sitcli.model.transformer import Transformer
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.runs.compatible import known_labels
+from sitcli.runs.meta import checkpoint_meta, latent_facts
+from sitcli.runs.run_dir import RunDir
+from sitcli.settings.evaluate import EvaluateSettings
+from sitcli.storage.rows import Rows
+from sitcli.storage.tensors import write_tensors
 from tests.stages.test_sample import CONFIG, random_network
 from tests.tiny import ENVIRONMENT, finish, make_store, pictures
 

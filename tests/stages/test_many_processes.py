@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sitcli.commands.encode.stage import encode
+from sitcli.commands.encode.stage import plan as plan_encoding
+from sitcli.commands.evaluate.stage import evaluate
+from sitcli.commands.sample.stage import sample
+from sitcli.commands.train.stage import train
 from sitcli.errors import SitError, UsageError
-from sitcli.io.rows import DONE, Rows
-from sitcli.settings import EncodeSettings, EvaluateSettings, SampleSettings
-from sitcli.stages.encode import encode
-from sitcli.stages.encode import plan as plan_encoding
-from sitcli.stages.evaluate import evaluate
-from sitcli.stages.sample import sample
-from sitcli.stages.train import train
+from sitcli.settings.encode import EncodeSettings
+from sitcli.settings.evaluate import EvaluateSettings
+from sitcli.settings.sample import SampleSettings
+from sitcli.storage.rows import DONE, Rows
 from tests.stages.test_train import settings
 from tests.tiny import ENVIRONMENT, finish, make_store, pictures, write_folder, write_samples
 

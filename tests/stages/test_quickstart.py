@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from sitcli.cli.output import follow
+from sitcli.commands import quickstart
 from sitcli.errors import Interrupted, SitError, UsageError
-from sitcli.io.shapes import SHAPES, draw_shape
-from sitcli.settings import QuickstartSettings
-from sitcli.stages import quickstart
+from sitcli.images.drawn import SHAPES, draw_shape
+from sitcli.settings.tools import QuickstartSettings
 
 
 def mask(picture):
@@ -63,7 +63,7 @@ def test_pictures_are_a_function_of_seed_name_and_index():
     assert not np.array_equal(picture, draw_shape("heart", 8, size=32, seed=1))
     assert not np.array_equal(picture, draw_shape("heart", 7, size=32, seed=2))
     program = (
-        "from sitcli.io.shapes import draw_shape\n"
+        "from sitcli.images.drawn import draw_shape\n"
         "print(draw_shape('heart', 7, size=32, seed=1).tobytes().hex())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "42"}

@@ -15,23 +15,21 @@ import pytest
 import torch
 
 from sitcli import names
-from sitcli.core.ddpm import Diffusion
+from sitcli.autoencoders.patch_pca import fit_patch_pca
+from sitcli.commands.sample.stage import plan, sample
+from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
-from sitcli.io.autoencoder import fit_patch_pca
-from sitcli.io.checkpoint import (
-    RunDir,
-    checkpoint_meta,
-    latent_facts,
-    open_checkpoint,
-    write_tensors,
-)
-from sitcli.io.latents import LatentStore
-from sitcli.io.rows import MISSING, Rows
-from sitcli.io.samples import SampleSet
-from sitcli.model.transformer import Transformer, TransformerConfig
-from sitcli.settings import SampleSettings
-from sitcli.stages.sample import plan, sample
+from sitcli.latents.store import LatentStore
+from sitcli.model.config import TransformerConfig
+from sitcli.model.transformer import Transformer
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.runs.meta import checkpoint_meta, latent_facts
+from sitcli.runs.run_dir import RunDir
+from sitcli.samples.sample_set import SampleSet
+from sitcli.settings.sample import SampleSettings
+from sitcli.storage.rows import MISSING, Rows
+from sitcli.storage.tensors import write_tensors
 from tests.tiny import ENVIRONMENT, finish, make_store, pictures
 
 CONFIG = TransformerConfig(

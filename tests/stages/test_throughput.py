@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from sitcli.commands.train.stage import train
 from sitcli.errors import UsageError
-from sitcli.io.checkpoint import RunDir, open_checkpoint
-from sitcli.io.compile import can_compile
-from sitcli.stages.train import train
+from sitcli.model.compile import can_compile
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.runs.run_dir import RunDir
 from tests.stages.test_train import losses, settings, store
 from tests.tiny import finish
 

@@ -16,17 +16,20 @@ import pytest
 import torch
 
 from sitcli import names
-from sitcli.core.ddpm import Diffusion
+from sitcli.commands.train.job import prepare
+from sitcli.commands.train.recipe import learning_rate
+from sitcli.commands.train.run_settings import resolve, run_name
+from sitcli.commands.train.stage import plan, train
+from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Event, Progress, Stage, Warn
-from sitcli.io.checkpoint import RunDir, open_checkpoint
-from sitcli.io.config import resolve, run_name
-from sitcli.io.feed import Order
-from sitcli.io.processes import World
-from sitcli.io.rows import Rows
-from sitcli.settings import TrainSettings
-from sitcli.stages.train import learning_rate, plan, prepare, train
+from sitcli.latents.feed import Order
+from sitcli.machine.world import World
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.runs.run_dir import RunDir
+from sitcli.settings.train import TrainSettings
+from sitcli.storage.rows import Rows
 from tests.tiny import ENVIRONMENT, finish, make_store, pictures, write_samples
 
 TINY = dict(
@@ -156,7 +159,7 @@ def test_settings_that_change_the_run_are_refused(store: Path, tmp_path: Path) -
 
 def test_default_name_depends_on_what_is_learned(store: Path) -> None:
     """Fault: another setting landing in an old run's directory, or the same one in a new one."""
-    from sitcli.io.latents import LatentStore
+    from sitcli.latents.store import LatentStore
 
     opened = LatentStore.open(store)
 

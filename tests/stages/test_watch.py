@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sitcli.commands.train.stage import train
+from sitcli.commands.watch import CHECK_BYTES, Tail, Watcher, eta, usual_interval, watch
 from sitcli.errors import SitError
 from sitcli.events import Progress
-from sitcli.settings import TrainSettings, WatchSettings
-from sitcli.stages.train import train
-from sitcli.stages.watch import CHECK_BYTES, Tail, Watcher, eta, usual_interval, watch
+from sitcli.settings.tools import WatchSettings
+from sitcli.settings.train import TrainSettings
 from tests.tiny import make_store
 
 

@@ -1,0 +1,162 @@
+"""What every autoencoder is here, and the conversions between uint8 images and latents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from sitcli.errors import UsageError
+from sitcli.machine.devices import autocast
+
+CPU = torch.device("cpu")
+# Decoding an 84M-parameter VAE takes about 0.5 GB of activations for each 256 x 256 image.
+PIXELS_PER_CALL = {"cpu": 4 * 256 * 256, "cuda": 32 * 256 * 256, "mps": 4 * 256 * 256}
+
+
+def to_signed(images: np.ndarray) -> torch.Tensor:
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]; `to_uint8` is its exact inverse."""
+    tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    return tensor.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """float (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3) on the CPU.
+
+    Rounds to nearest as the DiT and SiT samplers do, floor(127.5 x + 128), so that every byte
+    survives float16 latents.
+    """
+    rounded = images.float().mul(127.5).add_(128).clamp_(0, 255)
+    return rounded.permute(0, 2, 3, 1).to(torch.uint8).contiguous().cpu()
+
+
+def decode_latents(
+    autoencoder: Autoencoder, latents: torch.Tensor, scaling: float | list[float]
+) -> torch.Tensor:
+    """Latents as a network is trained on, (B, C, h, w), -> uint8 (B, H, W, 3) on the CPU.
+
+    scaling: the store's, one number or one per channel; the shift is the autoencoder's own.
+    """
+    factor = torch.as_tensor(scaling, dtype=torch.float32, device=latents.device)
+    unscaled = latents.float() / factor.reshape(-1, 1, 1) + autoencoder.shift
+    return to_uint8(autoencoder.decode(unscaled))
+
+
+def encode_latents(
+    autoencoder: Autoencoder, images: np.ndarray, scaling: float | list[float]
+) -> torch.Tensor:
+    """uint8 (B, H, W, 3) -> latents as a network is trained on, (B, C, h, w), on the device.
+
+    The posterior's mode where there is one. The inverse of `decode_latents` but for what the
+    autoencoder loses. Works in slices, so memory stays bounded.
+    """
+    channels = autoencoder.latent_channels
+    pixels = images.shape[1] * images.shape[2]
+    slices = to_signed(images).split(autoencoder.images_per_call(pixels))
+    latents = torch.cat([autoencoder.encode(part)[:, :channels] for part in slices])
+    factor = torch.as_tensor(scaling, dtype=torch.float32, device=latents.device)
+    return (latents - autoencoder.shift) * factor.reshape(-1, 1, 1)
+
+
+def hash_arrays(arrays: dict[str, np.ndarray] | dict[str, torch.Tensor]) -> str:
+    """sha256 over the names, shapes and bytes, in order of name."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def embedded_spec(name: str, class_name: str, *, channels: int, downsample: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "class": class_name,
+        "kind": name,
+        "latent_channels": channels,
+        "downsample": downsample,
+        "deterministic": True,
+        "scaling": 1.0,
+        "shift": 0.0,
+    }
+
+
+def wrap_network(
+    network: torch.nn.Module,
+    spec: dict[str, Any],
+    *,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Autoencoder:
+    """An Autoencoder around a convolutional network whose float32 weights are on the CPU.
+
+    encode, decode: what the network's methods give, as tensors. Adds the spec's hash.
+    """
+    network.eval().requires_grad_(False)
+    spec = {**spec, "hash": hash_arrays(network.state_dict())}
+    network.to(device, memory_format=torch.channels_last)
+    return Autoencoder(spec, encode=encode, decode=decode, device=device, dtype=dtype)
+
+
+class Autoencoder:
+    """Pictures to latents and back; made by `load_autoencoder`, `from_spec`, `fit_patch_pca`.
+
+    spec:   what it is (see the module's docstring).
+    arrays: float32 arrays the latent store must keep for `from_spec`; {} unless patch-pca.
+    """
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        *,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        decode: Callable[[torch.Tensor], torch.Tensor],
+        arrays: dict[str, np.ndarray] | None = None,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.spec, self.arrays = spec, arrays or {}
+        self.latent_channels: int = spec["latent_channels"]
+        self.downsample: int = spec["downsample"]
+        self.deterministic: bool = spec["deterministic"]
+        self.scaling: float = spec["scaling"]
+        self.shift: float = spec["shift"]
+        self._encode, self._decode = encode, decode
+        self._device, self._dtype = device, dtype
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> unscaled latents, float32 on the device.
+
+        (B, C, h, w) if deterministic, else (B, 2C, h, w): the posterior's mean, then its std.
+        Raises UsageError if H or W is not divisible by `downsample`.
+        """
+        height, width = images.shape[-2:]
+        if height % self.downsample or width % self.downsample:
+            raise UsageError(
+                f"{height} x {width} pixels cannot be encoded by {self.spec['name']}: "
+                f"the image size must be a multiple of {self.downsample}"
+            )
+        return self._run(self._encode, images)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Unscaled latents (B, C, h, w) -> images (B, 3, H, W), float32 on the device.
+
+        Images lie in [-1, 1] but may overshoot. Works in slices, so memory stays bounded.
+        """
+        step = self.images_per_call(latents.shape[-2] * latents.shape[-1] * self.downsample**2)
+        return torch.cat([self._run(self._decode, part) for part in latents.split(step)])
+
+    def images_per_call(self, pixels: int) -> int:
+        """How many images of `pixels` pixels the network is given at once."""
+        return max(1, PIXELS_PER_CALL[self._device.type] // pixels)
+
+    def _run(self, function: Callable, batch: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), autocast(self._device, self._dtype):
+            result = function(batch.to(self._device, torch.float32, non_blocking=True))
+        # Rows of what we hand out are written to files: plain (B, C, h, w) order.
+        return result.float().contiguous()

@@ -1,0 +1,258 @@
+"""Autoencoders of diffusers: from a local folder, from the hub or its cache, or from an original
+Stable Diffusion checkpoint. Nothing here reaches for the network unless the cache lacks a hub name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sitcli.autoencoders.base import Autoencoder, wrap_network
+from sitcli.errors import SitError, UsageError
+from sitcli.machine.quiet import quiet_libraries
+from sitcli.text import first_line
+
+KINDS = {"AutoencoderKL": "kl", "AutoencoderTiny": "tiny", "AutoencoderDC": "dc"}
+HUB_TIMEOUT = 5.0
+OFFLINE_HINT = (
+    "on a connected machine run `hf download {repo} --local-dir {folder}`, copy the folder here "
+    "and give --vae {folder} (or copy the cache and set HF_HOME); --vae pixels and --vae "
+    "patch-pca need no download"
+)
+ORIGINAL_KEY = "encoder.down.0.block.0.conv1.weight"
+WEIGHTS = "diffusion_pytorch_model"
+# The configuration of the original kl-f8 VAE of Stable Diffusion 1 and 2 (sd-vae-ft-ema, -mse).
+SD_VAE = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 256,
+    "scaling_factor": 0.18215,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+
+
+def load_folder(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, name: str | None = None
+) -> Autoencoder:
+    """The autoencoder in a folder with a config.json. Raises SitError if it cannot be loaded.
+
+    name: the hub name it came from; without one the spec keeps the folder's absolute path.
+    """
+    config = _read_config(folder / "config.json")
+    class_name = config.get("_class_name")
+    if class_name not in KINDS:
+        raise SitError(
+            f"{folder} holds a '{class_name}', not an autoencoder that sit knows",
+            f"known: {', '.join(KINDS)}",
+        )
+    _quiet()
+    import diffusers
+
+    try:
+        network, report = getattr(diffusers, class_name).from_pretrained(
+            str(folder), local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # diffusers raises its own, torch's, safetensors' and OSError
+        if isinstance(error, ImportError):
+            raise
+        raise SitError(f"cannot load the autoencoder in {folder}: {first_line(error)}") from None
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise SitError(f"the weights in {folder} do not fit its config.json")
+    return _wrap(network, name or str(folder.resolve()), device=device, dtype=dtype)
+
+
+def load_hub(name: str, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    """The autoencoder OWNER/NAME or OWNER/NAME/FOLDER of the hub, from its cache if it is there.
+
+    Raises SitError within seconds if it is not in the cache and the hub cannot be reached.
+    """
+    owner, repo_name, *inner = name.split("/")
+    repo = f"{owner}/{repo_name}"
+    # A whole pipeline keeps its autoencoder in vae/.
+    folders = ["/".join(inner) + "/"] if inner else ["", "vae/"]
+    folder = _find_cached(repo, folders) or _download(repo, folders)
+    return load_folder(folder, name=name, device=device, dtype=dtype)
+
+
+def find_folder(name: str) -> Path | None:
+    """Where the autoencoder of this name or path is on this machine; None if it is not."""
+    path = Path(name).expanduser()
+    for folder in (path, path / "vae"):
+        if (folder / "config.json").is_file():
+            return folder
+    if path.exists() or path.is_absolute() or name.count("/") < 1:
+        return None
+    owner, repo, *inner = name.removeprefix("hf:").split("/")
+    return _find_cached(f"{owner}/{repo}", ["/".join(inner) + "/"] if inner else ["", "vae/"])
+
+
+def is_original(weights: dict[str, torch.Tensor]) -> bool:
+    """Whether these are the tensors of an original (CompVis) KL autoencoder, alone or in a model.
+
+    Keys as in ``encoder.down.0.block.0.conv1.weight``, perhaps below ``first_stage_model.``.
+    """
+    return any(key.endswith(ORIGINAL_KEY) for key in weights)
+
+
+def load_original(
+    path: Path, weights: dict[str, torch.Tensor], *, device: torch.device, dtype: torch.dtype
+) -> Autoencoder:
+    """An original Stable Diffusion 1 or 2 VAE (4 channels, f8, scaling 0.18215).
+
+    The file does not tell its scaling; SDXL's VAE, of the same shape, needs its diffusers folder.
+    Raises SitError for one of another shape.
+    """
+    _quiet()
+    from diffusers import AutoencoderKL
+
+    prefix = next(
+        (p for p in ("first_stage_model.", "vae.") if f"{p}{ORIGINAL_KEY}" in weights), ""
+    )
+    parts = tuple(prefix + part for part in ("encoder.", "decoder.", "quant_", "post_quant_"))
+    weights = {key: value for key, value in weights.items() if key.startswith(parts)}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(SD_VAE))
+        try:
+            # Without low_cpu_mem_usage it does the same whether accelerate is installed or not.
+            network = AutoencoderKL.from_single_file(
+                weights, config=folder, local_files_only=True, low_cpu_mem_usage=False
+            )
+        except (ValueError, RuntimeError, KeyError):  # other shapes
+            network = None
+    # Diffusers leaves what is missing at random: every tensor must have come from the file.
+    complete = network is not None and len(weights) == len(network.state_dict())
+    if not complete:
+        raise SitError(
+            f"{path} is not a Stable Diffusion 1 or 2 VAE (4 channels, 8 pixels a latent)",
+            "use the diffusers folder of this autoencoder, with its config.json",
+        )
+    return _wrap(network, str(path.resolve()), device=device, dtype=dtype)
+
+
+def _wrap(network: Any, name: str, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    config, class_name = network.config, type(network).__name__
+    kind = KINDS[class_name]
+    blocks = config.encoder_block_out_channels if kind != "kl" else config.block_out_channels
+    spec = {
+        "name": name,
+        "class": class_name,
+        "kind": kind,
+        "latent_channels": config.latent_channels,
+        "downsample": 2 ** (len(blocks) - 1),
+        "deterministic": kind != "kl",
+        "scaling": float(config.get("scaling_factor") or 1.0),
+        "shift": float(config.get("shift_factor") or 0.0),
+    }
+    # Some VAEs overflow float16; those that do not say so in their configuration.
+    if dtype == torch.float16 and config.get("force_upcast", True):
+        dtype = torch.float32
+    return wrap_network(
+        network.float(),
+        spec,
+        encode={"kl": _kl_moments, "tiny": _tiny_latents, "dc": _dc_latents}[kind].__get__(network),
+        decode=lambda latents: network.decode(latents).sample,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _kl_moments(network: Any, images: torch.Tensor) -> torch.Tensor:
+    posterior = network.encode(images).latent_dist
+    return torch.cat([posterior.mean.float(), posterior.logvar.float().mul(0.5).exp()], dim=1)
+
+
+def _tiny_latents(network: Any, images: torch.Tensor) -> torch.Tensor:
+    return network.encode(images).latents
+
+
+def _dc_latents(network: Any, images: torch.Tensor) -> torch.Tensor:
+    return network.encode(images).latent
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SitError(f"cannot read {path}: {first_line(error)}") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _find_cached(repo: str, folders: list[str]) -> Path | None:
+    """The first of the repository's folders whose autoencoder is in the hub's cache."""
+    _quiet()
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for folder in folders:
+        try:
+            config = try_to_load_from_cache(repo, f"{folder}config.json")
+        except HFValidationError as error:
+            raise UsageError(f"'{repo}' is not a hub name: {first_line(error)}") from None
+        if isinstance(config, str) and any(Path(config).parent.glob(f"{WEIGHTS}*")):
+            return Path(config).parent
+    return None
+
+
+def _download(repo: str, folders: list[str]) -> Path:
+    """Fetch the autoencoder into the hub's cache and return its folder."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        # Asking with a time limit of our own first: the download's first request has none.
+        files = [f.rfilename for f in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings]
+        if wanted := _choose_files(files, folders):
+            root = snapshot_download(repo, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT)
+            return (Path(root) / wanted[0]).parent
+    except GatedRepoError:
+        raise SitError(
+            f"{repo} is gated: the hub gives it only to people who agreed to its terms",
+            "agree on its page, then `hf auth login`",
+        ) from None
+    except RepositoryNotFoundError:
+        raise SitError(
+            f"the hub has no {repo}, or it is private", "check the name, or `hf auth login`"
+        ) from None
+    except Exception as error:  # the HTTP library's own kinds, which differ between versions
+        raise SitError(
+            f"{repo} is not in the hub's cache, and the hub cannot be had: {first_line(error)}",
+            OFFLINE_HINT.format(repo=repo, folder=repo.split("/")[1]),
+        ) from error
+    raise SitError(f"the hub's {repo} holds no autoencoder of diffusers")
+
+
+def _choose_files(files: list[str], folders: list[str]) -> list[str]:
+    """config.json and the weights, safetensors if there are any, of the first folder with both."""
+    for folder in folders:
+        for suffix in (".safetensors", ".bin"):
+            names = rf"{WEIGHTS}(-\d+-of-\d+)?\{suffix}(\.index\.json)?"
+            weights = [f for f in files if re.fullmatch(re.escape(folder) + names, f)]
+            if weights and f"{folder}config.json" in files:
+                return [f"{folder}config.json", *weights]
+    return []
+
+
+def _quiet() -> None:
+    quiet_libraries()
+    # The hub's client announces every failed request; ours ends in one error of our own.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("httpx").setLevel(logging.ERROR)
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

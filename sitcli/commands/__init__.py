@@ -1,0 +1,1 @@
+"""The commands: each turns its settings into work, and reports it as events."""

@@ -1,0 +1,1 @@
+"""`sit bench`: how fast this machine trains, samples, encodes and reads."""

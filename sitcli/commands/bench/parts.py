@@ -1,0 +1,91 @@
+"""Where a forward pass spends its time, part by part."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sitcli.commands.bench.job import BenchJob
+from sitcli.machine.devices import autocast
+from sitcli.model.blocks import BLOCKS
+from sitcli.model.config import TransformerConfig
+from sitcli.model.transformer import Transformer
+from sitcli.runs.checkpoint import build_network
+
+
+def random_network(
+    config: TransformerConfig, task: BenchJob, *, training: bool = False
+) -> Transformer:
+    """Its weights are drawn, as a new network's output is zero; for evaluation in the task's dtype,
+    for training in float32."""
+    network = Transformer(config)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    if training:
+        return network.to(task.device)
+    return build_network(config, network.state_dict(), task.device, dtype=task.job.dtype)
+
+
+def random_inputs(task: BenchJob) -> tuple[Tensor, Tensor, Tensor]:
+    config, batch = task.job.config, task.batch
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, *config.latent_shape, generator=random)
+    t = torch.rand(batch, generator=random)
+    y = torch.randint(0, config.num_classes + 1, (batch,), generator=random)
+    return x.to(task.device), t.to(task.device), y.to(task.device)
+
+
+# --- both -----------------------------------------------------------------------------------------
+
+
+class _Nothing(nn.Module):
+    """In place of a part that is measured by itself."""
+
+    def forward(self, x: Tensor, *more: Any) -> Tensor:
+        return x
+
+
+def time_parts(task: BenchJob, *, training: bool) -> dict[str, float]:
+    """Part -> seconds in all blocks, each part alone: forward, and backward where training."""
+    config, batch, rounds = task.job.config, task.batch, task.settings.rounds
+    design = BLOCKS[config.block]
+    ends = random_network(replace(config, depth=1), task, training=training)
+    block = ends.blocks[0]
+    ends.blocks = nn.ModuleList()
+    modulation, ends.modulation = ends.modulation or nn.Identity(), None
+    attention, mlp = block.attn, block.mlp
+    block.attn, block.mlp = _Nothing(), _Nothing()
+    made = dict(device=task.device, requires_grad=training)
+    tokens = torch.randn(batch, config.tokens + design.appended, config.width, **made)
+    t, y = torch.randn(2, batch, config.width, device=task.device)
+    condition = design.condition(tokens, t, y)[1]
+    inputs = random_inputs(task)
+    if training and task.job.compiled:
+        attention, mlp, block = map(torch.compile, (attention, mlp, block))
+    parts: dict[str, tuple[Callable[[], Tensor], int]] = {
+        "attention": (lambda: attention(tokens), config.depth),
+        "MLP": (lambda: mlp(tokens), config.depth),
+        "modulation, norms, residuals": (
+            lambda: block(tokens, modulation(condition)),
+            config.depth,
+        ),
+        "embeddings, final layer": (lambda: ends(*inputs), 1),
+    }
+
+    def work(forward: Callable[[], Tensor]) -> None:
+        with autocast(task.device, task.job.dtype), torch.set_grad_enabled(training):
+            out = forward()
+        if training:
+            out.float().mean().backward()
+
+    seconds = {}
+    for name, (forward, times) in parts.items():
+        work(forward)
+        values = [task.seconds(lambda forward=forward: work(forward)) for _ in range(rounds)]
+        seconds[name] = times * statistics.median(values)
+    return seconds

@@ -1,0 +1,81 @@
+"""The rate of the matrix products that a network is made of: the speed no step can pass."""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+
+from sitcli.commands.bench.job import BenchJob, prepared
+from sitcli.commands.bench.report import describe, facts_of, giga
+from sitcli.events import Progress, Result, Stage, Table
+from sitcli.machine.devices import precision_name
+from sitcli.model.flops import Product, matrix_products
+from sitcli.settings.tools import BenchSettings
+
+# --- matrix products ------------------------------------------------------------------------------
+
+
+def products_of(task: BenchJob, *, training: bool) -> list[Product]:
+    products = matrix_products(task.job.config, task.batch)
+    gradients = [gradient for product in products for gradient in product.gradients]
+    return [*products, *(gradients if training else [])]
+
+
+class Operands:
+    """The products' matrices in a dtype, and the time of each."""
+
+    def __init__(self, task: BenchJob, products: list[Product], dtype: torch.dtype) -> None:
+        self.task, self.products = task, products
+        made = dict(device=task.device, dtype=torch.float32)
+        sizes = {(p.m, p.k, p.n) for p in products}
+        # The weights lie as a linear layer's do, (n, k).
+        self.pairs = {
+            (m, k, n): (torch.randn(m, k, **made).to(dtype), torch.randn(n, k, **made).to(dtype).T)
+            for m, k, n in sizes
+        }
+
+    @torch.no_grad()
+    def measure(self) -> dict[Product, float]:
+        """Seconds of one product of each; the faster of two."""
+        taken = {
+            size: min(self.task.seconds(lambda a=a, b=b: a @ b) for _ in range(2))
+            for size, (a, b) in self.pairs.items()
+        }
+        return {p: taken[p.m, p.k, p.n] for p in self.products}
+
+
+def products_rate(seconds: dict[Product, float]) -> float:
+    """Operations a second over all products."""
+    return 2 * sum(p.macs for p in seconds) / sum(p.count * s for p, s in seconds.items())
+
+
+def gemm(settings: BenchSettings) -> Stage:
+    """The matrix products of a model's training step, each size alone, in fp32 and as asked."""
+    with prepared(settings) as task:
+        dtypes = dict.fromkeys([task.job.dtype, torch.float32])
+        products = products_of(task, training=True)
+        operands = {dtype: Operands(task, products, dtype) for dtype in dtypes}
+        rounds: dict[torch.dtype, list[dict[Product, float]]] = {dtype: [] for dtype in dtypes}
+        for number in range(settings.rounds):
+            yield Progress(done=number, total=settings.rounds, unit="rounds")
+            for dtype, own in operands.items():
+                rounds[dtype].append(own.measure())
+    names = [precision_name(dtype) for dtype in dtypes]
+    rows, data = [], []
+    for p in products:
+        rates = [
+            2 * p.m * p.k * p.n / statistics.median(one[p] for one in rounds[dtype])
+            for dtype in dtypes
+        ]
+        rows.append([p.part, f"{p.m} x {p.k} x {p.n}", str(p.count), *map(giga, rates)])
+        data.append(p._asdict() | dict(flops_per_second=dict(zip(names, rates, strict=True))))
+    totals = [statistics.median(map(products_rate, rounds[dtype])) for dtype in dtypes]
+    rows.append(["all", "", "", *map(giga, totals)])
+    header = ["product", "m x k x n", "times", *(f"GFLOP/s {name}" for name in names)]
+    return Result(
+        summary=describe(task) | {"matrix products": f"{giga(totals[0])} GFLOP/s in {names[0]}"},
+        tables=[Table(title="Matrix products of a training step", header=header, rows=rows)],
+        data=facts_of(task)
+        | dict(products=data, flops_per_second=dict(zip(names, totals, strict=True))),
+    )

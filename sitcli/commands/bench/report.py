@@ -1,0 +1,106 @@
+"""What a benchmark says: the facts of the machine and the network beside the figures."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+
+from sitcli.commands.bench.job import BenchJob
+from sitcli.events import Result, Table
+from sitcli.machine.devices import precision_name
+from sitcli.model.flops import total_cost
+from sitcli.text import count, format_shape
+
+# Dense bf16 operations a second, from the makers' data sheets.
+DENSE_BF16 = {
+    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12,
+    "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12,
+}  # fmt: skip
+
+
+def result_of(
+    task: BenchJob,
+    flops: float,
+    seconds: list[float],
+    peaks: list[float],
+    parts: dict[str, float],
+    *,
+    title: str,
+    what: str,
+    more: dict[str, str],
+    data: dict[str, Any],
+    tables: list[Table] | None = None,
+) -> Result:
+    """flops: of what took `seconds`, by round; peaks: operations a second beside it."""
+    rates = [task.batch / s for s in seconds]
+    achieved = statistics.median(flops / s for s in seconds)
+    ratios = [flops / s / peak for s, peak in zip(seconds, peaks, strict=True)]
+    summary = describe(task) | {
+        "images/s": f"{statistics.median(rates):.4g} ({min(rates):.4g} to {max(rates):.4g}), "
+        f"{1e3 * statistics.median(seconds):.4g} ms {what}",
+        "operations": f"{giga(achieved)} GFLOP/s",
+        "matrix products": f"{giga(statistics.median(peaks))} GFLOP/s at the model's own sizes, "
+        f"of which this is {statistics.median(ratios):.0%} ({min(ratios):.0%} to "
+        f"{max(ratios):.0%})",
+    }
+    data = facts_of(task) | data | dict(
+        seconds=seconds, images_per_second=statistics.median(rates), flops=flops,
+        flops_per_second=achieved, matrix_product_rates=peaks, ratios=ratios,
+        ratio=statistics.median(ratios), parts=parts,
+    )  # fmt: skip
+    dense = _dense_peak(task.device)
+    if dense is not None:
+        data["mfu"] = achieved / dense
+        summary["MFU"] = f"{achieved / dense:.1%} of {dense / 1e12:.0f} TFLOP/s, dense bf16"
+    whole = sum(parts.values())
+    table = Table(
+        title=title,
+        header=["part", "ms", "share"],
+        rows=[[name, f"{1e3 * s:.4g}", f"{s / whole:.1%}"] for name, s in parts.items()],
+    )
+    return Result(summary=summary | more, tables=[table, *(tables or [])], data=data)
+
+
+def describe(task: BenchJob) -> dict[str, str]:
+    job, config = task.job, task.job.config
+    cost = total_cost(config)
+    compiled = ", compiled" if job.compiled and task.settings.what != "gemm" else ""
+    where = str(task.device)
+    if task.device.type == "cuda":
+        where += f" ({torch.cuda.get_device_name(task.device)})"
+    else:
+        where += f", {count(torch.get_num_threads(), 'thread')}"
+    return {
+        "model": f"{job.settings.model}, {cost.params / 1e6:.1f} M parameters, {config.tokens} "
+        f"tokens of {format_shape(config.latent_shape)}",
+        "batch": str(task.batch),
+        "running": f"{where}, {precision_name(job.dtype)}{compiled}",
+    }
+
+
+def facts_of(task: BenchJob) -> dict[str, Any]:
+    job = task.job
+    return dict(
+        what=task.settings.what,
+        model=job.settings.model,
+        batch_size=task.batch,
+        device=str(task.device),
+        precision=precision_name(job.dtype),
+        compiled=job.compiled,
+        threads=torch.get_num_threads(),
+        rounds=task.settings.rounds,
+    )
+
+
+def _dense_peak(device: torch.device) -> float | None:
+    """Operations a second that the maker states for this GPU, where we know it."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in DENSE_BF16.items() if key in name), None)
+
+
+def giga(rate: float) -> str:
+    return f"{rate / 1e9:,.0f}"

@@ -1,0 +1,1 @@
+"""`sit encode-latents`: images to a latent store."""

@@ -1,0 +1,161 @@
+"""`sit encode-latents` before it writes: settings, source and store become a Job, or an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sitcli import names
+from sitcli.autoencoders.load import load_autoencoder
+from sitcli.errors import SitError, UsageError
+from sitcli.features.aligners import TIMM
+from sitcli.images.source import Source, open_source
+from sitcli.latents.layout import encode_command, open_rows
+from sitcli.latents.store import LatentStore
+from sitcli.machine.devices import resolve_precision
+from sitcli.machine.world import device_name
+from sitcli.settings.encode import EncodeSettings
+from sitcli.storage.rows import Rows
+
+IMAGE_SIZE, EMBEDDED_IMAGE_SIZE = 256, 32
+PCA_DEFAULTS = {"pca_patch": 4, "pca_channels": 12}
+
+
+def resolve(settings: EncodeSettings) -> EncodeSettings:
+    """Absolute paths for what the store remembers, and the defaults that depend on others."""
+    embedded = settings.vae in names.EMBEDDED_VAES
+    local = Path(settings.vae).expanduser()
+    vae = os.path.abspath(local) if not embedded and local.exists() else settings.vae
+    size = settings.image_size or (EMBEDDED_IMAGE_SIZE if embedded else IMAGE_SIZE)
+    if settings.image_size is None and local.suffix == ".h5":
+        size = LatentStore.open(local, allow_incomplete=True).image_size
+    source = Path(os.path.abspath(settings.source.expanduser()))
+    device = device_name(settings.device, gpus=settings.gpus, procs=settings.procs)
+    resolved = dataclasses.replace(settings, vae=vae, image_size=size, source=source, device=device)
+    align = settings.align_features
+    if align is None and settings.align_weights is not None:
+        raise UsageError("--align-weights means nothing without --align-features", "leave it out")
+    if align not in (None, "dinov2") and not align.startswith((TIMM, "hf:")):
+        align = os.path.abspath(Path(align).expanduser())
+        resolved = dataclasses.replace(resolved, align_features=align)
+    for name, default in PCA_DEFAULTS.items():
+        given = getattr(settings, name)
+        if settings.vae != "patch-pca" and given is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} means nothing to --vae {settings.vae}", "leave it out"
+            )
+        if settings.vae == "patch-pca" and given is None:
+            resolved = dataclasses.replace(resolved, **{name: default})
+    return resolved
+
+
+def look_at_source(settings: EncodeSettings) -> tuple[Source | None, Rows | None]:
+    """The source, and OUT if this command is to go on with it or finds it complete.
+
+    The source is None only where OUT is complete and the source is gone.
+    """
+    file = _existing(settings)
+    if file is not None and file.attrs["complete"] and not settings.source.exists():
+        return None, file
+    source = open_source(settings.source)
+    if file is None or file.attrs["source_fingerprint"] == source.fingerprint:
+        return source, file
+    if settings.overwrite:
+        return source, None
+    raise SitError(
+        f"{settings.out} was begun with other images than {settings.source} holds: "
+        f"{file.num_rows} then, {len(source)} now"
+        + (", with other names or sizes" if file.num_rows == len(source) else ""),
+        "restore the images, begin again with --overwrite, or give another name",
+    )
+
+
+def _existing(settings: EncodeSettings) -> Rows | None:
+    """OUT, if it is a store made with these settings; None if it is absent or to be replaced."""
+    out = settings.out
+    if not out.exists():
+        return None
+    hint = "--overwrite replaces it; or give another name"
+    try:
+        file = open_rows(out)
+        difference = _difference(file.attrs, settings)
+    except SitError as error:
+        if settings.overwrite:
+            return None
+        raise UsageError(error.message, hint) from None
+    if difference is None:
+        return file
+    if settings.overwrite:
+        return None
+    flag, stored, asked = difference
+    raise UsageError(
+        f"{out} was made with {flag} {stored}, not {asked}",
+        f"{hint}; its own command: {encode_command(file.attrs, out)}",
+    )
+
+
+def _difference(attrs: dict[str, Any], settings: EncodeSettings) -> tuple[str, Any, Any] | None:
+    """The first setting in which a store differs from what is asked: flag, stored, asked."""
+    pairs = [
+        ("--vae", attrs["vae"], settings.vae),
+        ("--image-size", attrs["image_size"], settings.image_size),
+        ("--crop", attrs["crop"], settings.crop),
+        ("flips:", attrs["flips"], settings.flip),
+        (
+            "--align-features",
+            (attrs.get("align") or {}).get("asked", "none"),
+            settings.align_features or "none",
+        ),
+    ]
+    spec = attrs["autoencoder"]
+    if settings.vae == "patch-pca" == spec["kind"]:
+        pairs.append(("--pca-patch", spec["patch"], settings.pca_patch))
+        pairs.append(("--pca-channels", spec["latent_channels"], settings.pca_channels))
+    if settings.precision != "auto" and settings.vae not in names.EMBEDDED_VAES:
+        pairs.append(("--precision", attrs["precision"], settings.precision))
+    if not attrs["complete"] and not {spec["kind"], settings.vae} & set(names.EMBEDDED_VAES):
+        # Weights may have moved; whether they are the same ones is found when they are loaded.
+        del pairs[0]
+    return next((pair for pair in pairs if pair[1] != pair[2]), None)
+
+
+def precision_of(vae: str, name: str, device: torch.device) -> torch.dtype:
+    # The embedded autoencoders always compute in float32.
+    return torch.float32 if vae in names.EMBEDDED_VAES else resolve_precision(name, device)
+
+
+def row_shape(spec: dict[str, Any], size: int) -> tuple[int, int, int]:
+    channels = spec["latent_channels"] * (1 if spec["deterministic"] else 2)
+    return channels, size // spec["downsample"], size // spec["downsample"]
+
+
+def row_shape_ahead(settings: EncodeSettings, file: Rows | None) -> tuple[int, ...] | None:
+    """The shape of a row before anything is downloaded or fitted; None if that cannot be told."""
+    size = settings.image_size
+    if file is not None:
+        return file.shape("latents")[1:]
+    if settings.vae == "patch-pca":
+        patch = settings.pca_patch
+        check_divisible(size, patch, settings.vae)
+        return settings.pca_channels, size // patch, size // patch
+    if settings.vae == names.DEFAULT_VAE:
+        check_divisible(size, 8, settings.vae)
+        return 8, size // 8, size // 8
+    if settings.vae == "pixels" or Path(settings.vae).exists():
+        device = torch.device("cpu")
+        autoencoder = load_autoencoder(settings.vae, device=device, dtype=torch.float32)
+        check_divisible(size, autoencoder.downsample, settings.vae)
+        return row_shape(autoencoder.spec, size)
+    return None
+
+
+def check_divisible(size: int, downsample: int, vae: str) -> None:
+    if size % downsample:
+        raise UsageError(
+            f"--image-size {size}: {vae} needs a multiple of {downsample}",
+            f"use {max(downsample, round(size / downsample) * downsample)}",
+        )

@@ -1,0 +1,123 @@
+"""`sit encode-latents`: images to a latent store."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+
+from sitcli.commands.encode.fill import encode_missing
+from sitcli.commands.encode.job import look_at_source, resolve, row_shape_ahead
+from sitcli.commands.encode.report import UNKNOWN, describe, result_of
+from sitcli.errors import Interrupted, SitError
+from sitcli.events import Event, Note, Progress, Result, Stage
+from sitcli.images.source import Source
+from sitcli.latents.readback import ReadBack
+from sitcli.latents.store import LatentStore
+from sitcli.machine.quiet import quiet_libraries
+from sitcli.machine.ranks import from_first, meeting, together
+from sitcli.machine.world import planned_size, world_for
+from sitcli.settings.encode import EncodeSettings
+from sitcli.storage import locks
+from sitcli.storage.rows import MISSING, Rows
+from sitcli.text import format_bytes, format_shape
+
+
+def encode(settings: EncodeSettings) -> Stage:
+    """Encode every image of the source into a latent store, or go on where a run stopped.
+
+    Raises UsageError if OUT holds something made with other settings; SitError for a source that
+    cannot be used or changed since OUT was begun, a full disk, or (strict) a broken image.
+    """
+    quiet_libraries()
+    world = world_for(gpus=settings.gpus, procs=settings.procs)
+    try:
+        with contextlib.ExitStack() as held:
+            with meeting(world):
+                settings = together(world, lambda: resolve(settings))
+
+                def look() -> tuple[Source | None, Rows | None]:
+                    held.enter_context(locks.lock(settings.out))
+                    return look_at_source(settings)
+
+                source, file = from_first(world, look)
+                complete = file is not None and file.attrs["complete"]
+                if complete:
+                    yield Note(f"{settings.out} is complete already")
+                else:
+                    yield Note(describe(source))
+                    pace = yield from encode_missing(settings, source, file, world)
+            if world.rank:
+                return Result()
+            if complete:
+                return result_of(LatentStore(file), settings)
+            yield from _complete(settings.out)
+            return result_of(LatentStore.open(settings.out), settings, pace=pace)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted", "the same command goes on where it was", signal_number=signal.SIGINT
+        ) from None
+
+
+def plan(settings: EncodeSettings) -> Result:
+    """What `encode` would do; reads the source and an existing OUT, writes nothing.
+
+    Raises what `encode` would raise before its first image.
+    """
+    settings = resolve(settings)
+    locks.check_writable(settings.out)
+    source, file = look_at_source(settings)
+    shape = row_shape_ahead(settings, file)
+    copies = 2 if settings.flip else 1
+    num = file.num_rows if source is None else len(source)
+    done = 0 if file is None else int(np.count_nonzero(file.written))
+    size = None if shape is None else num * copies * 2 * int(np.prod(shape))
+    processes = planned_size(gpus=settings.gpus, procs=settings.procs)
+    summary = {
+        "source": describe(source) if source else f"{settings.source} (gone)",
+        "autoencoder": settings.vae,
+        "images": f"{settings.image_size} x {settings.image_size}, crop {settings.crop}",
+        "rows": f"{format_shape(shape)} float16" if shape else UNKNOWN,
+        "flips": "encoded too" if settings.flip else "no",
+        "size": format_bytes(size) if size else UNKNOWN,
+        "processes": str(processes),
+        "state": f"{done} of {num} images encoded" if file else "new",
+    }
+    data = dataclasses.asdict(settings) | {
+        "processes": processes,
+        "images": num,
+        "done": done,
+        "row_shape": shape,
+        "bytes": size,
+        "num_classes": None if source is None else len(source.class_names),
+    }
+    return Result(summary=summary, data=data, path=settings.out)
+
+
+def _complete(out: Path) -> Generator[Event, None, None]:
+    """Read everything back from the disk, and declare OUT complete."""
+    with Rows(out, writable=True) as file:
+        store = LatentStore(file)
+        if not store.num_items:
+            name, problem = store.broken()[0]
+            raise SitError(
+                f"none of the {file.num_rows} images can be used; the first is {name}: {problem}",
+                "--crop adm takes images of any size" if store.crop == "none" else "",
+            )
+        file.sync(forget=True)
+        check = ReadBack(store)
+        for count in check:
+            text = f"read back {count}/{file.num_rows}"
+            yield Progress(done=file.num_rows, total=file.num_rows, text=text)
+        if check.damaged:
+            file.write(sorted(check.damaged), status=MISSING)
+            raise SitError(
+                f"{len(check.damaged)} rows of {out} are not what was written; is the disk bad?",
+                "the same command encodes them again",
+            )
+        file.set_attrs(mean=check.mean, std=check.std, checksum=check.checksum)
+        file.set_attrs(complete=True)

@@ -1,0 +1,1 @@
+"""`sit evaluate`: figures of samples against real images."""

@@ -1,0 +1,344 @@
+"""`sit evaluate` before it measures: what to compare with what, opened and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sitcli.commands.evaluate.options import refuse_options
+from sitcli.commands.newest import newest_samples
+from sitcli.errors import SitError, UsageError
+from sitcli.features.base import Extractor, Features, Layer
+from sitcli.features.collect import most_kept
+from sitcli.features.extractors import choose_features, load_extractor
+from sitcli.features.statistics import StatisticsFile, load_statistics
+from sitcli.images.sets import ImageSet, joined, kind_of, open_images
+from sitcli.machine.devices import resolve_device
+from sitcli.machine.world import device_name
+from sitcli.metrics.moments import Gaussian
+from sitcli.metrics.table import METRICS
+from sitcli.settings.evaluate import EvaluateSettings
+from sitcli.storage.files import hash_file
+from sitcli.storage.hub import local_path
+from sitcli.storage.locks import check_writable
+
+
+def named_sets(settings: EvaluateSettings) -> list[Path]:
+    """The sample sets that were named, or the newest."""
+    refuse_options(settings)
+    return [local_path(path) for path in settings.samples or [newest_samples()]]
+
+
+def prepare(settings: EvaluateSettings, paths: list[Path]) -> Job:
+    metrics = tuple(m for m in METRICS if getattr(settings, m) or (settings.all and m != "fdd"))
+    features = _main_features(settings)
+    if settings.all:
+        # Without class probabilities or InceptionV3's map there is less to have.
+        lacking = {"isc", "sfid"} if features.name != "inception" else set()
+        metrics = tuple(m for m in metrics if m not in lacking)
+    metrics = metrics or ("fid",)
+    layers = _layers(settings, metrics, features)
+    sets = []
+    for path in paths:
+        if kind_of(path) == "latent store":
+            raise UsageError(f"{path} is a latent store, not samples", f"--reference {path}")
+        sets.append(open_images(path))
+    _check_sets(sets)
+    reference = _resolve_reference(settings, sets, metrics)
+    for samples in sets:
+        check_writable(metrics_path(samples))
+    _check_numbers(settings, metrics, sets, reference)
+    return Job(
+        metrics=metrics,
+        layers=layers,
+        sets=sets,
+        reference=reference,
+        bootstrap=settings.bootstrap is not None,
+    )
+
+
+def _main_features(settings: EvaluateSettings) -> Features:
+    weights = settings.features_weights
+    if settings.dinov2_weights is not None and not (settings.fdd or settings.features == "dinov2"):
+        raise UsageError("--dinov2-weights is for --fdd or --features dinov2", "leave it out")
+    only_fdd = settings.fdd and not settings.all
+    only_fdd = only_fdd and not any(getattr(settings, m) for m in METRICS if m != "fdd")
+    name = settings.features
+    if only_fdd and name == "inception" and weights is None:
+        name = "dinov2"  # nothing is asked of InceptionV3
+    elif settings.fdd and name == "dinov2":
+        raise UsageError("--features dinov2 --fid is --fdd already", "leave out --fdd")
+    return choose_features(name, weights, dinov2_weights=settings.dinov2_weights)
+
+
+def _layers(
+    settings: EvaluateSettings, metrics: tuple[str, ...], features: Features
+) -> dict[str, Layer]:
+    """The layers these metrics need, by the names METRICS has for them."""
+    layers = {"pool": Layer(features, "pool")}
+    for metric in metrics:
+        layer = METRICS[metric].layer
+        if layer == "dinov2":
+            dinov2 = choose_features("dinov2", dinov2_weights=settings.dinov2_weights)
+            layers[layer] = Layer(dinov2, "pool")
+        elif layer not in features.layers or (metric == "isc" and features.name != "inception"):
+            what = "class probabilities" if metric == "isc" else "InceptionV3's mixed_6 map"
+            raise UsageError(
+                f"--{metric} needs {what}, which --features {settings.features} does not give",
+                f"leave out --{metric}, or use --features inception",
+            )
+        else:
+            layers[layer] = Layer(features, layer)
+    needed = {METRICS[metric].layer for metric in metrics}
+    return {name: layer for name, layer in layers.items() if name in needed or name == "pool"}
+
+
+def _check_sets(sets: list[ImageSet]) -> None:
+    for samples in sets:
+        if samples.num < 2:
+            raise SitError(f"{samples.path} holds {samples.num} image, and at least 2 are needed")
+        if samples.size != sets[0].size:
+            raise UsageError(
+                f"{sets[0].path} is {size_of(sets[0])} and {samples.path} {size_of(samples)}: "
+                "images that are compared must have one size",
+                "type a command for each",
+            )
+    places = [samples.path.resolve() for samples in sets]
+    for place in places:
+        if places.count(place) > 1:
+            raise UsageError(f"{place} is named twice", "name each set once")
+
+
+def _resolve_reference(
+    settings: EvaluateSettings, sets: list[ImageSet], metrics: tuple[str, ...]
+) -> Reference | None:
+    samples = sets[0]
+    given = settings.reference and local_path(settings.reference)
+    paths = [given] if given else _default_reference(samples)
+    if not given and any(_default_reference(other) != paths for other in sets):
+        raise UsageError(
+            f"{sets[0].path} and others were made from different images",
+            "give the images to compare them all with: --reference",
+        )
+    if not paths:
+        if not any(METRICS[metric].compares for metric in metrics):
+            return None
+        raise UsageError(
+            f"{samples.path} does not tell which images to compare it with",
+            "give a folder, latent store, sample set or .npz with --reference",
+        )
+    path = paths[0]
+    statistics = load_statistics(path) if kind_of(path) == "npz" else None
+    try:
+        images = joined([open_images(path, size=samples.size) for path in paths])
+        path = images.path
+    except SitError:
+        if statistics is None:
+            raise
+        images = None  # an npz of statistics alone
+    num = images.num if images is not None else 0
+    if images is None:
+        _check_statistics_alone(path, statistics, settings, metrics)
+    elif num < 2:
+        raise SitError(f"the reference {path} holds {num} image, and at least 2 are needed")
+    wanted = settings.reference_num or num
+    if wanted > num:
+        raise UsageError(f"--reference-num {wanted}: the reference {path} has {num:,} images")
+    indices = np.arange(wanted) * num // max(1, wanted)
+    return Reference(path=path, images=images, indices=indices, statistics=statistics)
+
+
+def _check_statistics_alone(
+    path: Path, statistics: StatisticsFile, settings: EvaluateSettings, metrics: tuple[str, ...]
+) -> None:
+    lacking = [m for m in metrics if METRICS[m].compares and not METRICS[m].frechet]
+    lacking += [
+        m for m in metrics if METRICS[m].frechet and METRICS[m].layer not in statistics.gaussians
+    ]
+    if lacking or settings.reference_num is not None:
+        option = f"--{lacking[0]}" if lacking else "--reference-num"
+        raise UsageError(
+            f"{path} holds statistics only ({', '.join(statistics.gaussians)}): {option} needs "
+            "its images (arr_0)",
+            "give a reference with images, or --fid alone",
+        )
+
+
+def _default_reference(samples: ImageSet) -> list[Path]:
+    """The latent stores the samples' run was trained on; they know their source images."""
+    store = samples.meta.get("store")
+    stores = samples.meta.get("stores") or ([] if store is None else [store])
+    for store in stores:
+        if not Path(store).exists():
+            raise SitError(
+                f"the latent store behind these samples, {store}, is not there any more",
+                "give it, or a folder of real images, with --reference",
+            )
+    return [Path(store) for store in stores]
+
+
+def metrics_path(samples: ImageSet) -> Path:
+    """metrics.json within a sample set's folder; NAME.metrics.json beside anything else."""
+    path = samples.path
+    if samples.kind == "sample set" and path.is_dir():
+        return path / "metrics.json"
+    if samples.kind == "sample set" and path.name == "samples.h5":
+        return path.with_name("metrics.json")
+    path = path.resolve()
+    return path.with_name(f"{path.name if path.is_dir() else path.stem}.metrics.json")
+
+
+def device_for(settings: EvaluateSettings) -> torch.device:
+    name = device_name(settings.device, gpus=settings.gpus, procs=settings.procs)
+    return resolve_device(name)
+
+
+def load_extractors(task: Job, device: torch.device) -> dict[Features, Extractor]:
+    wanted: dict[Features, list[str]] = {}
+    for layer in task.layers.values():
+        wanted.setdefault(layer.features, []).append(layer.name)
+    return {features: load_extractor(features, device, names) for features, names in wanted.items()}
+
+
+def widths_of(task: Job, extractors: Mapping[Features, Extractor]) -> dict[Layer, int]:
+    """Number of features an image has in each layer.
+
+    Raises UsageError if samples and reference differ in it, SitError if a file's statistics do.
+    """
+    samples, reference = task.sets[0], task.reference
+    fixed = all(layer.features.name in ("inception", "dinov2") for layer in task.layers.values())
+    other = reference is not None and reference.images is not None
+    if other and reference.images.size != samples.size and not fixed:
+        raise UsageError(
+            f"the samples are {size_of(samples)} and the reference {size_of(reference.images)}: "
+            f"{task.layers['pool'].features.tag} compares images of one size",
+            "give a --reference of the samples' size; a folder is cropped to it",
+        )
+    trial = torch.zeros(2, 3, *samples.size, dtype=torch.uint8)
+    widths = {}
+    for features, extractor in extractors.items():
+        for name, values in extractor.extract(trial).items():
+            widths[Layer(features, name)] = values.shape[1]
+    for metric in task.metrics:
+        if METRICS[metric].frechet:
+            _check_given(task, task.layers[METRICS[metric].layer], METRICS[metric].layer, widths)
+    kept_alone = [m for m in task.metrics if not METRICS[m].frechet]
+    numbers = {f"{s.path} has {s.num:,}": s.num for s in task.sets}
+    if reference is not None and reference.images is not None:
+        numbers[f"the reference has {len(reference.indices):,}"] = len(reference.indices)
+    most = most_kept(max(widths.values()))
+    for text, num in numbers.items():
+        if num > most and (kept_alone or task.bootstrap):
+            option = f"--{kept_alone[0]}" if kept_alone else "--bootstrap"
+            hint = "--reference-num 50000" if "reference" in text else "use fewer samples"
+            raise UsageError(f"{option} takes at most {most:,} images a side: {text}", hint)
+    return widths
+
+
+def _check_given(task: Job, layer: Layer, name: str, widths: Mapping[Layer, int]) -> None:
+    """SitError unless a file's statistics are of this layer."""
+    given = task.given(name)
+    if given is None:
+        return
+    more, tag = task.reference.statistics.more, layer.features.tag
+    made_with = str(more.get("features", tag))
+    if made_with != tag or len(given.mean) != widths[layer]:
+        raise SitError(
+            f"{task.reference.path} holds statistics of {len(given.mean)} features"
+            f"{f' of {made_with}' if 'features' in more else ''}; {tag} gives {widths[layer]}",
+            "give a reference made with the same extractor, or one with images",
+        )
+
+
+def _check_numbers(
+    settings: EvaluateSettings,
+    metrics: tuple[str, ...],
+    sets: list[ImageSet],
+    reference: Reference | None,
+) -> None:
+    numbers = {str(samples.path): samples.num for samples in sets}
+    for metric in metrics:
+        both = dict(numbers)
+        if reference is not None and reference.images is not None and METRICS[metric].compares:
+            both["the reference"] = len(reference.indices)
+        for side, num in both.items():
+            if METRICS[metric].compares and num < METRICS[metric].least:
+                raise SitError(
+                    f"--{metric} needs {METRICS[metric].least} images a side: {side} has {num}"
+                )
+    splits = settings.isc_splits
+    if splits is not None and "isc" not in metrics:
+        raise UsageError("--isc-splits is for --isc", "leave it out, or add --isc")
+    fewest = min(numbers.values())
+    if splits is not None and splits > fewest // 2:
+        raise UsageError(
+            f"--isc-splits {splits}: of {fewest} samples a split needs 2",
+            f"at most {fewest // 2}",
+        )
+
+
+def describe_images(images: ImageSet, num: int) -> str:
+    what = "the source images of " if images.kind == "latent store" else ""
+    return f"{what}{images.path} ({num:,} images, {size_of(images)}, {images.preparation})"
+
+
+def size_of(images: ImageSet) -> str:
+    return f"{images.size[1]}x{images.size[0]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What samples are compared with: images[indices], or an npz's statistics, or both."""
+
+    path: Path
+    images: ImageSet | None
+    indices: np.ndarray
+    statistics: StatisticsFile | None
+
+    @property
+    def text(self) -> str:
+        if self.images is None:
+            return f"{self.path} (statistics only)"
+        return describe_images(self.images, len(self.indices))
+
+    @property
+    def short(self) -> str:
+        return f"{self.path.name} ({len(self.indices):,})" if self.images else self.path.name
+
+    def record(self, has_floor: bool) -> dict[str, Any]:
+        """Its part of a figure in metrics.json."""
+        num, images = len(self.indices), self.images
+        return {
+            "path": str(self.path.resolve()),
+            "kind": images.kind if images is not None else "statistics",
+            "hash": images.fingerprint if images is not None else hash_file(self.path),
+            "num": num or None,
+            "num_floor": [num // 2, num - num // 2] if has_floor else None,
+            "size": list(images.size) if images is not None else None,
+            "preparation": images.preparation if images is not None else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be measured, all of it opened and checked; layers by METRICS' names for them."""
+
+    metrics: tuple[str, ...]
+    layers: dict[str, Layer]
+    sets: list[ImageSet]
+    reference: Reference | None
+    bootstrap: bool
+
+    def given(self, name: str) -> Gaussian | None:
+        """What the reference's file says of the layer called so."""
+        statistics = self.reference and self.reference.statistics
+        return statistics.gaussians.get(name) if statistics else None
+
+    def tags(self) -> list[str]:
+        """The extractors, each once."""
+        return list(dict.fromkeys(layer.features.tag for layer in self.layers.values()))

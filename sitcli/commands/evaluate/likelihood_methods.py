@@ -1,0 +1,212 @@
+"""The two ways to a likelihood: exact for a flow, the variational bound for a chain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sitcli import names
+from sitcli.core.diffusion import Diffusion
+from sitcli.core.flow import Flow, Ode
+from sitcli.core.guidance import GuidedNetwork
+from sitcli.core.likelihood import log_likelihood
+from sitcli.core.ode import ODE_STEPS
+from sitcli.core.transport import ends_of
+from sitcli.errors import SitError, UsageError
+from sitcli.latents.joined import JoinedStores
+from sitcli.latents.store import LatentStore
+from sitcli.machine.seeds import generator
+from sitcli.runs.checkpoint import Checkpoint
+from sitcli.settings.evaluate import EvaluateSettings
+from sitcli.storage.files import hash_json
+from sitcli.text import count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be measured, all of it opened and checked."""
+
+    checkpoint: Checkpoint
+    store: LatentStore | JoinedStores
+    items: np.ndarray  # (n,) numbers within the store
+    labels: np.ndarray  # (n,)
+    label_policy: str
+    seed: int
+    probes: int | None  # 0 is the exact trace; None, as ode is, for the bound
+    ode: Ode | None
+    steps: int | None  # of the bound's chain
+    device: torch.device
+
+    @property
+    def out(self) -> Path:
+        """The same measurement's file; another one's has another name."""
+        step, mark = self.checkpoint.path, hash_json(self.facts())[:6]
+        return step.parent / f"nll-{step.name}-{self.store.path.stem}-{mark}.json"
+
+    @property
+    def method(self) -> _Method:
+        return METHODS[type(self.checkpoint.process)]
+
+    @property
+    def of_pixels(self) -> bool:
+        """Whether the latents are the picture itself."""
+        return self.store.autoencoder["kind"] == "pixels" and self.store.scaling == 1
+
+    @property
+    def trained_on(self) -> bool:
+        return self.store.fingerprint == self.checkpoint.latents["fingerprint"]
+
+    @property
+    def data(self) -> str:
+        return f"{self.store.path}{' (training images)' if self.trained_on else ''}"
+
+    @property
+    def read_as(self) -> str:
+        """What an image is to the model."""
+        if self.of_pixels:
+            return "bytes" if self.ode is None else "bytes, each spread over its grey level"
+        return "a sample of the posterior" if self.store.kind == "moments" else "the latent"
+
+    def facts(self) -> dict[str, Any]:
+        """All that the figure depends on."""
+        checkpoint, store = self.checkpoint, self.store
+        facts: dict[str, Any] = dict(
+            checkpoint=str(checkpoint.path.resolve()),
+            step=checkpoint.step,
+            model=checkpoint.meta["model"],
+            process=checkpoint.meta["process"],
+            weights="ema",
+            ema=checkpoint.meta.get("ema"),
+            store=str(store.path.resolve()),
+            store_fingerprint=store.fingerprint,
+            training_images=self.trained_on,
+            num=len(self.items),
+            num_items=store.num_items,
+            read_as=self.read_as,
+            labels=self.label_policy,
+            seed=self.seed,
+            precision="fp32",
+            method=self.method.name,
+        )
+        if self.ode is None:
+            return facts | dict(steps=self.steps)
+        t_data, t_noise, _ = ends_of(checkpoint.process)
+        trace = f"Hutchinson, {count(self.probes, 'probe')} of random signs"
+        facts |= dict(
+            divergence=trace if self.probes else "exact trace",
+            solver=self.ode.solver,
+            interval=[t_data, t_noise],
+        )
+        if self.ode.solver == "dopri5":
+            return facts | dict(rtol=self.ode.rtol, atol=self.ode.atol)
+        return facts | dict(steps=self.ode.steps)
+
+
+def _exact(
+    task: Job, network: GuidedNetwork, x: Tensor, y: Tensor, items: np.ndarray
+) -> Iterator[tuple[float, Tensor]]:
+    process, ode = task.checkpoint.process, task.ode
+    probes = _probes(task, items).to(x.device) if task.probes else None
+    begin, end, _ = ends_of(process)
+    try:
+        solving = log_likelihood(process, network, x, y, probes=probes, ode=ode)
+        for step, (t, value) in enumerate(solving, start=1):
+            share = (t - begin) / (end - begin) if ode.solver == "dopri5" else step / ode.steps
+            yield share, -value
+    except ArithmeticError as error:
+        raise SitError(str(error), "use a larger --rtol, or --solver rk4") from None
+
+
+def _probes(task: Job, items: np.ndarray) -> Tensor:
+    """Random signs (B, P, C, h, w); probe k of an image is a function of (seed, item, k) alone."""
+    shape = task.store.latent_shape
+    signs = [
+        torch.randint(0, 2, shape, generator=generator(task.seed, "probe", int(item), k))
+        for item in items
+        for k in range(task.probes)
+    ]
+    return (torch.stack(signs) * 2 - 1).float().view(len(items), task.probes, *shape)
+
+
+def _bound(
+    task: Job, network: GuidedNetwork, x: Tensor, y: Tensor, items: np.ndarray
+) -> Iterator[tuple[float, Tensor]]:
+    random = [generator(task.seed, "bound", int(item)) for item in items]
+
+    def randn() -> Tensor:
+        return torch.stack([torch.randn(x.shape[1:], generator=r) for r in random]).to(x.device)
+
+    process, nats_per_bit = task.checkpoint.process, x[0].numel() * math.log(2)
+    bound = process.bound(network, x, y, steps=task.steps, tails=task.of_pixels, randn=randn)
+    for done, total, bits in bound:
+        yield done / total, (bits * nats_per_bit)[:, None]
+
+
+def _resolve_exact(s: EvaluateSettings, process: Flow) -> dict[str, Any]:
+    solver = s.solver or "rk4"
+    if solver not in names.MAP_SOLVERS:
+        raise UsageError(
+            f"--solver {solver} remembers earlier steps, and runs from noise to data alone",
+            f"one of {', '.join(names.MAP_SOLVERS)}",
+        )
+    tolerances = {name: getattr(s, name) for name in ("rtol", "atol")}
+    tolerances = {name: value for name, value in tolerances.items() if value is not None}
+    if solver == "dopri5" and s.steps is not None:
+        raise UsageError("dopri5 chooses its own steps", "use --rtol and --atol, not --steps")
+    if solver != "dopri5" and tolerances:
+        raise UsageError(f"--{next(iter(tolerances))} is for --solver dopri5", "use --steps")
+    ode = Ode(solver=solver, steps=s.steps or 50, **tolerances)
+    return dict(probes=1 if s.probes is None else s.probes, ode=ode, steps=None)
+
+
+def _resolve_bound(s: EvaluateSettings, process: Diffusion) -> dict[str, Any]:
+    given = [name for name in ("probes", "solver", "rtol", "atol") if getattr(s, name) is not None]
+    if given:
+        raise UsageError(
+            f"--{given[0]} is for the ODE of a SiT model, and this is a DiT model",
+            "its bound takes --steps alone",
+        )
+    length = len(process.chain)
+    if s.steps is not None and s.steps > length:
+        raise UsageError(f"--steps {s.steps}: the model's chain has {length}", "at most that")
+    return dict(probes=None, ode=None, steps=s.steps or length)
+
+
+def _exact_evaluations(task: Job) -> int | None:
+    if task.ode.solver == "dopri5":
+        return None
+    return task.ode.steps * ODE_STEPS[task.ode.solver].evaluations
+
+
+class _Method(NamedTuple):
+    """How a kind of process is measured.
+
+    label: what its figures' names end with; resolve(settings, process) -> fields of the task;
+    measure(task, network, x, y, items) yields (share of the work done, nats (B, P)), of which the
+    last counts; evaluations(task): an image's, None where the solver decides.
+    """
+
+    name: str
+    label: str
+    resolve: Callable[[EvaluateSettings, Any], dict[str, Any]]
+    measure: Callable[..., Iterator[tuple[float, Tensor]]]
+    evaluations: Callable[[Job], int | None]
+
+
+METHODS: dict[type, _Method] = {
+    Flow: _Method("probability-flow ODE", "", _resolve_exact, _exact, _exact_evaluations),
+    Diffusion: _Method(
+        "variational bound",
+        " (variational bound)",
+        _resolve_bound,
+        _bound,
+        lambda task: task.steps,
+    ),
+}

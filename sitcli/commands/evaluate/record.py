@@ -1,0 +1,125 @@
+"""metrics.json: each figure with everything it depends on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sitcli import __version__
+from sitcli.commands.evaluate.job import Job, metrics_path
+from sitcli.errors import SitError
+from sitcli.events import Event, Progress
+from sitcli.features.base import Features
+from sitcli.features.collect import Count
+from sitcli.images.sets import ImageSet
+from sitcli.metrics.metric import Measured
+from sitcli.metrics.table import METRICS
+from sitcli.settings.evaluate import EvaluateSettings
+from sitcli.storage.files import write_json
+
+FORMAT_VERSION = 1
+NORMAL_95 = 1.959964  # standard deviations each way of a 95% interval
+
+
+def interval_of(
+    measured: Measured, settings: EvaluateSettings, count: Count
+) -> Generator[Event, None, dict[str, Any] | None]:
+    """A 95% interval from the bootstrap, where it was asked for and the figure has one.
+
+    The figure plus and minus 1.96 standard deviations of it over resamples of the samples: not
+    quantiles, since resamples repeat images, which moves a Frechet distance upward. The reference
+    is held fixed.
+    """
+    if settings.bootstrap is None or measured.resamples is None:
+        return None
+    values = []
+    for value in measured.resamples(number=settings.bootstrap, seed=settings.seed):
+        values.append(value)
+        text = f"{measured.name}: resample {len(values)} of {settings.bootstrap}"
+        yield Progress(done=count.total, total=count.total, text=text)
+    half = NORMAL_95 * float(np.std(values, ddof=1))
+    low, high = measured.value - half, measured.value + half
+    return {"level": 0.95, "low": low, "high": high, "resamples": settings.bootstrap}
+
+
+def figure_record(
+    task: Job,
+    samples: ImageSet,
+    metric: str,
+    measured: Measured,
+    interval: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """One entry of metrics.json: a figure and all it depends on beside the samples."""
+    features = task.layers[METRICS[metric].layer].features
+    label = features.label(measured.name)
+    if not math.isfinite(measured.value):
+        raise SitError(f"{label} of {samples.path} is not a finite number")
+    return {
+        "metric": label,
+        "value": measured.value,
+        "std": measured.spread,
+        "interval": interval,
+        "num_samples": samples.num,
+        "floor": measured.floor,
+        "recipe": measured.recipe,
+        "features": features_record(features),
+        "reference": task.reference and task.reference.record(measured.floor is not None),
+        "sit_version": __version__,
+    }
+
+
+def features_record(features: Features) -> dict[str, Any]:
+    return {
+        "name": features.name,
+        "weights_sha256": features.hash or None,
+        "official": features.official,
+    }
+
+
+def samples_record(samples: ImageSet) -> dict[str, Any]:
+    return {
+        "path": str(samples.path.resolve()),
+        "hash": samples.fingerprint,
+        "version": samples.version,
+        "num": samples.num,
+        "size": list(samples.size),
+        "sampler": samples.meta,
+    }
+
+
+def write_metrics(samples: ImageSet, figures: list[dict[str, Any]]) -> None:
+    """metrics.json beside the samples."""
+    path = metrics_path(samples)
+    document = {
+        "format_version": FORMAT_VERSION,
+        "samples": samples_record(samples),
+        "figures": _earlier_figures(samples, path, figures) + figures,
+    }
+    try:
+        write_json(path, document)
+    except OSError as error:
+        raise SitError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _earlier_figures(
+    samples: ImageSet, path: Path, figures: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Figures of these very samples that the file holds already and that are not measured anew."""
+
+    def key(figure: dict[str, Any]) -> tuple[object, ...]:
+        reference = figure["reference"] or {}
+        return figure["metric"], reference.get("hash"), reference.get("num")
+
+    try:
+        document = json.loads(path.read_text())
+        if document["samples"]["version"] != samples.version:
+            return []
+        new = {key(figure) for figure in figures}
+        return [figure for figure in document["figures"] if key(figure) not in new]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []

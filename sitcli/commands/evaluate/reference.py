@@ -1,0 +1,125 @@
+"""The reference's features, statistics and floors, kept for the next evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sitcli.commands.evaluate.job import Job
+from sitcli.errors import SitError
+from sitcli.events import Event, Note, Warn
+from sitcli.features.base import Layer
+from sitcli.features.collect import Count, collect, kept_path
+from sitcli.features.statistics import Statistics, keep_statistics, load_kept_statistics
+from sitcli.machine.ranks import led
+from sitcli.machine.seeds import generator
+from sitcli.machine.world import World
+from sitcli.metrics.frechet import frechet_distance
+from sitcli.metrics.metric import Collected, Target
+from sitcli.metrics.moments import Moments, gaussian_of
+from sitcli.metrics.table import METRICS
+from sitcli.settings.evaluate import EvaluateSettings
+
+
+def measure_reference(
+    task: Job,
+    settings: EvaluateSettings,
+    widths: Mapping[Layer, int],
+    world: World,
+    shared: Mapping[str, Any],
+) -> Generator[Event, None, tuple[dict[Layer, Statistics], dict[Layer, Collected], Count]]:
+    """What the reference's images give: statistics, kept ones if there are any, and features."""
+    frechet = {METRICS[m].layer for m in task.metrics if METRICS[m].frechet}
+    others = {METRICS[m].layer for m in task.metrics if not METRICS[m].frechet}
+    images = task.reference.images if task.reference is not None else None
+    total = sum(samples.num for samples in task.sets)
+    known: dict[Layer, Statistics] = {}
+    if images is None:
+        return known, {}, Count(total=total)
+    for name in sorted(frechet):
+        layer = task.layers[name]
+        found = yield from led(world, lambda layer=layer: _known(task, layer, settings.seed))
+        if found is not None:
+            known[layer] = found
+    needed = [
+        n for n in task.layers if n in others or (n in frechet and task.layers[n] not in known)
+    ]
+    if not needed:
+        return known, {}, Count(total=total)
+    indices = task.reference.indices
+    count = Count(total=total + len(indices))
+    mine = {task.layers[name]: widths[task.layers[name]] for name in needed}
+    halves = _halves(len(indices), settings.seed)
+    real = yield from collect(images, indices, halves, mine, count=count, **shared)
+    for layer in [task.layers[name] for name in needed if name in frechet]:
+        if world.rank == 0 and layer not in known:
+            known[layer] = yield from _new_statistics(task, layer, real[layer], settings.seed)
+    return known, real, count
+
+
+def targets_of(task: Job, known: Mapping[Layer, Statistics]) -> dict[str, Target]:
+    """What the Frechet distances are taken to, by the layers' names in METRICS."""
+    targets = {}
+    for name, layer in task.layers.items():
+        given, own = task.given(name), known.get(layer)
+        floor = own.floor if own is not None else None
+        if given is not None:
+            names = "mu_s and sigma_s" if name == "spatial" else "mu and sigma"
+            targets[name] = Target(given, f"the file's {names}", floor)
+        elif own is not None:
+            targets[name] = Target(own.gaussian, "of its images", floor)
+    return targets
+
+
+def by_layer_name(task: Job, collected: Mapping[Layer, Collected]) -> dict[str, Collected]:
+    return {n: collected[layer] for n, layer in task.layers.items() if layer in collected}
+
+
+def _halves(num: int, seed: int) -> np.ndarray:
+    """(num,) of 0 and 1: two random halves of the reference, a function of the seed."""
+    parts = np.zeros(num, np.uint8)
+    order = torch.randperm(num, generator=generator(seed, "halves")).numpy()
+    parts[order[num // 2 :]] = 1
+    return parts
+
+
+def _known(task: Job, layer: Layer, seed: int) -> Generator[Event, None, Statistics | None]:
+    """Statistics of the reference's images that an earlier evaluation kept."""
+    path = _statistics_path(task, layer, seed)
+    if not path.exists():
+        return None
+    try:
+        statistics = load_kept_statistics(path, layer)
+    except SitError as error:
+        yield Warn(f"made again: {error.message}")
+        return None
+    yield Note(f"statistics of the reference: {path}")
+    return statistics
+
+
+def _new_statistics(
+    task: Job, layer: Layer, real: Collected, seed: int
+) -> Generator[Event, None, Statistics]:
+    """Statistics of the reference's images, kept for the next evaluation."""
+    first, second = real.moments
+    floor = None
+    if min(first.num, second.num) >= 2:
+        floor = frechet_distance(gaussian_of(first), gaussian_of(second))
+    whole = Moments(len(first.mean))
+    whole.merge(first)
+    whole.merge(second)
+    statistics = Statistics(gaussian_of(whole), floor)
+    try:
+        keep_statistics(_statistics_path(task, layer, seed), statistics, layer=layer, seed=seed)
+    except SitError as error:
+        yield Warn(f"statistics are not kept for another time: {error.message}")
+    return statistics
+
+
+def _statistics_path(task: Job, layer: Layer, seed: int) -> Path:
+    images, indices = task.reference.images, task.reference.indices
+    return kept_path(images, indices, layer, f"-seed{seed}.npz")

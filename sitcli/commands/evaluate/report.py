@@ -1,0 +1,174 @@
+"""What `sit evaluate` says: tables, warnings, and the next command."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from typing import Any
+
+from sitcli.commands.evaluate.job import Job, metrics_path, size_of
+from sitcli.commands.evaluate.record import samples_record
+from sitcli.commands.sample.options import OPTIONS
+from sitcli.events import Result, Table
+from sitcli.metrics.table import METRICS
+from sitcli.settings.evaluate import EvaluateSettings
+from sitcli.settings.sample import SampleSettings
+
+FEW_SAMPLES = 10_000
+
+
+def warnings_for(task: Job) -> list[str]:
+    features, reference = task.layers["pool"].features, task.reference
+    warnings = []
+    fewest = min(samples.num for samples in task.sets)
+    if not features.official:
+        label = features.label("FID")
+        warnings.append(
+            f"{label} is not FID: compare it with {label} of other samples against this "
+            "reference, never with a published figure"
+        )
+    if fewest < FEW_SAMPLES:
+        warnings.append(
+            f"{fewest:,} samples are fewer than {FEW_SAMPLES:,}: the figures are biased and "
+            "cannot be compared with published ones (of 50,000 samples) nor with those of "
+            "another number of samples"
+        )
+    if len({samples.num for samples in task.sets}) > 1:
+        warnings.append("the sets differ in number of images, which alone moves most figures")
+    if reference is None:
+        return [*warnings, "there is no reference, so no floor can be computed"]
+    size = task.sets[0].size
+    if reference.images is None:
+        warnings.append(
+            f"{reference.path} holds statistics only, no images: no floor can be computed"
+        )
+    elif reference.images.size != size and features.name in ("inception", "dinov2"):
+        warnings.append(
+            f"the samples are {size_of(task.sets[0])} and the reference "
+            f"{size_of(reference.images)}: the extractor resizes both, and the difference in "
+            "sharpness counts"
+        )
+    unnamed = reference.statistics and "features" not in reference.statistics.more
+    if unnamed and not features.official:
+        warnings.append(
+            f"{reference.path} does not tell what made its statistics; a figure means something "
+            f"only if it was {features.tag}"
+        )
+    return warnings
+
+
+def report_of(task: Job, settings: EvaluateSettings, results: list[list[dict[str, Any]]]) -> Result:
+    data: list[dict[str, Any]] = [
+        {"samples": samples_record(samples), "figures": figures}
+        for samples, figures in zip(task.sets, results, strict=True)
+    ]
+    one = len(task.sets) == 1
+    table = _table(task, results[0]) if one else _comparison(task, results)
+    outs = [metrics_path(samples) for samples in task.sets]
+    summary = _summary(task, results[0])
+    if not one:
+        summary["written"] = ", ".join(map(str, outs))
+    return Result(
+        summary=summary,
+        tables=[table],
+        data=data[0] if one else {"sets": data},
+        path=outs[0] if one else None,
+        next=_next(task, settings) if one else "",
+    )
+
+
+def _table(task: Job, figures: list[dict[str, Any]]) -> Table:
+    rows = []
+    for figure in figures:
+        floor = "-" if figure["floor"] is None else f"{figure['floor']:.5g}"
+        num = f"{figure['num_samples']:,}"
+        reference = task.reference.short if task.reference is not None else "-"
+        rows.append([figure["metric"], _value(figure), floor, num, reference])
+    return Table(title="", header=["metric", "value", "floor", "N", "reference"], rows=rows)
+
+
+def _comparison(task: Job, results: list[list[dict[str, Any]]]) -> Table:
+    """A set a row, a metric a column, the floors below."""
+    names = [figure["metric"] for figure in results[0]]
+    rows = [
+        [str(samples.path), f"{samples.num:,}", *map(_value, figures)]
+        for samples, figures in zip(task.sets, results, strict=True)
+    ]
+    floors = ["-" if f["floor"] is None else f"{f['floor']:.5g}" for f in results[0]]
+    num = f"{len(task.reference.indices):,}" if task.reference is not None else "-"
+    if any(floor != "-" for floor in floors):
+        rows.append(["floor", num, *floors])
+    return Table(title="", header=["samples", "N", *names], rows=rows)
+
+
+def _value(figure: dict[str, Any]) -> str:
+    """A figure with its interval, or with the spread over its subsets."""
+    text = f"{figure['value']:.5g}"
+    if figure["interval"] is not None:
+        return f"{text} [{figure['interval']['low']:.5g}, {figure['interval']['high']:.5g}]"
+    return text if figure["std"] is None else f"{text} ± {figure['std']:.2g}"
+
+
+def _summary(task: Job, figures: list[dict[str, Any]]) -> dict[str, str]:
+    official = " (the official InceptionV3)" if task.layers["pool"].features.official else ""
+    summary = {"features": ", ".join(task.tags()) + official}
+    intervals = [f["interval"] for f in figures if f["interval"] is not None]
+    if intervals:
+        summary["[low, high]"] = (
+            f"95%, from {intervals[0]['resamples']} bootstrap resamples of the samples"
+        )
+        without = [f["metric"].split("[")[0] for f in figures if f["interval"] is None]
+        if without:
+            summary["[low, high]"] += f"; {', '.join(without)}: none, images must not repeat there"
+    if all(figure["floor"] is None for figure in figures):
+        return summary | {"floor": "none: it takes two halves of the reference's images"}
+    num = len(task.reference.indices)
+    summary["floor"] = (
+        f"the same metric between two random halves of the reference, {num // 2:,} and "
+        f"{num - num // 2:,} images"
+    )
+    if any(METRICS[metric].frechet for metric in task.metrics):
+        summary["floor"] += "; a Frechet distance of few images is large by their number alone"
+    if {"isc", "prc", "dc"} & set(task.metrics):
+        summary["floor"] += "; of IS, precision, recall, density and coverage it is the ceiling"
+    return summary
+
+
+def _next(task: Job, settings: EvaluateSettings) -> str:
+    (samples,) = task.sets
+    if "invert" in samples.meta:
+        return ""  # there are no more of the images it was made of
+    if samples.meta.get("noise"):
+        return ""  # nor of the noise it was drawn from
+    drawn = {"checkpoint", "cfg_scale"} <= samples.meta.keys() and samples.meta.get(
+        "mode"
+    ) in OPTIONS
+    if drawn and samples.num < FEW_SAMPLES:
+        return _more_samples(samples.meta)
+    others = [f"--{metric}" for metric in ("kid", "prc") if metric not in task.metrics]
+    if not others or task.reference is None or task.reference.images is None:
+        return ""
+    words = ["sit", "evaluate", str(samples.path), *others]
+    for name in ("reference", "reference_num", "features_weights"):
+        if getattr(settings, name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+    if settings.features != "inception":
+        words += ["--features", settings.features]
+    return shlex.join(words)
+
+
+def _more_samples(meta: dict[str, Any]) -> str:
+    """The command that draws enough samples in the way these were drawn."""
+    words = ["sit", "sample", str(meta["checkpoint"]), "--num", str(FEW_SAMPLES)]
+    words.append(f"--{meta['mode']}")
+    usual = {"cfg_channels": "all"} | OPTIONS[meta["mode"]]  # what need not be typed
+    for option in dataclasses.fields(SampleSettings):
+        value = meta.get(option.name)
+        if value == usual.get(option.name):
+            continue
+        if option.name == "cfg_channels" and meta["cfg_scale"] == 1:
+            continue
+        if option.name in ("checkpoint", "num", "precision") or value in (None, option.default):
+            continue
+        words += [f"--{option.name.replace('_', '-')}", str(value)]
+    return shlex.join(words)

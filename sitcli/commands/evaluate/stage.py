@@ -1,0 +1,129 @@
+"""``sit evaluate``: how far samples are from real images, and how far real images are apart.
+
+Every figure comes with its floor: the same metric between two random halves of the reference.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sitcli.commands.evaluate.job import (
+    describe_images,
+    device_for,
+    load_extractors,
+    metrics_path,
+    named_sets,
+    prepare,
+    widths_of,
+)
+from sitcli.commands.evaluate.record import (
+    features_record,
+    figure_record,
+    interval_of,
+    write_metrics,
+)
+from sitcli.commands.evaluate.reference import by_layer_name, measure_reference, targets_of
+from sitcli.commands.evaluate.report import report_of, warnings_for
+from sitcli.events import Note, Progress, Result, Stage, Warn
+from sitcli.features.collect import collect
+from sitcli.machine.devices import tune_cpu
+from sitcli.machine.quiet import quiet_libraries
+from sitcli.machine.ranks import from_first, meeting, together, watching
+from sitcli.machine.world import planned_size, world_for
+from sitcli.metrics.metric import Evidence
+from sitcli.metrics.table import METRICS
+from sitcli.settings.evaluate import EvaluateSettings
+
+
+def evaluate(settings: EvaluateSettings) -> Stage:
+    """Compare sample sets with a reference and write metrics.json beside each.
+
+    Of several processes each extracts its share of the features; the first computes the figures.
+    Raises UsageError for metrics the features cannot give, SitError for what cannot be read or
+    compared.
+    """
+    quiet_libraries()
+    world = world_for(gpus=settings.gpus, procs=settings.procs)
+    with meeting(world):
+        # Another sample set may be completed while we look: one rank decides for all.
+        paths = from_first(world, lambda: named_sets(settings))
+        task = together(world, lambda: prepare(settings, paths))
+        for samples in task.sets:
+            yield Note(f"samples: {describe_images(samples, samples.num)}")
+        if task.reference is not None:
+            yield Note(f"reference: {task.reference.text}")
+        for text in warnings_for(task):
+            yield Warn(text)
+        device = together(world, lambda: device_for(settings))
+        tune_cpu(device)
+        extractors = together(world, lambda: load_extractors(task, device))
+        widths = together(world, lambda: widths_of(task, extractors))
+        with watching(world) as check_peers:
+            shared = dict(
+                summed=[task.layers[METRICS[m].layer] for m in task.metrics if METRICS[m].frechet],
+                extractors=extractors,
+                world=world,
+                check_peers=check_peers,
+                batch_size=settings.batch_size,
+            )
+            known, real, count = yield from measure_reference(task, settings, widths, world, shared)
+            fakes = []
+            for samples in task.sets:
+                parts = np.zeros(samples.num, np.uint8)
+                indices = np.arange(samples.num)
+                fake = yield from collect(samples, indices, parts, widths, count=count, **shared)
+                fakes.append(fake)
+    if world.rank:
+        return Result()
+    targets = targets_of(task, known)
+    results = []
+    for samples, fake in zip(task.sets, fakes, strict=True):
+        evidence = Evidence(
+            fake=by_layer_name(task, fake),
+            real=by_layer_name(task, real),
+            targets=targets,
+            logits=extractors[task.layers["pool"].features].logits,
+            seed=settings.seed,
+            ordered=samples.ordered,
+            splits=settings.isc_splits,
+        )
+        figures = []
+        for metric in task.metrics:
+            yield Progress(done=count.total, total=count.total, text=f"computing {metric}")
+            for measured in METRICS[metric].measure(evidence):
+                interval = yield from interval_of(measured, settings, count)
+                figures.append(figure_record(task, samples, metric, measured, interval))
+        write_metrics(samples, figures)
+        results.append(figures)
+    return report_of(task, settings, results)
+
+
+def plan(settings: EvaluateSettings) -> Result:
+    """What `evaluate` would do; opens what it would read, writes nothing."""
+    task = prepare(settings, named_sets(settings))
+    device_for(settings)
+    reference = task.reference
+    num_reference = len(reference.indices) if reference is not None else 0
+    num = sum(samples.num for samples in task.sets)
+    outs = [metrics_path(samples) for samples in task.sets]
+    processes = planned_size(gpus=settings.gpus, procs=settings.procs)
+    summary = {
+        "metrics": ", ".join(task.metrics),
+        "samples": "; ".join(describe_images(samples, samples.num) for samples in task.sets),
+        "reference": reference.text if reference is not None else "none",
+        "features": ", ".join(task.tags()),
+        "extractor": f"{num + num_reference:,} images at most; kept features are used again",
+        "processes": str(processes),
+        "would write": f"{', '.join(map(str, outs))}, and features in "
+        + ", ".join(str(samples.stats_folder) for samples in task.sets),
+    }
+    data = {
+        "dry_run": True,
+        "metrics": list(task.metrics),
+        "samples": [{"path": str(s.path), "num": s.num} for s in task.sets],
+        "reference": reference and {"path": str(reference.path), "num": num_reference},
+        "features": [features_record(layer.features) for layer in task.layers.values()],
+        "processes": processes,
+        "out": [str(out) for out in outs],
+    }
+    return Result(summary=summary, data=data)

@@ -1,0 +1,125 @@
+"""``sit export``: a checkpoint as other implementations load it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sitcli.errors import SitError, UsageError
+from sitcli.events import Result, Stage, Warn
+from sitcli.machine.quiet import quiet_libraries
+from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
+from sitcli.settings.weights import ExportSettings
+from sitcli.storage.files import make_folder, replacing, sync_folder
+from sitcli.text import format_bytes
+from sitcli.weights.diffusers_dit import EXTRAS
+from sitcli.weights.formats import FORMATS, TRAINING_ONLY
+
+
+def export(settings: ExportSettings) -> Stage:
+    """Write one checkpoint's weights to settings.out in another layout, whole or not at all.
+
+    Raises UsageError for a checkpoint that the layout cannot hold, with the reason.
+    """
+    quiet_libraries()
+    job = _prepare(settings)
+    for text in job.warnings:
+        yield Warn(text)
+    out = settings.out
+    try:
+        make_folder(out.parent)
+        if settings.format == "diffusers":
+            _write_whole_folder(out, job)
+        else:
+            with replacing(out) as temporary:
+                job.write(temporary)
+    except OSError as error:
+        raise SitError(f"cannot write {out}: {error.strerror or error}") from None
+    return _result(job)
+
+
+def plan(settings: ExportSettings) -> Result:
+    """What `export` would do; writes nothing."""
+    quiet_libraries()
+    job = _prepare(settings)
+    result = _result(job)
+    result.summary["would write"] = str(settings.out)
+    result.data["dry_run"] = True
+    result.path, result.next = None, "the same command without --dry-run"
+    return result
+
+
+def _write_whole_folder(out: Path, job: _Job) -> None:
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        job.write(temporary)
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
+        sync_folder(out.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _prepare(settings: ExportSettings) -> _Job:
+    checkpoint = open_checkpoint(settings.checkpoint)
+    if settings.vae is not None and settings.format != "diffusers":
+        raise UsageError(f"--vae means nothing to --format {settings.format}", "leave it out")
+    _check_out(settings)
+    state = checkpoint.weights(settings.weights)
+    warnings: list[str] = []
+    heads = [key for key in state if key.startswith(TRAINING_ONLY)]
+    if heads and settings.format != "safetensors":
+        # Official code refuses a key it does not know; without these the network is the same.
+        state = {key: value for key, value in state.items() if key not in heads}
+        warnings.append(f"left out: {len(heads)} tensors of the second head or REPA's projector")
+    write = FORMATS[settings.format](settings, checkpoint, state, warnings)
+    return _Job(settings, checkpoint, state, write, warnings)
+
+
+def _check_out(settings: ExportSettings) -> None:
+    out, folder = settings.out, settings.format == "diffusers"
+    if not out.exists():
+        return
+    if not folder and out.is_dir():
+        raise UsageError(f"{out} is a folder", f"name a file, e.g. {out / 'weights.pt'}")
+    # What --overwrite removes must be something that sit export wrote.
+    if folder and not (out / EXTRAS).exists():
+        raise UsageError(f"{out} is there, and no folder of sit export's", "name another OUT")
+    if not settings.overwrite:
+        raise UsageError(f"{out} is there already", "name another OUT, or add --overwrite")
+
+
+def _result(job: _Job) -> Result:
+    settings, checkpoint = job.settings, job.checkpoint
+    size = sum(value.numel() * value.element_size() for value in job.state.values())
+    summary = {
+        "checkpoint": f"{checkpoint.path}, {settings.weights} weights",
+        "process": checkpoint.process.describe(),
+        "format": f"{settings.format}, {format_bytes(size)} of tensors",
+    }
+    data = dict(
+        checkpoint=str(checkpoint.path),
+        step=checkpoint.step,
+        weights=settings.weights,
+        format=settings.format,
+        warnings=job.warnings,
+    )
+    return Result(summary=summary, data=data, path=settings.out)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A checkpoint, its weights, and how they are written."""
+
+    settings: ExportSettings
+    checkpoint: Checkpoint
+    state: dict[str, Tensor]
+    write: Callable[[Path], None]
+    warnings: list[str]

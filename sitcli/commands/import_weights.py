@@ -1,0 +1,367 @@
+"""``sit import``: published weights to a run that every other command reads."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sitcli import names
+from sitcli.autoencoders.load import load_autoencoder
+from sitcli.errors import SitError, UsageError
+from sitcli.events import Note, Progress, Result, Stage, Warn
+from sitcli.machine.quiet import quiet_libraries
+from sitcli.model.config import TransformerConfig, parse_model
+from sitcli.model.embed import position_embedding
+from sitcli.runs.checkpoint import Checkpoint
+from sitcli.runs.meta import checkpoint_meta
+from sitcli.runs.run_dir import RunDir, step_name
+from sitcli.settings.weights import ImportSettings
+from sitcli.storage.files import hash_file, make_folder
+from sitcli.storage.hub import local_path
+from sitcli.storage.tensors import write_tensors
+from sitcli.text import format_shape
+from sitcli.weights.lineages import LINEAGES, process_of, recognise
+from sitcli.weights.official import check_tensors, config_of, model_name, official_keys
+from sitcli.weights.positions import grid_of, grid_or_none, near
+from sitcli.weights.read import Found, only_file, read_source
+
+SD_VAES = (names.DEFAULT_VAE, "stabilityai/sd-vae-ft-mse")
+# Known without being looked at, and not needed for --latents-only.
+SD_VAE: dict[str, Any] = {
+    "class": "AutoencoderKL",
+    "kind": "kl",
+    "latent_channels": 4,
+    "downsample": 8,
+    "deterministic": False,
+    "scaling": 0.18215,
+    "shift": 0.0,
+    "hash": None,
+}
+ASIDE = "set-aside.safetensors"
+
+
+def import_weights(settings: ImportSettings) -> Stage:
+    """Read a file or folder of weights and write OUT_DIR with one checkpoint of them.
+
+    Raises UsageError if nothing tells what they are, SitError for a file that is damaged or holds
+    something else. Nothing is left behind then.
+    """
+    quiet_libraries()
+    resolved = _resolve(settings)
+    for text in resolved.notes:
+        yield Note(text)
+    for text in resolved.warnings:
+        yield Warn(text)
+    yield Progress(done=0, total=len(resolved.states), unit="files")
+    return _result(resolved, Checkpoint(_write(resolved), resolved.meta))
+
+
+def plan(settings: ImportSettings) -> Result:
+    """What `import_weights` would do; reads the weights, writes nothing."""
+    quiet_libraries()
+    resolved = _resolve(settings)
+    step = resolved.run.step_path(resolved.step)
+    result = _result(resolved, Checkpoint(step, resolved.meta))
+    result.summary["would write"] = str(step)
+    result.data["dry_run"] = True
+    result.path, result.next = None, "the same command without --dry-run"
+    return result
+
+
+def _resolve(settings: ImportSettings) -> _Plan:
+    run = RunDir(settings.out_dir)
+    if run.config.exists() or run.steps():
+        raise UsageError(f"{run.path} is a run already", "name another OUT_DIR")
+    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise UsageError(f"{run.path} is there already", "name another OUT_DIR")
+    if settings.model is not None:
+        try:
+            parse_model(settings.model)
+        except ValueError as error:
+            raise UsageError(f"--model: {error}", "SiT-XL/2, DiT-B/4, ...") from None
+    found = read_source(only_file(local_path(settings.weights)))
+    plan = _Plan(run=run, found=found)
+    if found.meta is not None:
+        return _as_exported(plan, settings)
+    for which, state in found.states.items():
+        plan.states[which], aside = official_keys(state)
+        plan.aside |= aside
+    if plan.aside:
+        plan.notes.append(f"set aside in {ASIDE}: {len(plan.aside)} tensors of REPA's projectors")
+    if found.has_optimizer:
+        plan.notes.append("the optimizer's state is left out: what is imported is not trained on")
+    _settle_dtype(plan)
+    first = next(iter(plan.states.values()))
+    lineage, why = recognise(
+        name=found.path.name,
+        lineage=settings.lineage or found.lineage,
+        why="--lineage" if settings.lineage else "its folder",
+        model=settings.model,
+        keys=[*first, *plan.aside],
+        args=found.args,
+        learned_sigma=_learns_sigma(first),
+    )
+    spec, plan.arrays = _autoencoder(settings, found, first)
+    model = settings.model or _model_in(found.args)
+    for state in plan.states.values():
+        _settle_positions(plan, state, settings, spec["downsample"])
+        config = config_of(found.path, state, heads=settings.heads or found.heads, model=model)
+    if config.channels != spec["latent_channels"]:
+        raise UsageError(
+            f"{found.path} is of latents of {config.channels} channels, and {spec['name']} has "
+            f"{spec['latent_channels']}",
+            "say whose latents they are: --vae",
+        )
+    process = process_of(
+        lineage,
+        config=config,
+        args=found.args,
+        interpolant=settings.interpolant,
+        prediction=settings.prediction,
+    )
+    row = LINEAGES[lineage]
+    if row.family == "DiT" and found.process is not None:
+        process = found.process
+    plan.step = found.step
+    plan.summary = {"lineage": f"{row.title} ({why})"}
+    plan.meta = checkpoint_meta(
+        config,
+        process,
+        time_convention=row.time_convention,
+        model=model_name(row.family, config),
+        ema=0.9999 if "ema" in plan.states and lineage != "diffusers" else None,
+        label_dropout=0.1 if config.num_classes else None,
+        guided_channels=row.guided_channels,
+        lineage=lineage,
+        weights_source=_source(found),
+        loss_by_t=dict(sums=[], counts=[]),  # nobody measured it
+        latents=_latents(config, spec, found.class_names),
+    )
+    return plan
+
+
+def _latents(
+    config: TransformerConfig, spec: dict[str, Any], class_names: list[str]
+) -> dict[str, Any]:
+    """As `latent_facts`, where there is no store."""
+    height, width = (side * spec["downsample"] for side in config.latent_shape[1:])
+    return dict(
+        store=None,
+        stores=[],
+        fingerprint="",
+        source="",
+        sources=[],
+        image_size=height if height == width else [height, width],
+        crop="adm",
+        kind="latents" if spec["deterministic"] else "moments",
+        scaling=spec["scaling"],
+        autoencoder=spec,
+        class_names=class_names if len(class_names) == config.num_classes else [],
+        num_items=0,
+    )
+
+
+def _learns_sigma(state: dict[str, Tensor]) -> bool:
+    """Whether the network gives twice the channels it takes; checked properly later."""
+    out, patches = (state.get(key) for key in ("final_layer.linear.bias", "x_embedder.proj.weight"))
+    if out is None or patches is None or patches.ndim != 4:
+        return False
+    return out.numel() == 2 * patches[0].numel()
+
+
+def _model_in(args: Namespace | None) -> str | None:
+    """The model a trainer was told to build, if it is one of the presets."""
+    name = getattr(args, "model", None)
+    with contextlib.suppress(ValueError, TypeError):
+        parse_model(name)
+        return name
+    return None
+
+
+def _as_exported(plan: _Plan, settings: ImportSettings) -> _Plan:
+    """A file that sit export wrote says all itself."""
+    said = ("model", "lineage", "heads", "image_size", "vae", "interpolant", "prediction")
+    for name in said:
+        if getattr(settings, name) is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')}: {plan.found.path} was exported by sit and says all "
+                "itself",
+                "leave it out",
+            )
+    found = plan.found
+    meta = dict(found.meta)
+    which = meta.pop("exported_weights")
+    for key in ("format", "format_version", "sit_version", "step"):
+        meta.pop(key, None)
+    check_tensors(found.path, found.states[which], TransformerConfig(**meta["transformer"]))
+    plan.states, plan.step, plan.arrays = dict(found.states), found.step, found.arrays
+    meta.setdefault("lineage", "sit")
+    plan.meta = meta | {"weights_source": _source(found)}
+    plan.summary = {"lineage": f"{meta['lineage']}, exported by sit"}
+    return plan
+
+
+def _source(found: Found) -> dict[str, Any]:
+    path = found.path
+    return {
+        "path": str(path.resolve()),
+        "sha256": hash_file(path) if path.is_file() else None,
+    }
+
+
+def _settle_dtype(plan: _Plan) -> None:
+    """Everything in float32, as checkpoints are."""
+    others = {
+        str(value.dtype).removeprefix("torch.")
+        for state in plan.states.values()
+        for value in state.values()
+        if value.is_floating_point() and value.dtype != torch.float32
+    }
+    if others:
+        plan.notes.append(f"converted from {', '.join(sorted(others))} to float32")
+    for state in plan.states.values():
+        for key, value in state.items():
+            if value.is_floating_point():
+                state[key] = value.float()
+
+
+def _settle_positions(
+    plan: _Plan, state: dict[str, Tensor], settings: ImportSettings, downsample: int
+) -> None:
+    """The position embedding of the file, or one recomputed for --image-size."""
+    patches, given = state.get("x_embedder.proj.weight"), state.get("pos_embed")
+    if patches is None or patches.ndim != 4 or not patches.shape[2]:
+        return  # which is said where keys are checked
+    width, patch = patches.shape[0], patches.shape[2]
+    if settings.image_size is None:
+        if given is None:
+            raise UsageError(
+                f"{plan.found.path} has no pos_embed, so that the size of its images is unknown",
+                "--image-size 256, say",
+            )
+        if given.ndim == 3 and given.shape[2] == width:
+            _note_positions(plan, given)
+        return
+    grid = grid_of(settings.image_size, patch * downsample)
+    if width % 4:
+        return
+    computed = position_embedding(width, *grid)
+    if given is not None and given.ndim == 3 and given.shape[2] == width:
+        old = grid_or_none(given)
+        standard = old is not None and near(given, position_embedding(width, *old))
+        if old == grid:
+            _note_positions(plan, given)
+            return
+        if not standard:
+            raise UsageError(
+                f"--image-size {settings.image_size}: the positions in {plan.found.path} are "
+                "learned, and cannot be recomputed for another size",
+                "leave it out",
+            )
+        note = f"positions recomputed: {format_shape(grid)} tokens instead of {format_shape(old)}"
+    else:
+        note = f"positions recomputed: {format_shape(grid)} tokens"
+    if note not in plan.notes:
+        plan.notes.append(note)
+    state["pos_embed"] = computed
+
+
+def _note_positions(plan: _Plan, given: Tensor) -> None:
+    grid = grid_or_none(given)
+    if grid is None or given.shape[2] % 4:
+        return
+    text = "its position embedding is not the standard one, and kept as it is"
+    if not near(given, position_embedding(given.shape[2], *grid)) and text not in plan.warnings:
+        plan.warnings.append(text)
+
+
+def _autoencoder(
+    settings: ImportSettings, found: Found, state: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Spec and arrays of the autoencoder whose latents these are."""
+    name = settings.vae or (str(found.vae) if found.vae else None)
+    patches = state.get("x_embedder.proj.weight")
+    channels = patches.shape[1] if patches is not None and patches.ndim == 4 else 4
+    if name is None and channels != 4:
+        raise UsageError(
+            f"{found.path} is of latents of {channels} channels, which are not the SD VAE's",
+            "say whose they are: --vae FOLDER, --vae STORE.h5, or --vae pixels",
+        )
+    if name in (None, *SD_VAES):
+        return SD_VAE | {"name": name or names.DEFAULT_VAE}, {}
+    autoencoder = load_autoencoder(name, device=torch.device("cpu"), dtype=torch.float32)
+    arrays = {key: torch.from_numpy(value) for key, value in autoencoder.arrays.items()}
+    return autoencoder.spec, arrays
+
+
+def _write(plan: _Plan) -> Path:
+    """The run with its one checkpoint; nothing of it is left if it cannot be written."""
+    there = plan.run.path.exists()
+    make_folder(plan.run.path)
+    try:
+        folder = plan.run.begin_save(plan.step)
+        for which, state in plan.states.items():
+            write_tensors(folder / f"{which}.safetensors", state)
+        if plan.aside:
+            write_tensors(folder / ASIDE, plan.aside)
+        if plan.arrays:
+            write_tensors(folder / "autoencoder.safetensors", plan.arrays)
+        return plan.run.commit_save(plan.step, plan.meta)
+    except OSError as error:
+        raise SitError(f"cannot write {plan.run.path}: {error.strerror or error}") from None
+    finally:
+        if not plan.run.steps():
+            shutil.rmtree(plan.run.saving_path(plan.step), ignore_errors=True)
+            if not there:
+                shutil.rmtree(plan.run.path, ignore_errors=True)
+
+
+def _result(plan: _Plan, checkpoint: Checkpoint) -> Result:
+    meta, config = plan.meta, checkpoint.config
+    state = next(iter(plan.states.values()))
+    params = sum(value.numel() for key, value in state.items() if key != "pos_embed")
+    height, width = checkpoint.image_size
+    spec = meta["latents"]["autoencoder"]
+    times = "t = 0 is the data" if meta["time_convention"] == "paper" else "t = 0 is the noise"
+    summary = plan.summary | {
+        "network": f"{meta['model']}: {config.depth} blocks of width {config.width}, "
+        f"{config.heads} heads, patch {config.patch}, {params / 1e6:.4g} M parameters",
+        "output": f"{config.out_channels} channels for {config.channels}"
+        + (", learned sigma" if config.out_channels == 2 * config.channels else ""),
+        "process": checkpoint.process.describe(),
+        "its time": times,
+        "classes": str(config.num_classes or "none"),
+        "images": f"{width} x {height} of {spec['name']}, scaling {spec['scaling']}",
+        "guidance": f"on {meta.get('guided_channels', 'all')} channels, unless --cfg-channels "
+        "says otherwise",
+        "weights": " and ".join(plan.states),
+    }
+    data = dict(meta, notes=plan.notes, warnings=plan.warnings, step=plan.step)
+    words = f"sit sample {plan.run.path}"
+    if config.num_classes:
+        words += " --cfg-scale 1.5"
+    path = plan.run.path / step_name(plan.step)
+    return Result(summary=summary, data=data, path=path, next=words)
+
+
+@dataclass(kw_only=True)
+class _Plan:
+    """What will be written, all of it checked."""
+
+    run: RunDir
+    found: Found
+    states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    aside: dict[str, Tensor] = field(default_factory=dict)
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    summary: dict[str, str] = field(default_factory=dict)

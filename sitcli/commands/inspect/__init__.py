@@ -1,0 +1,1 @@
+"""`sit inspect`: what a store, a run or a sample set holds."""

@@ -1,0 +1,188 @@
+"""A run or a checkpoint described and verified."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import torch
+
+from sitcli.commands.inspect.checks import Problems, check_arrays, some_of
+from sitcli.engine.optimizer_state import MOMENTS, StateFiles
+from sitcli.errors import SitError
+from sitcli.events import Progress, Result, Table
+from sitcli.model.config import TransformerConfig
+from sitcli.model.transformer import Transformer
+from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
+from sitcli.runs.run_dir import RunDir
+from sitcli.text import format_bytes, format_shape
+
+SETTINGS_SHOWN = ("model", "steps", "batch_size", "lr", "ema", "zero", "precision", "seed")
+
+
+def describe_run(run: RunDir) -> Result:
+    steps, partial = run.steps(), [path.name for path in run.partial()]
+    size = bytes_below(run.path)
+    summary = {"kind": "run", "checkpoints": some_of(steps) if steps else "none"}
+    data: dict[str, Any] = {"kind": "run", "path": str(run.path), "steps": steps}
+    if steps:
+        newest = describe_checkpoint(open_checkpoint(run.path))
+        summary |= {k: v for k, v in newest.summary.items() if k not in ("kind", "size")}
+        data["newest"] = newest.data
+    config = _read_config(run)
+    shown = [f"{k} {config[k]}" for k in SETTINGS_SHOWN if config.get(k) is not None]
+    if shown:
+        summary["settings"] = ", ".join(shown)
+    metrics = run.read_metrics()
+    if metrics:
+        shown = {k: v for k, v in metrics[-1].items() if k != "time"}
+        pairs = [(k, v) for k, v in shown.items() if isinstance(v, (int, float))]
+        summary["last logged"] = ", ".join(f"{k.replace('_', ' ')} {v:.6g}" for k, v in pairs)
+    if partial:
+        summary["interrupted"] = (
+            f"{some_of(partial)}: not counted, and removed when training goes on"
+        )
+    summary["size"] = format_bytes(size)
+    data |= {"interrupted": partial, "config": config, "bytes": size}
+    data["last_metrics"] = metrics[-1] if metrics else None
+    result = Result(summary=summary, data=data, next=f"sit sample {quote(str(run.path))}")
+    if steps:
+        result.tables.append(_steps_table(run, metrics))
+    else:
+        result.next = f"sit train --out {quote(str(run.path))}"
+    return result
+
+
+def _steps_table(run: RunDir, metrics: Sequence[dict[str, Any]]) -> Table:
+    losses = {entry["step"]: entry.get("loss") for entry in metrics if "step" in entry}
+    lines = []
+    for step in run.steps():
+        loss = losses.get(step)
+        size = format_bytes(bytes_below(run.step_path(step)))
+        lines.append([str(step), "-" if loss is None else f"{loss:.5f}", size])
+    return Table(title="Checkpoints", header=["step", "loss", "size"], rows=lines)
+
+
+def _read_config(run: RunDir) -> dict[str, Any]:
+    import yaml
+
+    try:
+        config = yaml.safe_load(run.config.read_text()) if run.config.exists() else {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        raise SitError(f"{run.path} is damaged: config.yaml is not readable") from None
+    # Written as `--config` reads it: a section per command.
+    return config.get("train", config) or {}
+
+
+def verify_run(run: RunDir) -> Problems:
+    problems = []
+    steps = run.steps()
+    for number, step in enumerate(steps, start=1):
+        found = yield from verify_checkpoint(open_checkpoint(run.step_path(step)))
+        problems += [f"step {step}: {problem}" for problem in found]
+        yield Progress(done=number, total=len(steps), unit="checkpoints")
+    lines = run.metrics.read_text().splitlines() if run.metrics.exists() else []
+    # A kill can cut the last line short; the next run forgets it.
+    damaged = len(lines) - len(run.read_metrics())
+    if damaged > 1:
+        problems.append(f"{damaged} lines of metrics.jsonl are not JSON")
+    return problems
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> Result:
+    meta, config = checkpoint.meta, checkpoint.config
+    process, latents = checkpoint.process, checkpoint.latents
+    spec = latents["autoencoder"]
+    with torch.device("meta"):
+        params = sum(p.numel() for p in Transformer(config).parameters())
+    size = bytes_below(checkpoint.path)
+    num_classes = config.num_classes
+    design = "" if config.block == TransformerConfig.block else f"{config.block} "
+    summary = {
+        "kind": f"checkpoint, format {meta['format_version']}, by sit {meta['sit_version']}",
+        "step": str(checkpoint.step),
+        "network": f"{config.depth} {design}blocks of width {config.width}, {config.heads} heads, "
+        f"patch {config.patch}: {params / 1e6:.4g} M parameters",
+        "latents": format_shape(config.latent_shape) + _origin(latents),
+        "classes": (some_of(latents["class_names"]) or f"{num_classes}, without names")
+        if num_classes
+        else "none",
+        "process": process.describe(),
+        "autoencoder": f"{spec['name']} ({spec['class']}, {(spec['hash'] or 'unseen')[:12]})",
+        "size": format_bytes(size),
+    }
+    if config.beyond or config.aux_block:
+        head = [f"a second head after block {config.aux_block}"] if config.aux_block else []
+        summary["beyond the papers"] = ", ".join([*config.beyond, *head])
+    if "power_ema" in meta:
+        made = meta["power_ema"]
+        summary["average"] = f"power function, std {made['std']:g}, of {made['run']}"
+    if "lineage" in meta:
+        summary["imported"] = f"{meta['lineage']}, from {meta['weights_source']['path']}"
+    data = {
+        "kind": "checkpoint",
+        "path": str(checkpoint.path),
+        "step": checkpoint.step,
+        "params": params,
+        "files": {p.name: p.lstat().st_size for p in sorted(checkpoint.path.glob("*.*"))},
+        "meta": meta,
+        "bytes": size,
+    }
+    return Result(summary=summary, data=data, next=f"sit sample {quote(str(checkpoint.path))}")
+
+
+def _origin(latents: dict[str, Any]) -> str:
+    """The store the latents were read from; imported weights know none."""
+    if latents["store"] is None:
+        return ""
+    return f" of {latents['store']} ({latents['num_items']} images)"
+
+
+def verify_checkpoint(checkpoint: Checkpoint) -> Problems:
+    problems = []
+    with torch.device("meta"):
+        expected = {k: v.shape for k, v in Transformer(checkpoint.config).state_dict().items()}
+    kinds = checkpoint.kinds
+    for done, which in enumerate(kinds, start=1):
+        weights = checkpoint.weights(which)
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        wrong = sorted(k for k in {*shapes, *expected} if shapes.get(k) != expected.get(k))
+        if wrong:
+            problems.append(f"{which}.safetensors does not fit the network: {some_of(wrong)}")
+        bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            problems.append(f"{which}.safetensors is not finite: {some_of(bad)}")
+        yield Progress(done=done, total=len(kinds), unit="files")
+    problems += _check_moments(checkpoint)
+    arrays = checkpoint.autoencoder_arrays()
+    return problems + check_arrays(checkpoint.latents["autoencoder"], arrays)
+
+
+def _check_moments(checkpoint: Checkpoint) -> list[str]:
+    """What keeps training from going on with the optimizer's moments."""
+    with torch.device("meta"):
+        network = Transformer(checkpoint.config)
+    state = checkpoint.path / "state"
+    if checkpoint.meta["format_version"] < 2 or not checkpoint.trainable or not state.exists():
+        return []  # DeepSpeed's own files, which this version does not read; or weights alone
+    try:
+        with contextlib.ExitStack() as stack:
+            files = StateFiles(checkpoint.path, stack)
+            wrong = [
+                name
+                for name, parameter in network.named_parameters()
+                for moment in MOMENTS
+                if not torch.isfinite(files.read(moment, name, 0, parameter.numel())).all()
+            ]
+    except SitError as error:
+        return [error.message]
+    return [f"the optimizer's moments are not finite: {some_of(wrong)}"] if wrong else []
+
+
+def bytes_below(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

@@ -1,0 +1,118 @@
+"""A latent store described, verified and drawn."""
+
+from __future__ import annotations
+
+from shlex import quote
+
+import numpy as np
+
+from sitcli.autoencoders.base import decode_latents
+from sitcli.autoencoders.load import from_spec
+from sitcli.commands.inspect.checks import (
+    Problems,
+    check_arrays,
+    check_flags,
+    check_labels,
+    choose_device,
+    describe_classes,
+    some_of,
+)
+from sitcli.events import Progress, Result
+from sitcli.latents.layout import encode_command
+from sitcli.latents.readback import ReadBack
+from sitcli.latents.store import LatentStore
+from sitcli.machine.devices import resolve_device, resolve_precision
+from sitcli.settings.tools import InspectSettings
+from sitcli.text import format_bytes, format_shape
+
+
+def describe_store(store: LatentStore) -> Result:
+    attrs, spec = store.attrs, store.autoencoder
+    num_rows, broken = store.rows.num_rows, store.broken()
+    missing = store.num_missing()
+    counts = counts_text(store.labels, store.num_classes)
+    size = store.path.stat().st_size
+    images = f"{store.num_items}" if not missing else f"{store.num_items} of {num_rows} encoded"
+    images += ", and their mirror images" if store.has_flips else ""
+    images += f"; {len(broken)} broken: {some_of([name for name, _ in broken])}" if broken else ""
+    parts = "mean and std" if store.kind == "moments" else "deterministic"
+    statistics = f"mean {some_of(store.mean, '.3g')}, std {some_of(store.std, '.3g')}"
+    summary = {
+        "kind": f"latent store, format {attrs['format_version']}, by sit {attrs['sit_version']}",
+        "complete": "yes" if store.complete else "no",
+        "images": images,
+        "classes": describe_classes(store.class_names, counts),
+        "latents": f"{format_shape(store.latent_shape)} float16, {parts}",
+        "scaled by": f"{some_of(np.ravel(store.scaling), '.5g')}: "
+        + (statistics if store.complete else "statistics follow when it is complete"),
+        "autoencoder": f"{spec['name']} ({spec['class']}, {spec['hash'][:12]})",
+        "pictures": f"{store.image_size} x {store.image_size} pixels, crop {store.crop}",
+        "source": f"{store.source} ({attrs['source_fingerprint'][:12]})",
+        "encoded in": f"{attrs['precision']}, batches of {attrs['batch_size']}",
+        "size": format_bytes(size),
+    }
+    if store.complete:
+        summary["checksum"] = attrs["checksum"]
+    data = {
+        "kind": "latent store",
+        "path": str(store.path),
+        **{name: attrs[name] for name in ("format_version", "sit_version", "complete")},
+        "num_items": store.num_items,
+        "num_rows": num_rows,
+        "num_missing": missing,
+        "broken": [{"name": name, "reason": reason} for name, reason in broken],
+        "num_classes": store.num_classes,
+        "class_names": store.class_names,
+        "class_counts": counts.tolist(),
+        "latent_shape": list(store.latent_shape),
+        "latent_kind": store.kind,
+        **{name: attrs[name] for name in ("flips", "image_size", "crop", "scaling", "mean", "std")},
+        "autoencoder": spec,
+        **{name: attrs[name] for name in ("source", "source_fingerprint", "fingerprint")},
+        **{name: attrs[name] for name in ("batch_size", "precision", "checksum")},
+        "bytes": size,
+    }
+    following = f"sit train --latents {quote(str(store.path))}"
+    if not store.complete:
+        following = encode_command(attrs, store.path)
+    return Result(summary=summary, data=data, next=following)
+
+
+def counts_text(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Images of each class; labels that are none of them, or of no classes at all, are left out."""
+    most = num_classes or 1
+    return np.bincount(labels[(labels >= 0) & (labels < most)], minlength=num_classes)
+
+
+def verify_store(store: LatentStore) -> Problems:
+    problems = check_flags(store.rows.written, complete=store.complete)
+    reading = ReadBack(store)
+    for done in reading:
+        yield Progress(done=done, total=store.rows.num_rows)
+    if reading.damaged:
+        damaged = store.rows.texts("paths", sorted(reading.damaged))
+        problems.append(f"{len(damaged)} images have other latents than were written: ")
+        problems[-1] += some_of(damaged)
+    if not np.isfinite([reading.mean, reading.std]).all():
+        problems.append("some latents are not finite")
+    problems += check_labels(store.labels, store.num_classes)
+    problems += check_arrays(store.autoencoder, store.autoencoder_arrays)
+    if store.complete and reading.checksum != store.attrs["checksum"]:
+        problems.append("the latents or labels do not have the checksum they were completed with")
+    return problems
+
+
+def draw_store(
+    store: LatentStore, settings: InspectSettings
+) -> tuple[np.ndarray, int, list[str] | None]:
+    chosen, columns, labels = choose_device(store.labels, store.class_names)
+    device = resolve_device(settings.device)
+    autoencoder = from_spec(
+        store.autoencoder,
+        store.autoencoder_arrays,
+        override=settings.vae,
+        device=device,
+        dtype=resolve_precision("auto", device),
+    )
+    images = decode_latents(autoencoder, store.batch(chosen), store.scaling)
+    return images.numpy(), columns, labels

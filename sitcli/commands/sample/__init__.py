@@ -1,0 +1,1 @@
+"""`sit sample`: a checkpoint to a sample set."""

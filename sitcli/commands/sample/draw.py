@@ -1,0 +1,165 @@
+"""The set is created or opened, and its missing images are drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sitcli.autoencoders.base import decode_latents
+from sitcli.commands.sample.job import Job
+from sitcli.commands.sample.pictures import PATH_ROWS, save_path
+from sitcli.core.guidance import GuidedNetwork
+from sitcli.errors import SitError, UsageError
+from sitcli.events import Progress
+from sitcli.machine.devices import autocast, precision_name, resolve_precision
+from sitcli.machine.ranks import together, until_all
+from sitcli.machine.seeds import generator
+from sitcli.machine.world import World
+from sitcli.model.compile import resolve_compile
+from sitcli.samples.sample_set import SampleSet
+
+
+def open_or_create(job: Job) -> SampleSet:
+    latents, settings = job.checkpoint.latents, job.settings
+    if job.file.exists():
+        samples = SampleSet.open(job.file, writable=True)
+        for key, value in job.facts().items():
+            if samples.meta.get(key) != value:
+                raise UsageError(
+                    f"{job.file} was drawn with {key} {samples.meta.get(key)}, not {value}",
+                    "name another --out, or remove it",
+                )
+        return samples
+    meta = job.facts() | dict(
+        store=latents["store"],
+        stores=latents.get("stores", [latents["store"]]),
+        source=latents["source"],
+        image_size=latents["image_size"],
+        crop=latents["crop"],
+        class_names=latents["class_names"],
+        precision=precision_name(job.dtype),
+        batch_size=settings.batch_size,
+        compiled=job.compiled,
+    )
+    keep = settings.latents or settings.latents_only
+    return SampleSet.create(
+        job.file,
+        labels=job.labels,
+        seeds=np.full(settings.num, settings.seed, np.int64),
+        image_size=None if settings.latents_only else job.checkpoint.image_size,
+        latent_shape=job.checkpoint.config.latent_shape if keep else None,
+        meta=meta,
+    )
+
+
+def as_begun(job: Job, samples: SampleSet) -> Job:
+    """A set keeps the precision it was begun in, and whether the network is compiled: what is
+    behind `auto` may fall out otherwise."""
+    begun = samples.meta["precision"]
+    if job.settings.precision not in ("auto", begun):
+        raise UsageError(
+            f"{job.file} was drawn in {begun}, not {job.settings.precision}", "name another --out"
+        )
+    compiled = "on" if samples.meta.get("compiled") else "off"
+    if job.settings.compile not in ("auto", compiled):
+        raise UsageError(
+            f"{job.file} was drawn with --compile {compiled}",
+            "leave --compile out, or name another --out",
+        )
+    return dataclasses.replace(
+        job,
+        dtype=resolve_precision(begun, job.device),
+        compiled=resolve_compile(compiled, job.device, flops=None),
+    )
+
+
+def missing_batches(samples: SampleSet, job: Job) -> list[np.ndarray]:
+    """Whole batches with an image missing: always the same batches, so always the same bits."""
+    size, done = samples.meta["batch_size"], samples.done
+    batches = [np.arange(a, min(a + size, samples.num)) for a in range(0, samples.num, size)]
+    wants_path = job.settings.show_path and not samples.beside("path.png").exists()
+    return [b for i, b in enumerate(batches) if not done[b].all() or (wants_path and i == 0)]
+
+
+def fill(
+    samples: SampleSet,
+    job: Job,
+    missing: list[np.ndarray],
+    world: World,
+    check_peers: Callable[[], None],
+) -> Iterator[Progress]:
+    """Draw this rank's share of the missing batches, and wait for the others."""
+
+    def progress(part: int = 0, text: str = "") -> Progress:
+        done = int(samples.done.sum()) + part
+        return Progress(done=min(done, samples.num), total=samples.num, text=text)
+
+    yield progress()
+    mine = missing[world.rank :: world.size]
+    only = job.settings.latents_only
+    parts = together(
+        world, lambda: (None if only else job.autoencoder(), job.network()) if mine else None
+    )
+    for batch in mine:
+        autoencoder, network = parts
+        began = network.evaluations
+        frames: list[tuple[float, Tensor]] = []
+        x = None
+        for t, x in _trajectory(job, network, batch):
+            if job.settings.show_path and batch[0] == 0:
+                frames.append((t, x[:PATH_ROWS].clone()))
+            yield progress(int(len(batch) * (1 - t)), f"t {t:.2f}")
+            check_peers()
+        if not bool(torch.isfinite(x).all()):
+            raise SitError(
+                "the sampler's result is not finite",
+                "use --precision fp32, more --steps, or another sampler",
+            )
+        kept = {"latents": x.float().cpu().numpy()} if "latents" in samples.rows.names else {}
+        if autoencoder is not None:
+            scaling = job.checkpoint.latents["scaling"]
+            kept["images"] = decode_latents(autoencoder, x, scaling).numpy()
+        samples.write(batch, evaluations=network.evaluations - began, **kept)
+        if frames:
+            save_path(samples, job, autoencoder, frames)
+        yield progress()
+    for _ in until_all(world):
+        yield progress()
+        check_peers()
+    yield progress()
+
+
+def _trajectory(
+    job: Job, network: GuidedNetwork, batch: np.ndarray
+) -> Iterator[tuple[float, Tensor]]:
+    """(t, x_t) from t = 1 on, for the images `batch`; image i depends on (seed, i) alone."""
+    shape = job.checkpoint.config.latent_shape
+    random = [generator(job.settings.seed, "image", int(i)) for i in batch]
+
+    def randn() -> Tensor:
+        return torch.stack([torch.randn(shape, generator=r) for r in random]).to(job.device)
+
+    y = torch.from_numpy(job.labels[batch]).to(job.device)
+    noise = randn()  # where it is given too, so that what is drawn later is the same
+    if job.noise is not None:
+        noise = job.noise.rows(batch).to(job.device)
+    yield 1.0, noise
+    steps = job.checkpoint.process.sample(network, noise, y, job.sampler, randn=randn)
+    yield from solver_steps(job, steps)
+
+
+def solver_steps(job: Job, steps: Iterator[tuple[float, Tensor]]) -> Iterator[tuple[float, Tensor]]:
+    """A solver's steps: it alone runs under autocast and without gradients, not who reads them."""
+    while True:
+        with torch.no_grad(), autocast(job.device, job.dtype):
+            try:
+                step = next(steps, None)
+            except ArithmeticError as error:
+                raise SitError(str(error), "use a larger --rtol, or --solver heun") from None
+        if step is None:
+            return
+        yield step

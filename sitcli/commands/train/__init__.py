@@ -1,0 +1,1 @@
+"""`sit train`: a latent store to a run directory."""

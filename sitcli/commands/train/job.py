@@ -1,0 +1,221 @@
+"""`sit train` before it writes: settings, store and device become a Job, or an error."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sitcli.commands.newest import newest_store
+from sitcli.commands.parsing import parse_checkpoint_blocks, transformer_config
+from sitcli.commands.train.board import check_wandb
+from sitcli.commands.train.recipe import Routing, make_extras, make_routing, network_parts
+from sitcli.commands.train.run_settings import (
+    check_same,
+    make_process,
+    read_config,
+    resolve,
+    run_name,
+    write_config,
+)
+from sitcli.core.flow import Flow
+from sitcli.core.objective import Extras
+from sitcli.engine.config import default_stage, engine_config, merge_config, read_file
+from sitcli.errors import SitError, UsageError
+from sitcli.latents.joined import JoinedStores, open_stores
+from sitcli.latents.store import LatentStore
+from sitcli.machine.devices import precision_name, resolve_device, resolve_precision
+from sitcli.machine.world import World, device_name
+from sitcli.model.compile import resolve_compile
+from sitcli.model.config import TransformerConfig
+from sitcli.model.flops import training_macs
+from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
+from sitcli.runs.run_dir import RunDir
+from sitcli.samples.sample_set import FILE as SAMPLES_FILE
+from sitcli.settings.train import TrainSettings
+from sitcli.storage import locks
+from sitcli.storage.files import make_folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """Settings resolved against store, device and run directory."""
+
+    settings: TrainSettings
+    store: LatentStore | JoinedStores
+    config: TransformerConfig
+    process: Flow
+    device: torch.device
+    dtype: torch.dtype
+    engine: dict[str, Any]  # DeepSpeed's configuration
+    checkpoint_every: int  # of the transformer's blocks
+    compiled: bool
+    run: RunDir
+    resume: Checkpoint | None
+    redrawn: tuple[tuple[int, int], ...]  # first and last step of what is drawn a second time
+    extras: Extras
+    routing: Routing | None
+
+    @property
+    def kept_tokens(self) -> int:
+        """Of an image's, those that skip no block; 0 where none does."""
+        return self.routing.kept(self.config.tokens) if self.routing else 0
+
+    @property
+    def zero(self) -> int:
+        """DeepSpeed's ZeRO stage."""
+        return self.engine["zero_optimization"]["stage"]
+
+    @property
+    def step_flops(self) -> float:
+        """Operations of a step: forward and backward are three forwards of 2 per MAC."""
+        routed = self.routing and (self.kept_tokens, self.routing.start, self.routing.stop)
+        macs = training_macs(
+            self.config, routed=routed, aux=self.extras.internal > 0, align=self.extras.repa > 0
+        )
+        return 3 * 2 * macs * self.settings.batch_size
+
+    @contextlib.contextmanager
+    def owned_run(self) -> Iterator[None]:
+        """Create or tidy the run directory and keep other trainers out of it."""
+        make_folder(self.run.path)
+        with locks.lock(self.run.config, what=self.run.path):
+            self.run.clean()
+            write_config(
+                self.run.config, replace(self.settings, precision=precision_name(self.dtype))
+            )
+            yield
+
+    def rolled_back(self, bad_step: int) -> Job:
+        """This job from its last checkpoint, or the beginning, with other draws up to bad_step."""
+        newest = self.run.newest()
+        resume = open_checkpoint(newest) if newest else None
+        start = resume.step if resume else 0
+        return replace(self, resume=resume, redrawn=((start, bad_step),))
+
+
+def prepare(settings: TrainSettings, world: World) -> Job:
+    """Check everything that can be checked before anything is written."""
+    device = resolve_device(device_name(settings.device, gpus=settings.gpus, procs=settings.procs))
+    if device.type == "mps":
+        raise UsageError("training on mps is not supported by DeepSpeed", "use --device cpu")
+    store = open_stores(settings.latents or [newest_store()])
+    if store.num_items == 0:
+        raise SitError(f"{store.path} holds no readable image", "encode another folder")
+    settings = resolve(settings, store, device)
+    share = world.size * settings.accumulate
+    if settings.batch_size % share:
+        raise UsageError(
+            f"--batch-size {settings.batch_size} is not divisible by {world.size} process(es) x "
+            f"{settings.accumulate} micro-batch(es)",
+            f"use {math.ceil(settings.batch_size / share) * share}",
+        )
+    channels, height, width = store.latent_shape
+    if height != width:
+        raise UsageError(f"{store.path} holds {height} x {width} latents; the model takes squares")
+    process = make_process(settings)
+    try:
+        checkpoint_every = parse_checkpoint_blocks(settings.checkpoint_blocks)
+    except ValueError as error:
+        raise UsageError(f"--checkpoint-blocks: {error}", "none, all, or every-2") from None
+    if settings.wandb:
+        check_wandb()
+    config = transformer_config(
+        settings.model,
+        input_size=height,
+        channels=channels,
+        out_channels=process.out_channels(channels),
+        num_classes=store.num_classes,
+        patch=settings.patch,
+        depth=settings.depth,
+        width=settings.width,
+        heads=settings.heads,
+        block=settings.block,
+        **network_parts(settings, store),
+    )
+    run = RunDir(settings.out or Path("runs") / run_name(settings, store))
+    if (run.path / SAMPLES_FILE).exists():
+        raise UsageError(f"{run.path} is a sample set", "a run takes a folder of its own")
+    precision = settings.precision
+    if run.config.exists():
+        check_same(run.config, settings)
+        # The trial behind `auto` may fall out differently another day; a run keeps its precision.
+        kept = read_config(run.config).get("precision", "auto")
+        if precision not in ("auto", kept) and run.newest():
+            raise UsageError(
+                f"{run.path} was trained in {kept}, not {precision}", "name another --out"
+            )
+        precision = kept if precision == "auto" else precision
+    dtype = resolve_precision(precision, device)
+    newest = run.newest()
+    resume = open_checkpoint(newest) if newest else None
+    if resume and not resume.trainable:
+        kind = "imported weights" if "lineage" in resume.meta else "an average of another run"
+        raise UsageError(
+            f"{run.path} holds {kind}, without an optimizer's state to go on from",
+            "name another --out",
+        )
+    if resume and resume.latents["fingerprint"] != store.fingerprint:
+        before = resume.latents.get("stores", [resume.latents["store"]])
+        flags = " ".join(f"--latents {shlex.quote(path)}" for path in before)
+        raise UsageError(
+            f"{run.path} was trained on other latents than {', '.join(map(str, store.paths))}",
+            f"name them with {flags}; or another --out",
+        )
+    file = read_file(settings.deepspeed_config) if settings.deepspeed_config else {}
+    zero = settings.zero or default_stage(settings.offload, world, file)
+    engine = engine_config(
+        dtype=dtype,
+        zero=int(zero),
+        offload=settings.offload,
+        micro_batch=settings.batch_size // share,
+        accumulate=settings.accumulate,
+        world=world,
+        clip=settings.clip,
+    )
+    if settings.deepspeed_config:
+        engine = merge_config(engine, file, settings.deepspeed_config)
+    job = Job(
+        settings=settings,
+        store=store,
+        config=config,
+        process=process,
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        checkpoint_every=checkpoint_every,
+        compiled=False,
+        run=run,
+        resume=resume,
+        redrawn=tuple(map(tuple, resume.meta.get("redrawn", ()))) if resume else (),
+        extras=make_extras(settings),
+        routing=make_routing(settings),
+    )
+    # Of all steps, not of those that are left: a run that goes on computes as it began.
+    flops = job.step_flops * settings.steps
+    return replace(job, compiled=resolve_compile(settings.compile, device, flops=flops))
+
+
+def beyond_the_papers(job: Job) -> list[str]:
+    """What the objective has beyond the papers', in words."""
+    s, parts = job.settings, []
+    if s.t_dist != "uniform":
+        until = f" until step {s.t_dist_until}" if s.t_dist_until else ""
+        parts.append(f"{s.t_dist} times ({s.t_mean:g}, {s.t_std:g}){until}")
+    if s.t_shift is not None:
+        parts.append(f"times shifted by {s.t_shift}")
+    if s.layer_sync:
+        parts.append(f"LayerSync {s.layer_sync:g} of blocks {s.sync_blocks}")
+    if s.internal_guidance:
+        parts.append(f"a head after block {s.aux_block}, weight {s.internal_guidance:g}")
+    if s.tread:
+        parts.append(f"{s.tread:.0%} of the tokens skip blocks between {s.tread_blocks}")
+    if s.repa is not None:
+        parts.append(f"REPA {s.repa}")
+    return parts

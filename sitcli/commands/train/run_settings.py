@@ -1,0 +1,174 @@
+"""A run's settings: resolved for this machine and store, named, written and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sitcli.commands.parsing import default_model, parse_model_name
+from sitcli.commands.train.recipe import resolve_recipe
+from sitcli.core.diffusion import Diffusion
+from sitcli.core.flow import Flow
+from sitcli.errors import SitError, UsageError
+from sitcli.latents.joined import JoinedStores
+from sitcli.latents.store import LatentStore
+from sitcli.model.config import PRESETS
+from sitcli.settings.train import TrainSettings
+from sitcli.storage.files import hash_json, write_text
+
+# May differ when a run goes on; everything else decides what is learned and may not.
+FREE = (
+    *("latents", "out", "steps", "zero", "accumulate", "save_every", "keep", "keep_every"),
+    *("sample_every", "log_every", "device", "precision", "gpus", "procs", "offload", "wandb"),
+    *("deepspeed_config", "checkpoint_blocks", "compile", "strict", "on_nan", "preset"),
+)
+# The options of a family's objective and their defaults; another family refuses them.
+OBJECTIVES: dict[str, dict[str, str]] = {
+    "SiT": dict(interpolant="linear", prediction="velocity"),
+    "DiT": dict(betas="linear", variance="learned-range", prediction="noise"),
+}
+
+
+def resolve(
+    settings: TrainSettings, store: LatentStore | JoinedStores, device: torch.device
+) -> TrainSettings:
+    """Fill in the defaults that depend on the device and the store. UsageError for bad values."""
+    for name, useless, why in (
+        ("label_dropout", store.num_classes == 0, "holds no classes"),
+        ("posterior", store.kind != "moments", "holds latents without a posterior"),
+    ):
+        if useless and getattr(settings, name) != getattr(TrainSettings, name):
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} means nothing here: {store.path} {why}", "leave it out")
+    if settings.flip and isinstance(store, JoinedStores):
+        mirrored = [part.path for part in store.parts if part.has_flips]
+        plain = [part.path for part in store.parts if not part.has_flips]
+        if mirrored and plain:
+            raise UsageError(
+                f"{mirrored[0]} holds mirrored latents and {plain[0]} none",
+                "--no-flip trains without them",
+            )
+    small = device.type == "cpu"
+    steps = settings.steps or (2000 if small else 400_000)
+    every = settings.save_every or max(1, min(10_000, steps // 10))
+    model = settings.model or default_model(store.latent_shape[1], small=small)
+    depth = settings.depth or PRESETS[parse_model_name(model)[1]][0]
+    return dataclasses.replace(
+        resolve_recipe(settings, store, depth),
+        model=model,
+        **_objective(model, settings),
+        steps=steps,
+        batch_size=settings.batch_size or (64 if small else 256),
+        save_every=every,
+        sample_every=every if settings.sample_every is None else settings.sample_every,
+        flip=settings.flip and store.has_flips,
+    )
+
+
+def _objective(model: str, settings: TrainSettings) -> dict[str, str]:
+    """The objective's options for this model's family."""
+    family = parse_model_name(model)[0]
+    given = {
+        name: getattr(settings, name)
+        for name in {name for options in OBJECTIVES.values() for name in options}
+        if getattr(settings, name) is not None
+    }
+    for name in sorted(given.keys() - OBJECTIVES[family].keys()):
+        others = [f"{other}-" for other, options in OBJECTIVES.items() if name in options]
+        raise UsageError(
+            f"--{name} is an option of {' and '.join(others)} models, not of {model}",
+            f"leave it out, or --model {model.replace(f'{family}-', others[0])}",
+        )
+    return OBJECTIVES[family] | given
+
+
+def make_process(settings: TrainSettings) -> Flow:
+    """The process that resolved settings describe."""
+    family = Diffusion if settings.betas is not None else Flow
+    options = dict(
+        prediction=settings.prediction,
+        loss_weight=settings.loss_weight,
+        direction=settings.direction_loss,
+    )
+    if family is Diffusion:
+        return Diffusion(betas=settings.betas, variance=settings.variance, **options)
+    return Flow(interpolant=settings.interpolant, **options)
+
+
+def run_name(settings: TrainSettings, store: LatentStore | JoinedStores) -> str:
+    """A name that is the same for the same resolved settings and store, and another for others.
+
+    Settings at their default leave no mark: a version with more of them finds its old runs.
+    """
+    free, defaults = free_settings(settings.schedule), as_plain(TrainSettings())
+    kept = {k: v for k, v in as_plain(settings).items() if k not in free and v != defaults[k]}
+    mark = hash_json([kept, store.fingerprint])[:6]
+    model = settings.model.replace("/", "-")
+    if settings.block != TrainSettings.block:
+        model += f"-{settings.block}"
+    path = settings.interpolant or settings.betas
+    return f"{model}-{path}-{settings.prediction}-{mark}"
+
+
+def free_settings(schedule: str) -> set[str]:
+    """FREE, less the steps where the learning rate is a function of them."""
+    return set(FREE) - (set() if schedule == "constant" else {"steps"})
+
+
+def as_plain(settings: Any) -> dict[str, Any]:
+    """A settings object as JSON-able values."""
+    return {name: _plain(value) for name, value in dataclasses.asdict(settings).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_config(path: Path, settings: TrainSettings) -> None:
+    """config.yaml, in the form --config takes."""
+    write_text(path, yaml.safe_dump({"train": as_plain(settings)}, sort_keys=False))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of a run. SitError for a damaged file."""
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8"))["train"])
+    except OSError as error:
+        raise SitError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        raise SitError(
+            f"{path} is damaged: it does not hold the settings of a run",
+            "restore it, or name another --out",
+        ) from None
+
+
+def check_same(path: Path, settings: TrainSettings) -> None:
+    """UsageError naming the first setting that would change what the run at `path` learns."""
+    # A run of an older version has the defaults of the options that came later.
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
+    old, new = defaults | read_config(path), as_plain(settings)
+    free = free_settings(new["schedule"])
+    for key, value in new.items():
+        if key not in free and old[key] != value:
+            flag = key.replace("_", "-")
+            if isinstance(old[key], bool):
+                word = "with" if old[key] else "without"
+                raise UsageError(
+                    f"{path.parent} was trained {word} --{flag}",
+                    "name another --out, or leave the option as it was",
+                )
+            if old[key] is None:
+                raise UsageError(
+                    f"{path.parent} was trained without --{flag}",
+                    "name another --out, or leave the option out",
+                )
+            raise UsageError(
+                f"{path.parent} was trained with --{flag} {old[key]}, not {value}",
+                "name another --out, or leave the option out",
+            )

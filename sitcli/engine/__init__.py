@@ -1,0 +1,1 @@
+"""DeepSpeed: engines, their configuration, their state."""

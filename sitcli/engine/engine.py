@@ -1,0 +1,136 @@
+"""A DeepSpeed engine around a network, and what it holds."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sitcli.engine.optimizer_state import MOMENTS, pieces_of
+from sitcli.engine.scaler import install_loss_scaler, loss_scale
+from sitcli.machine.quiet import quiet_libraries
+from sitcli.machine.world import World
+
+
+def join_group(world: World, device: torch.device) -> None:
+    """Give DeepSpeed the group of all ranks; without a launcher, a group of one that needs no port.
+
+    DeepSpeed keeps hold of the first group it sees, so a group of one lasts as long as the process.
+    """
+    deepspeed = import_deepspeed(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world.size == 1 and not dist.is_initialized():
+        atexit.register(dist.destroy_process_group)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    # DeepSpeed reads these even where the group exists already.
+    for name, value in dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=device.index or 0).items():
+        os.environ.setdefault(name, str(value))
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """The deepspeed module, silent, on stderr where it must speak, without its CPU extension."""
+    quiet_libraries()
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    with contextlib.redirect_stdout(sys.stderr):
+        import deepspeed
+        from deepspeed.utils import logger
+    if os.environ.get("SIT_DEBUG") != "1":
+        logger.setLevel(logging.ERROR)
+    if device.type == "cpu":
+        # Serves inference only; without it no compiler runs and no rank aborts at exit.
+        with contextlib.suppress(AttributeError, ImportError):
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def make_engine(
+    network: nn.Module,
+    config: dict[str, Any],
+    *,
+    device: torch.device,
+    lr: float,
+    beta2: float,
+    weight_decay: float,
+) -> Any:
+    """A DeepSpeed engine over `network` with torch's AdamW; float32 parameters throughout.
+
+    config: from `engine_config`. Under a dtype other than float32 matrix products run under
+    torch autocast.
+    """
+    deepspeed = import_deepspeed(device)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True
+    )
+    config = {"steps_per_print": 10**9, **config}
+    with contextlib.redirect_stdout(sys.stderr):
+        engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
+    install_loss_scaler(engine)
+    if engine.zero_optimization_stage() == 0 and engine.world_size == 1:
+        # It would copy all gradients into one tensor and back, to sum them over one process.
+        engine.enable_backward_allreduce = False
+    return engine
+
+
+def gradient_norm(engine: Any) -> torch.Tensor | None:
+    """The 2-norm of the gradients that the next step takes, before they are clipped.
+
+    To be asked for between backward and step under stage 0; None under the others, which have it
+    after the step (`engine.get_global_grad_norm()`).
+    """
+    if engine.zero_optimization_stage() != 0:
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    return norm / (loss_scale(engine) or 1.0)
+
+
+@torch.no_grad()
+def whole_weights(engine: Any, *, keep: bool) -> dict[str, torch.Tensor]:
+    """All parameters and buffers as float32 copies on the CPU, where keep, else {}.
+
+    Every rank must call it.
+    """
+    import deepspeed
+
+    state = {}
+    for name, parameter in engine.module.named_parameters():
+        sharded = [parameter] if hasattr(parameter, "ds_id") else []
+        with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
+            if keep:
+                state[name] = parameter.detach().float().to("cpu", copy=True)
+    buffers = engine.module.named_buffers() if keep else ()
+    return state | {name: b.detach().to("cpu", copy=True) for name, b in buffers}
+
+
+def held_bytes(engine: Any) -> dict[str, int]:
+    """Bytes this rank keeps between steps: of the model's parameters, and of the optimizer.
+
+    optimizer: AdamW's two moments, and ZeRO's own float32 copy of the weights.
+    """
+    model, optimizer = {}, {}
+    for parameter in engine.module.parameters():
+        _count(model, parameter.data)
+        _count(model, getattr(parameter, "ds_tensor", None))
+    for piece in pieces_of(engine):
+        if piece.flat.untyped_storage().data_ptr() not in model:
+            _count(optimizer, piece.flat)
+        for moment in MOMENTS:
+            _count(optimizer, engine.basic_optimizer.state[piece.flat].get(moment))
+    return {"model": sum(model.values()), "optimizer": sum(optimizer.values())}
+
+
+def _count(storages: dict[int, int], tensor: torch.Tensor | None) -> None:
+    """Several tensors may lie in one storage, which is there once."""
+    if tensor is not None and tensor.numel():
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()

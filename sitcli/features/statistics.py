@@ -1,0 +1,103 @@
+"""npz files of a mean and a covariance: ADM's, and our own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sitcli.errors import SitError
+from sitcli.features.base import Layer
+from sitcli.metrics.moments import Gaussian
+from sitcli.storage import locks
+from sitcli.storage.files import make_folder, replacing
+from sitcli.storage.npz import Npz
+from sitcli.text import format_shape
+
+MOST_FEATURES = 8192  # of an extractor
+OUR_NAMES = ("num", "features", "floor", "seed")  # beside ADM's, in statistics that we keep
+ADM_NAMES = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+
+
+def save_statistics(path: Path, gaussian: Gaussian, *, layer: str = "pool", **more: object) -> None:
+    """Write an npz with `mu`, `sigma` (`mu_s`, `sigma_s` of the spatial layer), as ADM names them,
+    `num` and whatever else is given.
+
+    Raises SitError when it cannot be written, or another process is writing it.
+    """
+    mean, covariance = ADM_NAMES[layer]
+    with locks.lock(path):
+        try:
+            with replacing(path) as temporary, open(temporary, "wb") as file:
+                values = {mean: gaussian.mean, covariance: gaussian.covariance}
+                np.savez(file, **values, num=gaussian.num, **more)
+        except OSError as error:
+            raise SitError(f"cannot write {path}: {error.strerror}") from None
+
+
+def load_statistics(path: Path) -> StatisticsFile | None:
+    """Mean and covariance of each layer an npz has them of; None if it has none.
+
+    Raises SitError for damage.
+    """
+    gaussians: dict[str, Gaussian] = {}
+    with Npz(path) as npz:
+        layers = {layer: pair for layer, pair in ADM_NAMES.items() if set(pair) <= set(npz.names)}
+        facts = [name for name in OUR_NAMES if name in npz.names]
+        more = {name: npz.read(name, most=1) for name in facts} if layers else {}
+        num = more.get("num")
+        if num is not None and (num.dtype.kind not in "iu" or num.size != 1 or num < 1):
+            raise SitError(f"{path}: num is not a number of images")
+        for layer, pair in layers.items():
+            headers = [npz.header(name) for name in pair]
+            mean, covariance = (npz.read(name, most=MOST_FEATURES**2) for name in pair)
+            names = " and ".join(pair)
+            if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
+                shapes = " and ".join(format_shape(header.shape) for header in headers)
+                raise SitError(f"{path}: {names}, {shapes}, do not fit together")
+            if {mean.dtype.kind, covariance.dtype.kind} != {"f"}:
+                raise SitError(f"{path}: {names} are not of floating point")
+            mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
+            if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+                raise SitError(f"{path}: {names} are not finite")
+            gaussians[layer] = Gaussian(mean, covariance, None if num is None else int(num))
+    return StatisticsFile(gaussians, more) if gaussians else None
+
+
+def load_kept_statistics(path: Path, layer: Layer) -> Statistics:
+    """What `keep_statistics` wrote. Raises SitError if it is damaged."""
+    loaded = load_statistics(path)
+    gaussian = loaded and loaded.gaussians.get(layer.name)
+    floor = loaded and loaded.more.get("floor")
+    if gaussian is None or gaussian.num is None or floor is None or floor.dtype.kind != "f":
+        raise SitError(f"{path} is not complete")
+    floor = float(floor)
+    return Statistics(gaussian, None if math.isnan(floor) else floor)
+
+
+def keep_statistics(path: Path, statistics: Statistics, *, layer: Layer, seed: int) -> None:
+    """Write them at `path`; the file can also be a --reference. Raises SitError."""
+    make_folder(path.parent)
+    floor = math.nan if statistics.floor is None else statistics.floor
+    facts = dict(floor=floor, seed=seed, features=layer.features.tag)
+    save_statistics(path, statistics.gaussian, layer=layer.name, **facts)
+
+
+class StatisticsFile(NamedTuple):
+    """What an npz says: the Gaussian of each layer; more: those of OUR_NAMES that it has."""
+
+    gaussians: Mapping[str, Gaussian]
+    more: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and covariance of a reference, and the Frechet distance of its halves if they have
+    one."""
+
+    gaussian: Gaussian
+    floor: float | None

@@ -1,0 +1,31 @@
+"""Folders of images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from sitcli.errors import SitError
+from sitcli.images.place import Place
+
+
+def list_folder(path: Path, below: str = "", parents: frozenset = frozenset()) -> Iterator[Place]:
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except OSError as error:
+        raise SitError(f"cannot read the folder {path}: {error.strerror}") from None
+    info = os.stat(path)
+    here = (info.st_dev, info.st_ino)
+    if here in parents:  # a link to a folder above
+        return
+    for entry in entries:
+        try:
+            if entry.is_dir():
+                yield from list_folder(Path(entry.path), f"{below}{entry.name}/", parents | {here})
+            else:
+                # A link to nowhere is listed, and found broken when it is read.
+                size = entry.stat().st_size if entry.is_file() else 0
+                yield Place(below + entry.name, size)
+        except OSError as error:
+            raise SitError(f"cannot read {entry.path}: {error.strerror}") from None

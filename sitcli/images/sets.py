@@ -1,0 +1,342 @@
+"""One way to read images that are to be compared, whatever they lie in.
+
+A sample set, a folder (or archive) of pictures, ADM's npz, and the pictures a latent store was
+made from all become an `ImageSet`: a number of equally large uint8 images read in order, nothing
+held in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sitcli.errors import SitError
+from sitcli.images.decode import to_square
+from sitcli.images.place import BrokenImage
+from sitcli.images.source import Source, open_source
+from sitcli.latents.store import LatentStore
+from sitcli.names import Crop
+from sitcli.samples.sample_set import SampleSet
+from sitcli.storage.npz import Npz
+from sitcli.storage.rows import Rows
+
+ARCHIVES = (".tar", ".zip", ".tgz", ".gz")
+READ_AHEAD = 4  # pictures per reading thread
+NAME_LENGTH = 100
+LARGEST = 1 << 26  # pixels of an image in an npz
+
+
+def open_images(path: Path, *, size: tuple[int, int] | None = None, crop: Crop = "adm") -> ImageSet:
+    """The images at `path`: sample set, latent store, npz, folder or archive of pictures.
+
+    size: (height, width) of what they will be compared with. Pictures in a folder that a reference
+        is taken from are brought to it by `crop`, as `sit encode-latents` does; images of the
+        other kinds keep the size they have.
+
+    Raises SitError for what is absent, damaged, empty, unfinished or not images.
+    """
+    kind = kind_of(path)
+    if kind == "sample set":
+        return _sample_set(path)
+    if kind == "latent store":
+        return _store_source(path)
+    if kind == "npz":
+        return _npz(path)
+    return _folder(path, size, crop)
+
+
+def kind_of(path: Path) -> str:
+    """`sample set`, `latent store`, `npz` or `folder` (which an archive counts as)."""
+    if not path.exists():
+        raise SitError(f"{path} does not exist")
+    if path.is_dir():
+        return "sample set" if (path / "samples.h5").exists() else "folder"
+    if path.suffix == ".npz":
+        return "npz"
+    if path.suffix in ARCHIVES:
+        return "folder"
+    names = Rows(path).names if path.suffix in (".h5", ".hdf5") else []
+    if {"images", "seeds"} & set(names):
+        return "sample set"
+    if "latents" in names:
+        return "latent store"
+    raise SitError(
+        f"{path} holds no images sit can read",
+        "give a sample set, a latent store, a folder or archive of pictures, or an .npz",
+    )
+
+
+def joined(sets: Sequence[ImageSet]) -> ImageSet:
+    """Sets of images alike in size and preparation, one after the other as one.
+
+    Its path is a name of its own beside the first set's: A+B.h5 for A.h5 and B.h5.
+    """
+    first = sets[0]
+    if len(sets) == 1:
+        return first
+    ends = list(itertools.accumulate(images.num for images in sets))
+
+    def read(indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
+        for images, end in zip(sets, ends, strict=True):
+            begin = end - images.num
+            yield from images.read([i - begin for i in indices if begin <= i < end])
+
+    name = "+".join(images.path.stem for images in sets)
+    if len(name) > NAME_LENGTH:
+        name = f"{first.path.stem}+{len(sets) - 1}"
+    return ImageSet(
+        path=first.path.with_name(name + first.path.suffix),
+        kind=first.kind,
+        num=ends[-1],
+        size=first.size,
+        ordered=False,
+        read=read,
+        identify=lambda: _digest(*(images.fingerprint for images in sets)),
+        stamp=lambda: _digest(*(images.stamp() for images in sets)),
+        preparation=first.preparation,
+    )
+
+
+def batches(images: ImageSet, indices: Sequence[int], batch_size: int) -> Iterator[torch.Tensor]:
+    """The images with these increasing numbers, uint8 (at most batch_size, 3, H, W) at a time."""
+    with contextlib.closing(images.read(indices)) as reader:
+        while stack := list(itertools.islice(reader, batch_size)):
+            yield torch.from_numpy(np.stack(stack)).permute(0, 3, 1, 2)
+
+
+def _sample_set(path: Path) -> ImageSet:
+    samples = SampleSet.open(path)
+    if not samples.complete:
+        raise SitError(f"{path} is not finished", "type its `sit sample` command again to go on")
+
+    if samples.images is None:
+        raise SitError(f"{path} holds latents only, no images", "sit sample without --latents-only")
+
+    def read(indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
+        return (samples.images[i] for i in indices)
+
+    def identify() -> str:
+        digest = hashlib.sha256(repr(samples.images.shape).encode())
+        step = max(1, (1 << 24) // max(1, samples.images[0].nbytes))
+        for start in range(0, samples.num, step):
+            digest.update(np.ascontiguousarray(samples.images[start : start + step]))
+        return digest.hexdigest()
+
+    return ImageSet(
+        path=path,
+        kind="sample set",
+        num=samples.num,
+        size=tuple(samples.images.shape[1:3]),
+        ordered=True,
+        read=read,
+        identify=identify,
+        preparation="as they are",
+        meta=dict(samples.meta),
+        labels=samples.labels,
+        class_names=list(samples.meta.get("class_names") or []),
+    )
+
+
+def _store_source(path: Path) -> ImageSet:
+    store = LatentStore.open(path)
+    elsewhere = "if the images moved, give their place with --reference"
+    try:
+        source = open_source(Path(store.source))
+    except SitError as error:
+        raise SitError(
+            f"the images {path} was made from are not readable: {error.message}", elsewhere
+        ) from None
+    number = {item.name: i for i, item in enumerate(source.items)}
+    names = store.image_paths()
+    lost = [name for name in names if name not in number]
+    if lost:
+        raise SitError(
+            f"{len(lost)} of the {len(names)} images {path} was made from are no longer in "
+            f"{store.source}, {lost[0]} among them",
+            elsewhere,
+        )
+    rows = [number[name] for name in names]
+
+    def picture(image: Image.Image) -> np.ndarray:
+        return to_square(image, store.image_size, store.crop)
+
+    return ImageSet(
+        path=path,
+        kind="latent store",
+        num=len(rows),
+        size=(store.image_size, store.image_size),
+        ordered=False,
+        read=lambda indices: _read_pictures(source, [rows[i] for i in indices], picture),
+        identify=lambda: _digest(store.fingerprint, source.fingerprint),
+        stamp=lambda: _stamp(source),
+        preparation=f"crop {store.crop} to {store.image_size}, as encoded",
+    )
+
+
+def _folder(path: Path, size: tuple[int, int] | None, crop: Crop) -> ImageSet:
+    source = open_source(path)
+    cropped = size is not None and size[0] == size[1]
+    if size is None:
+        with contextlib.closing(_read_pictures(source, [0], np.asarray)) as first:
+            size = next(first).shape[:2]
+
+    def picture(image: Image.Image) -> np.ndarray:
+        return to_square(image, size[0], crop) if cropped else np.asarray(image)
+
+    def read(indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
+        with contextlib.closing(_read_pictures(source, indices, picture)) as pictures:
+            for index, image in zip(indices, pictures, strict=True):
+                if image.shape[:2] != size:
+                    name, (height, width) = source.items[index].name, image.shape[:2]
+                    raise SitError(
+                        f"{path} mixes sizes: {name} is {width}x{height}, not {size[1]}x{size[0]}",
+                        "images that are compared must have one size",
+                    )
+                yield image
+
+    recipe = f"crop {crop} to {size[0]}" if cropped else "as they are"
+    return ImageSet(
+        path=path,
+        kind="folder",
+        num=len(source.items),
+        size=size,
+        ordered=False,
+        read=read,
+        identify=lambda: _digest(source.fingerprint, recipe),
+        stamp=lambda: _stamp(source),
+        preparation=recipe,
+        labels=np.array([item.label for item in source.items]),
+        class_names=source.class_names,
+    )
+
+
+def _read_pictures(
+    source: Source, indices: Sequence[int], picture: Callable[[Image.Image], np.ndarray]
+) -> Generator[np.ndarray, None, None]:
+    """Decode in threads: Pillow releases the lock, and a source has no file position."""
+
+    def load(index: int) -> np.ndarray:
+        try:
+            return picture(source.read(index))
+        except BrokenImage as error:
+            raise SitError(
+                f"the picture {source.items[index].name} of {source.path}: {error}",
+                "mend it or take it away",
+            ) from None
+
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque = deque()
+        try:
+            for index in indices:
+                ahead.append(pool.submit(load, index))
+                if len(ahead) > READ_AHEAD * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _stamp(source: Source) -> str:
+    """Changes whenever a file does; unlike the source's fingerprint, also when it is copied."""
+    if not source.path.is_dir():
+        return str(source.path.stat().st_mtime_ns)
+    digest = hashlib.sha256()
+    for item in source.items:
+        file = source.path / item.place.file
+        digest.update(str(file.stat().st_mtime_ns if file.exists() else 0).encode())
+    return digest.hexdigest()
+
+
+def _npz(path: Path) -> ImageSet:
+    with Npz(path) as npz:
+        if "arr_0" not in npz.names:
+            raise SitError(f"{path} holds no images (no arr_0)")
+        shape, dtype, fortran = npz.header("arr_0")
+        identity = npz.identity
+    if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise SitError(
+            f"{path}: arr_0 is {dtype} {shape}, not uint8 (N, height, width, 3) in C order"
+        )
+    if shape[1] * shape[2] > LARGEST:
+        raise SitError(f"{path}: its images are {shape[2]} x {shape[1]}, too large to compare")
+
+    def read(indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
+        with Npz(path) as npz:
+            yield from npz.rows("arr_0", indices)
+
+    return ImageSet(
+        path=path,
+        kind="npz",
+        num=shape[0],
+        size=shape[1:3],
+        ordered=True,
+        read=read,
+        identify=lambda: _digest(*map(repr, identity)),
+        preparation="as they are",
+    )
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Images to compare.
+
+    path, kind: what was opened (kind_of's words); num, size (height, width).
+    ordered: whether the file's order is one of chance, as a sampler's is and a folder's is not.
+    read: increasing indices -> the images one by one, uint8 (H, W, 3).
+    identify, stamp: see fingerprint and version.
+    preparation: what was done to them before they are compared.
+    meta: what is known about their making (a sample set's settings).
+    labels, class_names: numbers (N,) of their classes, and names; [] where there are none.
+    """
+
+    path: Path
+    kind: str
+    num: int
+    size: tuple[int, int]
+    ordered: bool
+    read: Callable[[Sequence[int]], Generator[np.ndarray, None, None]]
+    identify: Callable[[], str]
+    preparation: str
+    stamp: Callable[[], str] = str
+    meta: dict[str, Any] = field(default_factory=dict)
+    labels: np.ndarray | None = None
+    class_names: list[str] = field(default_factory=list)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what `read` gives: of the pixels (sample set, which is read whole for it), of
+        the members' checksums (npz), of the pictures' names and sizes in bytes."""
+        return self.identify()
+
+    @cached_property
+    def version(self) -> str:
+        """The fingerprint and, where pictures could change behind it, their dates."""
+        return _digest(self.fingerprint, self.stamp())
+
+    @property
+    def stats_folder(self) -> Path:
+        """Where features and statistics of them are kept: STORE.stats beside STORE.h5."""
+        path = self.path.resolve()
+        if self.kind == "sample set" and (path.is_dir() or path.name == "samples.h5"):
+            return (path if path.is_dir() else path.parent) / "stats"
+        return path.with_name(f"{path.name if path.is_dir() else path.stem}.stats")

@@ -1,0 +1,182 @@
+"""A source of images: a folder or an archive, listed in a fixed order and read by number."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from itertools import takewhile
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from sitcli.errors import SitError
+from sitcli.images.decode import decode
+from sitcli.images.folder import list_folder
+from sitcli.images.place import BrokenImage, Place
+from sitcli.images.tar import list_tar
+from sitcli.images.zip import LOCAL_HEADER, list_zip
+
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
+COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+
+
+class Item(NamedTuple):
+    """One image of a source.
+
+    name: its path below the source, '/' between parts; label: index of its class, 0 without
+    classes; place: where its bytes are.
+    """
+
+    name: str
+    label: int
+    place: Place
+
+
+def open_source(path: Path | str) -> Source:
+    """List the images of a folder per class, a flat folder, or a .tar or .zip of either.
+
+    A tar may hold one tar per class, as ImageNet's does. Classes are numbered in sorted order of
+    their folders, images sorted by name within them. Files that are no images by their suffix,
+    and hidden ones, are skipped and counted.
+
+    Raises SitError for a source that is absent, unreadable, compressed as a whole, or holds no
+    images, or images both in folders and beside them.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.is_dir():
+        return _source(path, list_folder(path), is_folder=True, wrapped=False)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise SitError(
+            f"{path} does not exist", "give a folder of images, a .tar or a .zip"
+        ) from None
+    except OSError as error:
+        raise SitError(f"cannot read {path}: {error.strerror}") from None
+    for magic, tool in COMPRESSED.items():
+        if head.startswith(magic):
+            raise SitError(
+                f"{path} is compressed, so single images in it cannot be reached",
+                f"unpack it first, with {tool} or tar xf",
+            )
+    if head[:2] == b"PK":
+        return _source(path, list_zip(path), is_folder=False, wrapped=True)
+    if head[257:262] == b"ustar" or path.suffix.lower() == ".tar":
+        places, nested = list_tar(path)
+        return _source(path, places, is_folder=False, wrapped=not nested)
+    raise SitError(f"{path} is neither a folder nor a .tar or .zip of images")
+
+
+class Source:
+    """Listed images; `open_source` makes it. May be sent to other processes.
+
+    path: absolute; items: list of Item; class_names: [] for a flat source; skipped: files that
+    are no images; fingerprint: hex, of all names and sizes, equal for a folder and a tar of it.
+    """
+
+    def __init__(
+        self, path: Path, items: list[Item], class_names: list[str], skipped: int, is_folder: bool
+    ) -> None:
+        self.path, self.items, self.class_names = path, items, class_names
+        self.skipped = skipped
+        self._is_folder = is_folder
+        self._descriptor: int | None = None
+        digest = hashlib.sha256()
+        for item in items:
+            digest.update(f"{item.name}\0{item.place.size}\n".encode("utf-8", "surrogateescape"))
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_descriptor": None}
+
+    def read(self, index: int) -> Image.Image:
+        """Image `index` as upright 8-bit RGB. Raises BrokenImage."""
+        return decode(self.read_bytes(index))
+
+    def read_bytes(self, index: int) -> bytes:
+        """The file of image `index`. Raises BrokenImage if it cannot be read."""
+        place = self.items[index].place
+        try:
+            if self._is_folder:
+                return (self.path / place.file).read_bytes()
+            return self._read_member(place)
+        except OSError as error:
+            raise BrokenImage(error.strerror or str(error)) from None
+        except (zlib.error, struct.error) as error:
+            raise BrokenImage(f"damaged in the archive: {error}") from None
+
+    def _read_member(self, place: Place) -> bytes:
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+        # pread has no file position: processes forked later may share the descriptor.
+        if place.packed < 0:
+            data = os.pread(self._descriptor, place.size, place.offset)
+        else:
+            header = LOCAL_HEADER.unpack(os.pread(self._descriptor, 30, place.offset))
+            data = os.pread(self._descriptor, place.packed, place.offset + 30 + sum(header))
+            if place.deflated:
+                data = zlib.decompress(data, wbits=-15)
+        if len(data) != place.size:
+            raise BrokenImage("cut short in the archive")
+        return data
+
+
+def _source(path: Path, places: Iterable[Place], *, is_folder: bool, wrapped: bool) -> Source:
+    """wrapped: a single top folder is the archive's own, not a class."""
+    # A name that comes twice in an archive was replaced by the later one.
+    found: dict[tuple[str, ...], Place] = {}
+    skipped = 0
+    for place in places:
+        parts = tuple(part for part in place.file.split("/") if part not in ("", "."))
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        if hidden or os.path.splitext(place.file)[1].lower() not in SUFFIXES:
+            skipped += 1
+        else:
+            found[parts] = place
+    if not found:
+        raise SitError(
+            f"{path} holds no images" + (f", only {skipped} other files" if skipped else ""),
+            f"images are files ending in {', '.join(SUFFIXES)}",
+        )
+    cut = _wrapping_folders(list(found), wrapped)
+    inside = [len(parts) - cut > 1 for parts in found]
+    if any(inside) and not all(inside):
+        alone = next(parts for parts, deep in zip(found, inside, strict=True) if not deep)
+        raise SitError(
+            f"{path} holds images in folders and beside them ({'/'.join(alone)})",
+            "give a folder per class, or one folder of images without classes",
+        )
+    class_names = sorted({parts[cut] for parts in found}) if inside[0] else []
+    numbers = {name: number for number, name in enumerate(class_names)}
+    items = [
+        Item("/".join(parts[cut:]), numbers.get(parts[cut], 0), found[parts])
+        for parts in sorted(found)
+    ]
+    return Source(path, items, class_names, skipped, is_folder)
+
+
+def _wrapping_folders(names: list[tuple[str, ...]], wrapped: bool) -> int:
+    """How many leading folders all names share that are not classes."""
+    first, last = min(names)[:-1], max(names)[:-1]
+    shared = sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    )
+    shallowest = min(map(len, names))
+    # Below the archive's own top folder, or in a folder, one folder of images is one class.
+    return max(min(shared, shallowest - 2), min(shared, int(wrapped)), 0)

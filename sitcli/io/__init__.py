@@ -1,1 +1,0 @@
-"""Files, devices and other libraries: stores, checkpoints, images, autoencoders, features."""

@@ -1,0 +1,1 @@
+"""Latent stores and the batches that training reads from them."""

@@ -1,0 +1,149 @@
+"""What training reads, in order and ahead of need."""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sitcli.machine.seeds import generator
+
+T = TypeVar("T")
+
+
+class Order:
+    """Every image once an epoch, in an order that is a function of (seed, epoch)."""
+
+    def __init__(self, num_items: int, seed: int) -> None:
+        self.num_items, self.seed = num_items, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def batch(self, step: int, size: int) -> np.ndarray:
+        """Items of positions step*size .. (step+1)*size in the endless sequence of epochs."""
+        positions = np.arange(step * size, (step + 1) * size)
+        epochs, places = np.divmod(positions, self.num_items)
+        items = np.empty(size, np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            items[here] = self._permutation(int(epoch))[places[here]]
+        return items
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            random = generator(self.seed, "epoch", epoch)
+            self._epoch, self._order = (
+                epoch,
+                torch.randperm(self.num_items, generator=random).numpy(),
+            )
+        return self._order
+
+
+class Draw(NamedTuple):
+    """The random part of one step, for the whole global batch B."""
+
+    items: np.ndarray  #  (B,) which images
+    flip: np.ndarray  #   (B,) bool
+    hide: Tensor  #       (B,) bool: train without the label
+    t: Tensor  #          (B,)
+    eps: Tensor  #        (B, C, h, w)
+    posterior: Tensor | None  # (B, C, h, w), where the latents have a posterior to draw from
+    places: Tensor | None  # (B, K) int64, the tokens that skip no block, where others do
+
+
+def draw_step(
+    random: torch.Generator,
+    items: np.ndarray,
+    *,
+    shape: tuple[int, int, int],
+    draw_times: Callable[[int, torch.Generator], Tensor],
+    label_dropout: float,
+    flip: bool,
+    posterior: bool,
+    tokens: int = 0,
+    kept: int = 0,
+) -> Draw:
+    """A step's draw for the images `items` (B,) of latents of `shape` (C, h, w).
+
+    draw_times: the process's; label_dropout: 1 hides every label; flip: mirror half of the images;
+    posterior: whether there is one to draw from; kept: of an image's tokens how many skip no
+    block, 0: there is no such choice.
+    """
+    size = len(items)
+    eps = torch.randn((size, *shape), generator=random)
+    t = draw_times(size, random)
+    hide = torch.rand(size, generator=random) < label_dropout
+    mirror = torch.rand(size, generator=random) < (0.5 if flip else 0.0)
+    noise = torch.randn((size, *shape), generator=random) if posterior else None
+    places = None
+    if kept:
+        order = torch.rand((size, tokens), generator=random).argsort(1)
+        places = order[:, :kept].sort(1).values
+    return Draw(items, mirror.numpy(), hide, t, eps, noise, places)
+
+
+class Feed(Generic[T]):
+    """prepare(step) of the steps first .. last - 1, called ahead of need in a thread of its own.
+
+    At most `ahead` results wait. What `prepare` raises is raised by `get` at that step. Close it
+    when done; the interpreter's end does so too.
+    """
+
+    def __init__(self, prepare: Callable[[int], T], first: int, last: int, *, ahead: int = 2):
+        self._next, self._last = first, last
+        self._room = threading.Semaphore(ahead)
+        self._made: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+        self._failed: BaseException | None = None
+        self._closed = False
+        # A daemon: a caller that forgets to close must not keep the process alive.
+        self._thread = threading.Thread(
+            target=self._run, args=(prepare,), name="sit-feed", daemon=True
+        )
+        threads, self._single = torch.get_num_threads(), threading.Event()
+        self._thread.start()
+        # What one thread sets for itself torch takes as the default of those that come later, too.
+        self._single.wait()
+        torch.set_num_threads(threads)
+        # A thread inside torch while the interpreter is taken down can abort the process.
+        atexit.register(self.close)
+
+    def get(self, step: int) -> T:
+        """prepare(step); steps are asked for in their order, each once."""
+        if self._failed is not None:
+            raise self._failed
+        if step != self._next or step >= self._last or self._closed:
+            raise ValueError(f"step {step} of a feed that is at {self._next} of {self._last}")
+        made, self._failed = self._made.get()
+        if self._failed is not None:
+            raise self._failed
+        self._next += 1
+        self._room.release()
+        return made
+
+    def close(self) -> None:
+        """End the thread, after the step it is preparing; may be called twice."""
+        self._closed = True
+        self._room.release()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        atexit.unregister(self.close)
+
+    def _run(self, prepare: Callable[[int], T]) -> None:
+        # Shared among threads, operations as small as these take twice as long, and the threads
+        # are wanted elsewhere.
+        torch.set_num_threads(1)
+        self._single.set()
+        for step in range(self._next, self._last):
+            self._room.acquire()
+            if self._closed:
+                return
+            try:
+                self._made.put((prepare(step), None))
+            except BaseException as error:
+                self._made.put((None, error))
+                return

@@ -1,0 +1,191 @@
+"""What is in a latent store's file: its datasets, attributes and checksums."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sitcli import __version__
+from sitcli.errors import SitError
+from sitcli.storage import rows
+from sitcli.storage.files import check_version, hash_json
+from sitcli.storage.rows import Rows
+from sitcli.text import format_shape
+
+FORMAT = "sit-latents"
+FORMAT_VERSION = 1
+PROBLEM_BYTES = 96
+MOST_PIXELS = 1 << 16  # a side
+SPEC: dict[str, type | tuple] = dict(name=str, hash=str, shift=(int, float))
+ARRAY_PREFIX = "autoencoder_"
+KINDS = ("moments", "latents")
+FEATURES, FEATURES_CRC = ("features", "features_flipped"), "features_crc32"
+ATTRS: dict[str, type | tuple] = dict(
+    complete=bool, checksum=str, fingerprint=str, kind=str, flips=bool, image_size=int, crop=str,
+    scaling=(int, float, list), mean=list, std=list, autoencoder=dict, vae=str, source=str,
+    source_fingerprint=str, batch_size=int, precision=str, sit_version=str,
+)  # fmt: skip
+DATASETS = {"latents": "f2:4", "crc32": "u4:2", "problems": "S", "labels": "i8", "paths": "S"}
+
+
+def create_store(
+    path: Path,
+    *,
+    paths: Sequence[str],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    row_shape: tuple[int, int, int],
+    kind: str,
+    flips: bool,
+    autoencoder: Mapping[str, Any],
+    autoencoder_arrays: Mapping[str, np.ndarray],
+    scaling: float | Sequence[float],
+    image_size: int,
+    crop: str,
+    source: str,
+    source_fingerprint: str,
+    vae: str,
+    batch_size: int,
+    precision: str,
+    align: Mapping[str, Any] | None = None,
+) -> None:
+    """Lay out a store of len(paths) empty rows of shape `row_shape` at `path`, replacing any.
+
+    row_shape: (2C, h, w) for kind "moments", (C, h, w) for "latents"; labels: (N,) integers.
+    vae: what --vae was given; align: the encoder of the features, if there are to be any, with
+    their `shape`. Raises SitError as `rows.create` does.
+    """
+    num = len(paths)
+    channels = row_shape[0] // 2 if kind == "moments" else row_shape[0]
+    datasets = {"latents": ((num, *row_shape), "float16")}
+    if flips:
+        datasets["latents_flipped"] = ((num, *row_shape), "float16")
+    datasets["crc32"] = ((num, 2 if flips else 1), "uint32")
+    if align is not None:
+        for name in FEATURES[: 2 if flips else 1]:
+            datasets[name] = ((num, *align["shape"]), "float16")
+        datasets[FEATURES_CRC] = ((num, 2 if flips else 1), "uint32")
+    datasets["problems"] = ((num,), f"S{PROBLEM_BYTES}")
+    identity = [source_fingerprint, autoencoder["hash"], image_size, crop, flips]
+    attrs = dict(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        sit_version=__version__,
+        complete=False,
+        checksum="0" * 64,
+        fingerprint=hash_json(identity),
+        kind=kind,
+        flips=flips,
+        image_size=image_size,
+        crop=crop,
+        scaling=scaling,
+        mean=[0.0] * channels,
+        std=[0.0] * channels,
+        autoencoder=dict(autoencoder),
+        vae=vae,
+        source=source,
+        source_fingerprint=source_fingerprint,
+        batch_size=batch_size,
+        precision=precision,
+    )
+    if align is not None:
+        attrs["align"] = dict(align)
+    arrays = dict(labels=np.asarray(labels, np.int64), paths=paths, class_names=class_names)
+    arrays |= {ARRAY_PREFIX + name: array for name, array in autoencoder_arrays.items()}
+    rows.create(path, datasets, attrs=attrs, arrays=arrays)
+
+
+def encode_command(attrs: Mapping[str, Any], path: Path) -> str:
+    """The command that makes, or goes on making, the store with these attributes."""
+    words = ["sit", "encode-latents", attrs["source"], str(path), "--vae", attrs["vae"]]
+    words += ["--image-size", str(attrs["image_size"]), "--crop", attrs["crop"]]
+    spec = attrs["autoencoder"]
+    if attrs["vae"] == "patch-pca":
+        words += ["--pca-patch", str(spec["patch"])]
+        words += ["--pca-channels", str(spec["latent_channels"])]
+    if attrs.get("align"):
+        words += ["--align-features", attrs["align"]["asked"]]
+    return shlex.join(words + ([] if attrs["flips"] else ["--no-flip"]))
+
+
+def row_checksums(*copies: np.ndarray) -> np.ndarray:
+    """The `crc32` of rows: (B, len(copies)) uint32 for float16 arrays (B, ...)."""
+    return np.array([[zlib.crc32(row) for row in rows] for rows in copies], np.uint32).T
+
+
+def open_rows(path: Path) -> Rows:
+    """The row file of a latent store of a format this version reads, complete or not.
+
+    Raises SitError for anything else.
+    """
+    if not path.is_file():
+        what = "is a folder, not a latent store" if path.is_dir() else "does not exist"
+        raise SitError(f"{path} {what}", "sit encode-latents FOLDER OUT.h5 writes one")
+    file = Rows(path)
+    if file.attrs.get("format") != FORMAT:
+        raise SitError(
+            f"{path} is not a latent store", "sit encode-latents FOLDER OUT.h5 writes one"
+        )
+    file.check({}, {"format_version": int})
+    check_version(path, file.attrs["format_version"], FORMAT_VERSION)
+    file.check(DATASETS, ATTRS)
+    if file.attrs["flips"]:
+        file.check({"latents_flipped": "f2:4"}, {})
+    if "align" in file.attrs:
+        names = FEATURES[: 2 if file.attrs["flips"] else 1]
+        file.check(dict.fromkeys(names, "f2:4") | {FEATURES_CRC: "u4:2"}, {"align": dict})
+    _check_values(file)
+    return file
+
+
+def _check_values(file: Rows) -> None:
+    """SitError for values that no store has."""
+    attrs, shape = file.attrs, file.shape("latents")
+    channels = shape[1] // 2 if attrs["kind"] == "moments" else shape[1]
+    scaling = np.ravel(np.asarray(attrs["scaling"], dtype=object))
+    wrong = ""
+    if attrs["kind"] not in KINDS:
+        wrong = f"kind '{attrs['kind']}'"
+    elif attrs["kind"] == "moments" and shape[1] % 2:
+        wrong = f"means and deviations of {shape[1]} channels"
+    elif 0 in shape or shape[2:][0] != shape[3] or not 0 < attrs["image_size"] <= MOST_PIXELS:
+        wrong = f"latents {format_shape(shape)} of images of {attrs['image_size']} pixels"
+    elif attrs["flips"] and file.shape("latents_flipped") != shape:
+        wrong = "mirrored latents of another shape"
+    elif file.shape("crc32")[1] < (2 if attrs["flips"] else 1):
+        wrong = "checksums of another number of copies"
+    elif len(scaling) not in (1, channels) or not all(_finite(value) for value in scaling):
+        wrong = f"scaling {str(attrs['scaling'])[:40]}"
+    elif lacking := [k for k in SPEC if not isinstance(attrs["autoencoder"].get(k), SPEC[k])]:
+        wrong = f"an autoencoder without '{lacking[0]}'"
+    elif "align" in attrs and (feature_fault := _wrong_features(file)):
+        wrong = feature_fault
+    elif "class_names" not in file.names or len(file.shape("class_names")) != 1:
+        wrong = "no list of classes"
+    elif file.dtype("class_names").kind != "S":
+        wrong = "names of classes that are no text"
+    if wrong:
+        raise SitError(f"{file.path} is damaged: {wrong}", "sit inspect --verify says more")
+
+
+def _wrong_features(file: Rows) -> str:
+    align, shape = file.attrs["align"], file.shape(FEATURES[0])[1:]
+    if align.get("shape") != list(shape) or 0 in shape:
+        return f"features {format_shape(shape)}, not {str(align.get('shape'))[:40]}"
+    if lacking := [k for k in ("name", "hash", "asked") if not isinstance(align.get(k), str)]:
+        return f"features without '{lacking[0]}'"
+    if file.attrs["flips"] and file.shape(FEATURES[1])[1:] != shape:
+        return "features of mirrored images of another shape"
+    if file.shape(FEATURES_CRC)[1] < (2 if file.attrs["flips"] else 1):
+        return "checksums of another number of copies"
+    return ""
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value != 0

@@ -1,0 +1,68 @@
+"""A finished store read back: checksums compared, statistics summed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from sitcli.latents.layout import FEATURES, FEATURES_CRC
+from sitcli.latents.store import LatentStore
+from sitcli.storage.rows import DONE
+
+
+class ReadBack:
+    """One pass over a finished store. Iterate it to the end; it yields the images read so far.
+
+    Afterwards: damaged, row numbers whose bytes are not those that were written; checksum, as
+    `LatentStore.checksum`; mean and std per channel of the scaled latents that training draws,
+    over items, mirrored ones too, positions and the posterior.
+    """
+
+    def __init__(self, store: LatentStore) -> None:
+        self._store = store
+        self.damaged: set[int] = set()
+
+    def __iter__(self) -> Iterator[int]:
+        store = self._store
+        expected, written = store.rows.array("crc32"), store.rows.written
+        digest = hashlib.sha256()
+        total, squares, rows_read = np.zeros(store.channels), np.zeros(store.channels), 0
+        for copy, start, piece in store.pieces():
+            digest.update(piece)
+            for row, values in enumerate(piece, start):
+                if written[row] == DONE and zlib.crc32(values) != expected[row, copy]:
+                    self.damaged.add(row)
+            # Broken rows are zeros: they add nothing here and are not counted below.
+            values = piece.astype(np.float32)
+            total += values[:, : store.channels].sum((0, 2, 3), dtype=np.float64)
+            power = np.square(values).sum((0, 2, 3), dtype=np.float64)
+            squares += power.reshape(-1, store.channels).sum(0)  # mean^2 and std^2
+            rows_read += len(piece)
+            yield rows_read // (2 if store.has_flips else 1)
+        digest.update(np.ascontiguousarray(store.rows.array("labels")))
+        self.checksum = digest.hexdigest()
+        self._finish(total, squares)
+        self._check_features(written)
+
+    def _check_features(self, written: np.ndarray) -> None:
+        store = self._store
+        names = FEATURES[: 2 if store.has_flips else 1] if store.align else ()
+        for copy, name in enumerate(names):
+            array, expected = store.rows.array(name), store.rows.array(FEATURES_CRC)
+            for row in np.flatnonzero(written == DONE):
+                if zlib.crc32(np.ascontiguousarray(array[row])) != expected[row, copy]:
+                    self.damaged.add(int(row))
+
+    def _finish(self, total: np.ndarray, squares: np.ndarray) -> None:
+        store = self._store
+        copies = 2 if store.has_flips else 1
+        count = max(1, store.num_items * copies * math.prod(store.latent_shape[1:]))
+        scale = np.asarray(store.scaling, np.float64)
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        self.mean: list[float] = ((mean - store.autoencoder["shift"]) * scale).tolist()
+        self.std: list[float] = (std * scale).tolist()

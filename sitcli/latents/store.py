@@ -1,0 +1,194 @@
+"""A latent store as its readers see it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sitcli.errors import SitError
+from sitcli.latents.layout import ARRAY_PREFIX, FEATURES, encode_command, open_rows
+from sitcli.storage import rows
+from sitcli.storage.gather import Gather
+from sitcli.storage.rows import DONE, MISSING, Rows
+
+READ_BYTES = 32_000_000  # a piece of the store read at once by checksum and statistics
+PIECE = 1 << 18  # numbers made float32 at once
+
+
+class ReadsBatches:
+    """What a store and several that are read as one have in common: `read`, then `scaled`."""
+
+    def batch(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        flip: np.ndarray | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(latents - shift) * scaling of the items `indices`: (B, C, h, w) float32 on the CPU.
+
+        flip: (B,) bool, which to take of the mirrored image (the store must have flips).
+        noise: (B, C, h, w); draws mean + std * noise from the posterior. Without it, and where the
+        autoencoder is deterministic, the mode.
+        """
+        values = self.read(indices, flip=flip, whole=noise is not None)
+        return self.scaled(values, noise=noise)
+
+
+class LatentStore(ReadsBatches):
+    """An open latent store. Items are the readable images, 0..num_items-1 in source order.
+
+    Holds no open HDF5 file: reading goes through memory maps, in any process.
+    """
+
+    def __init__(self, file: Rows) -> None:
+        attrs = file.attrs
+        self.rows = file
+        self.path = file.path
+        self.paths = [file.path]
+        self.attrs = attrs
+        self.complete: bool = attrs["complete"]
+        self.kind: str = attrs["kind"]
+        self.has_flips: bool = attrs["flips"]
+        self.image_size: int = attrs["image_size"]
+        self.crop: str = attrs["crop"]
+        self.source: str = attrs["source"]
+        self.sources = [self.source]
+        self.scaling: float | list[float] = attrs["scaling"]
+        self.fingerprint: str = attrs["fingerprint"]
+        self.autoencoder: dict[str, Any] = attrs["autoencoder"]
+        self.mean: list[float] = attrs["mean"]
+        self.std: list[float] = attrs["std"]
+        self.class_names: list[str] = file.texts("class_names")
+        self.num_classes = len(self.class_names)
+        channels, height, width = file.shape("latents")[1:]
+        self.channels = channels // 2 if self.kind == "moments" else channels
+        self.latent_shape = (self.channels, height, width)
+        self._items = np.flatnonzero(file.written == DONE)
+        self.num_items = len(self._items)
+        self.labels = np.array(file.array("labels")[self._items])
+        self._latents = file.array("latents")
+        self._flipped = file.array("latents_flipped") if self.has_flips else None
+        self._scale = torch.as_tensor(self.scaling, dtype=torch.float32).reshape(-1, 1, 1)
+        self._shift: float = self.autoencoder["shift"]
+        self.align: dict[str, Any] | None = attrs.get("align")
+        self.align_width = file.shape(FEATURES[0])[1] if self.align else None
+
+    @classmethod
+    def open(cls, path: Path | str, *, allow_incomplete: bool = False) -> LatentStore:
+        """Open the store at `path`.
+
+        Raises SitError if there is none, it is of another kind or a newer format, or, unless
+        `allow_incomplete`, it is not complete.
+        """
+        file = open_rows(Path(path))
+        if not file.attrs["complete"] and not allow_incomplete:
+            written = int(np.count_nonzero(file.written))
+            raise SitError(
+                f"{path} is not complete: {written} of {file.num_rows} images are encoded",
+                f"go on with: {encode_command(file.attrs, file.path)}",
+            )
+        store, classes = cls(file), max(1, file.shape("class_names")[0])
+        # Of incomplete stores only those ask who find out what is wrong.
+        asked = not allow_incomplete and store.num_items
+        if asked and not 0 <= store.labels.min() <= store.labels.max() < classes:
+            raise SitError(f"{path} is damaged: labels outside its {classes} classes")
+        return store
+
+    @cached_property
+    def _gather(self) -> Gather:
+        names = ["latents", "latents_flipped"] if self.has_flips else ["latents"]
+        return self.rows.gather(*names)
+
+    @property
+    def autoencoder_arrays(self) -> dict[str, np.ndarray]:
+        """What the autoencoder needs beside its spec, by name; {} for most."""
+        names = [name for name in self.rows.names if name.startswith(ARRAY_PREFIX)]
+        return {name[len(ARRAY_PREFIX) :]: np.array(self.rows.array(name)) for name in names}
+
+    def read(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        flip: np.ndarray | None = None,
+        whole: bool = True,
+    ) -> np.ndarray:
+        """The items' rows as they are stored, a copy: (B, 2C or C, h, w) float16.
+
+        flip: as in `batch`; whole: with the posterior's std, where there is one.
+        """
+        numbers = self._items[indices]
+        copies = 0
+        if flip is not None and flip.any():
+            if not self.has_flips:
+                raise ValueError(f"{self.path} has no mirrored latents")
+            copies = flip.astype(np.int64)
+        # Only the mean is copied when only the mean is used.
+        used = slice(None) if whole else slice(self.channels)
+        return self._gather.read(numbers, array=copies, used=used)
+
+    @cached_property
+    def _gather_features(self) -> Gather:
+        return self.rows.gather(*FEATURES[: 2 if self.has_flips else 1])
+
+    def features(
+        self, indices: Sequence[int] | np.ndarray, *, flip: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The items' features, (B, D, rows, columns) float16; flip: (B,) bool, of the mirrored."""
+        copies = 0 if flip is None or not flip.any() else flip.astype(np.int64)
+        return self._gather_features.read(self._items[indices], array=copies)
+
+    def scaled(self, values: np.ndarray, *, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """What `batch` makes of the rows `read`; whole rows where there is noise."""
+        latents = torch.empty(len(values), *self.latent_shape)
+        # In pieces that stay in the processor's cache.
+        size = max(1, PIECE // math.prod(values.shape[1:]))
+        for start in range(0, len(values), size):
+            part = slice(start, start + size)
+            rows, out = torch.from_numpy(values[part]), latents[part]
+            if self.kind == "moments" and noise is not None:
+                mean, std = rows.float().chunk(2, dim=1)
+                torch.addcmul(mean, std, noise[part], out=out)
+            else:
+                out.copy_(rows[:, : self.channels])
+            if self._shift:
+                out.sub_(self._shift)
+            out.mul_(self._scale)
+        return latents
+
+    def image_paths(self) -> list[str]:
+        """Name of each item within the source."""
+        return self.rows.texts("paths", self._items)
+
+    def broken(self) -> list[tuple[str, str]]:
+        """(name, reason) of each image that could not be read."""
+        numbers = np.flatnonzero(self.rows.written == rows.BROKEN)
+        names = self.rows.texts("paths", numbers)
+        return list(zip(names, self.rows.texts("problems", numbers), strict=True))
+
+    def num_missing(self) -> int:
+        """Images not encoded yet."""
+        return int(np.count_nonzero(self.rows.written == MISSING))
+
+    def checksum(self) -> str:
+        """sha256 over latents, mirrored latents and labels of all rows, read from the file."""
+        digest = hashlib.sha256()
+        for _, _, piece in self.pieces():
+            digest.update(piece)
+        digest.update(np.ascontiguousarray(self.rows.array("labels")))
+        return digest.hexdigest()
+
+    def pieces(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(0 or 1 for mirrored, first row, rows) for the whole store, some 32 MB at a time."""
+        for copy, array in enumerate((self._latents, self._flipped)):
+            if array is not None:
+                step = max(1, READ_BYTES // array[0].nbytes)
+                for start in range(0, len(array), step):
+                    yield copy, start, np.ascontiguousarray(array[start : start + step])

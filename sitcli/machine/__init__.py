@@ -1,0 +1,1 @@
+"""This computer: devices, processes, signals, seeds."""

@@ -1,0 +1,141 @@
+"""Devices and precisions, and the tuning of CPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+
+from sitcli.errors import UsageError
+from sitcli.machine.world import processors_each
+
+
+def resolve_device(name: str) -> torch.device:
+    """'auto' -> this process's GPU if there is any, else the CPU.
+
+    A GPU without a number is the first one, or under a launcher the one of LOCAL_RANK. Raises
+    UsageError for a missing device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"no device is called '{name}'", "use cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "this machine has no CUDA GPU that torch can use",
+            "--device cpu; several processes: --procs",
+        )
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise UsageError(f"there is no GPU number {device.index}: this machine has {count}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: this machine has no Apple GPU that torch can use")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"--device {name} is not supported", "use cpu, cuda, cuda:N or mps")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype matrix products run in: float32, bfloat16 or float16.
+
+    'auto' is bfloat16 where the hardware multiplies in it (on a CPU: after a short trial, since
+    some emulate it), else float32. float16 works on a CPU too, but most emulate it, tens of times
+    slower than float32.
+    """
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if device.type == "cuda":
+        # torch's is_bf16_supported also says yes where bf16 is emulated, slowly.
+        native = torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8
+        return torch.bfloat16 if native else torch.float32
+    if device.type == "cpu" and _bf16_pays_on_cpu():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _bf16_pays_on_cpu() -> bool:
+    """Whether a bf16 matrix product is at least 1.3 times as fast as the fp32 one, here and now."""
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(512, 512, dtype=dtype)
+        best[dtype] = min(_seconds(a) for _ in range(8))
+    return best[torch.float32] > 1.3 * best[torch.bfloat16]
+
+
+def _seconds(a: torch.Tensor) -> float:
+    start = time.perf_counter()
+    a @ a
+    return time.perf_counter() - start
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+
+
+def tune_cpu(device: torch.device) -> None:
+    """For work on a CPU, until the end: threads for its processors, and memory that is kept.
+
+    torch takes a thread for every core of the machine, whatever share of them a container or a
+    process of several is given; OMP_NUM_THREADS says otherwise. And glibc by itself returns tensors
+    of some megabytes to the kernel as they are freed, so that every step waits while their pages
+    are given out, and zeroed, again: a fifth of a training step.
+    """
+    if device.type != "cpu":
+        return
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), processors_each()))
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """torch.autocast to `dtype`; for float32 nothing at all."""
+    if dtype == torch.float32:
+        yield
+    else:
+        with torch.autocast(device.type, dtype):
+            yield
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """torch.bfloat16 -> 'bf16'."""
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a plain matrix product on this device, measured in a moment."""
+    side = 1024 if device.type == "cpu" else 8192
+    if device.type == "cpu" and dtype == torch.float16:
+        side = 256  # most CPUs emulate it
+    a = torch.randn(side, side, device=device).to(dtype)
+    best = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU's allocations, or on a CPU the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

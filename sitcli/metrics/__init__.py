@@ -1,0 +1,1 @@
+"""Metrics between sets of feature vectors."""

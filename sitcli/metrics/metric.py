@@ -1,0 +1,76 @@
+"""What a metric is given, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sitcli.metrics.moments import Gaussian, Moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """features (N, D) float32, None where there are too many to keep; parts (N,); the moments of
+    each part, if they were asked for."""
+
+    features: np.ndarray | None
+    parts: np.ndarray
+    moments: list[Moments]
+
+    def halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Features of part 0 and of part 1."""
+        return self.features[self.parts == 0], self.features[self.parts == 1]
+
+
+class Target(NamedTuple):
+    """What a Frechet distance is taken to: a Gaussian, where it is from, and the floor if known."""
+
+    gaussian: Gaussian
+    origin: str
+    floor: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that the metrics of one sample set are computed from, by the layers' names in METRICS.
+
+    ordered: whether the samples' order is one of chance; splits: of the Inception Score.
+    """
+
+    fake: Mapping[str, Collected]
+    real: Mapping[str, Collected]
+    targets: Mapping[str, Target]
+    logits: Callable[[torch.Tensor], torch.Tensor] | None
+    seed: int
+    ordered: bool
+    splits: int | None
+
+
+class Measured(NamedTuple):
+    """A figure; spread: its standard deviation over subsets or splits, where it has one.
+
+    resamples: (number=, seed=) -> the figure for bootstrap resamples of the samples, None where
+    repeated images would change what is measured.
+    """
+
+    name: str
+    value: float
+    floor: float | None
+    recipe: dict[str, Any]
+    spread: float | None = None
+    resamples: Callable[..., Iterator[float]] | None = None
+
+
+class Metric(NamedTuple):
+    """layer: pool or spatial of --features, or dinov2; frechet: mean and covariance suffice;
+    least: images it needs a side; compares: with a reference."""
+
+    layer: str
+    measure: Callable[[Evidence], list[Measured]]
+    frechet: bool = False
+    least: int = 2
+    compares: bool = True

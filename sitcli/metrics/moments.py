@@ -1,0 +1,61 @@
+"""Means and covariances of feature vectors, summed in float64 and merged."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sitcli.errors import SitError
+
+ROWS = 1024  # of a block: bounds memory, not results
+
+
+def gaussian_of(moments: Moments) -> Gaussian:
+    """Mean and unbiased covariance; needs two vectors."""
+    if moments.num < 2:
+        raise SitError(f"a covariance needs at least 2 images, there are {moments.num}")
+    return Gaussian(moments.mean, moments.scatter / (moments.num - 1), moments.num)
+
+
+class Gaussian(NamedTuple):
+    """mean (D,), covariance (D, D) float64, and of how many images (None if unknown)."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    num: int | None
+
+
+class Moments:
+    """Mean and scatter matrix of vectors that come in blocks, in float64.
+
+    Blocks are centred before they are merged (Chan, Golub and LeVeque 1979), so that a large
+    common offset costs no digits.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.num = 0
+        self.mean = np.zeros(width)
+        self.scatter = np.zeros((width, width))
+
+    def add(self, block: np.ndarray) -> None:
+        """Take in vectors (B, D)."""
+        if len(block) == 0:
+            return
+        block = np.asarray(block, np.float64)
+        mean = block.mean(axis=0)
+        centred = block - mean
+        self._merge(len(block), mean, centred.T @ centred)
+
+    def merge(self, other: Moments) -> None:
+        """Take in everything `other` has seen."""
+        if other.num:
+            self._merge(other.num, other.mean, other.scatter)
+
+    def _merge(self, num: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        total = self.num + num
+        step = mean - self.mean
+        self.scatter += scatter
+        self.scatter += np.outer(step, step) * (self.num * num / total)
+        self.mean += step * (num / total)
+        self.num = total

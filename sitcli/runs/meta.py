@@ -1,0 +1,111 @@
+"""meta.json: the facts of a checkpoint, written and checked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any
+
+from sitcli import names
+from sitcli.core.diffusion import Diffusion
+from sitcli.core.flow import Flow
+from sitcli.latents.joined import JoinedStores
+from sitcli.latents.store import LatentStore
+from sitcli.model.config import TransformerConfig
+from sitcli.text import first_line
+
+PAPER, REVERSED = "paper", "reversed"  # what the network calls t = 0: the data, or the noise
+NEEDED = ("format_version", "step", "transformer", "process", "latents", "loss_by_t")
+META: dict[str, type | tuple] = dict(
+    step=int, transformer=dict, process=dict, latents=dict, loss_by_t=dict, model=str,
+    time_convention=str, lineage=str, guided_channels=str, weights_source=dict,
+)  # fmt: skip
+LATENTS: dict[str, type | tuple] = dict(
+    image_size=(int, list), scaling=(int, float, list), autoencoder=dict, class_names=list,
+)  # fmt: skip
+QUIET = ("direction", "mlp", "norm", "qk_norm", "rope", "aux_block", "align_block", "align_width")
+MOST_BLOCKS, MOST_TOKENS = 1024, 1 << 16
+
+
+def latent_facts(store: LatentStore | JoinedStores) -> dict[str, Any]:
+    """What sampling and evaluation need to know of the store, kept in every checkpoint.
+
+    store, source: of several stores the first; stores, sources: all.
+    """
+    return dict(
+        store=str(store.path.resolve()),
+        stores=[str(path.resolve()) for path in store.paths],
+        fingerprint=store.fingerprint,
+        source=store.source,
+        sources=store.sources,
+        image_size=store.image_size,
+        crop=store.crop,
+        kind=store.kind,
+        scaling=store.scaling,
+        autoencoder=store.autoencoder,
+        class_names=store.class_names,
+        num_items=store.num_items,
+    )
+
+
+def process_from(facts: dict[str, Any]) -> Flow:
+    """The process that `checkpoint_meta` wrote: DiT's if its path is the chain's, else SiT's."""
+    return (Diffusion if facts["interpolant"] == Diffusion.interpolant else Flow)(**facts)
+
+
+def checkpoint_meta(
+    config: TransformerConfig, process: Flow, *, time_convention: str = PAPER, **more: Any
+) -> dict[str, Any]:
+    """The meta.json of a checkpoint: what `Checkpoint` reads back.
+
+    time_convention: PAPER, the network is fed t with t = 0 at the data; or REVERSED, 1 - t.
+    """
+    facts = dict(transformer=_loud(config), process=_loud(process))
+    return dict(facts, time_convention=time_convention, **more)
+
+
+def _loud(described: TransformerConfig | Flow) -> dict[str, Any]:
+    """Its fields, without those of QUIET at their default: older versions read such files too."""
+    defaults = {field.name: field.default for field in fields(described)}
+    facts = asdict(described)
+    return {k: v for k, v in facts.items() if k not in QUIET or v != defaults[k]}
+
+
+def wrong_in_meta(meta: dict[str, Any]) -> str:
+    """The first thing that keeps a meta.json from being read, "" if nothing does."""
+    if lacking := [key for key in NEEDED if key not in meta]:
+        return f"no '{lacking[0]}'"
+    for key, kind in META.items():
+        if key in meta and not isinstance(meta[key], kind):
+            return f"{key} is {str(meta[key])[:40]!r}"
+    for key, kind in LATENTS.items():
+        if not isinstance(meta["latents"].get(key), kind):
+            return f"its latents' {key} is {str(meta['latents'].get(key))[:40]!r}"
+    spec, bins = meta["latents"]["autoencoder"], meta["loss_by_t"]
+    if not all(isinstance(spec.get(key), str) for key in ("name", "kind")) or "hash" not in spec:
+        return "its autoencoder has no name, kind or hash"
+    if lacking := [key for key in ("sums", "counts") if key not in bins]:
+        return f"no '{lacking[0]}'"
+    counts = [bins["sums"], bins["counts"]]
+    if not all(isinstance(part, list) for part in counts) or len(counts[0]) != len(counts[1]):
+        return "its loss over t"
+    if not all(isinstance(number, (int, float)) for part in counts for number in part):
+        return "its loss over t"
+    try:
+        config = TransformerConfig(**meta["transformer"])
+        # A network of any other size would be built before its weights are looked at.
+        if not 0 < config.depth <= MOST_BLOCKS or config.tokens > MOST_TOKENS:
+            return f"a network of {config.depth} blocks and {config.tokens} tokens"
+        process = process_from(meta["process"])
+    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+        return f"its network or process: {first_line(error)}"
+    for key, known in (
+        ("interpolant", (*names.INTERPOLANTS, Diffusion.interpolant)),
+        ("prediction", names.PREDICTIONS),
+        ("loss_weight", names.LOSS_WEIGHTS),
+        ("betas", names.BETAS),
+        ("variance", names.VARIANCES),
+    ):
+        value = getattr(process, key, known[0])
+        if value not in known and not (key == "betas" and isinstance(value, (list, tuple))):
+            return f"its process' {key} is {str(value)[:40]!r}"
+    return ""

@@ -1,0 +1,146 @@
+"""A run directory: its files, its steps, and how a step is saved and committed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sitcli import __version__
+from sitcli.model.power_ema import Snapshot
+from sitcli.storage.files import replacing, sync_folder, write_json, write_text
+
+FORMAT = "sit-checkpoint"
+FORMAT_VERSION = 2  # 1 had DeepSpeed's pickles in state/: readable, but not to go on from
+STEP_NAME = re.compile(r"step-(\d{7,})")
+SNAPSHOT_NAME = re.compile(r"ema-std(0\.\d+)\.safetensors")
+
+
+def snapshot_name(std: float) -> str:
+    """0.05 -> 'ema-std0.050.safetensors'."""
+    return f"ema-std{std:.3f}.safetensors"
+
+
+def step_name(step: int) -> str:
+    """10000 -> 'step-0010000'."""
+    return f"step-{step:07d}"
+
+
+class RunDir:
+    """The files of one run; creates nothing until asked to write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.averages = path / "averages"
+
+    def steps(self) -> list[int]:
+        """Complete checkpoints, oldest first."""
+        found = [STEP_NAME.fullmatch(p.parent.name) for p in self.path.glob("step-*/meta.json")]
+        return sorted(int(match[1]) for match in found if match)
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        steps = self.steps()
+        return self.step_path(steps[-1]) if steps else None
+
+    def step_path(self, step: int) -> Path:
+        return self.path / step_name(step)
+
+    def saving_path(self, step: int) -> Path:
+        """Where a checkpoint is written before it counts."""
+        return self.path / f".saving-{step_name(step)}"
+
+    def partial(self) -> list[Path]:
+        """Checkpoints that do not count: killed while they were written or removed."""
+        removed = [p for p in self.path.glob("step-*") if STEP_NAME.fullmatch(p.name)]
+        removed = [p for p in removed if not (p / "meta.json").exists()]
+        return sorted([*self.path.glob(".saving-*"), *removed])
+
+    def clean(self) -> None:
+        """Remove what a killed save or removal left behind."""
+        for path in self.partial():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def begin_save(self, step: int) -> Path:
+        """An empty folder to write the checkpoint into."""
+        path = self.saving_path(step)
+        shutil.rmtree(path, ignore_errors=True)
+        (path / "state").mkdir(parents=True)
+        return path
+
+    def commit_save(self, step: int, meta: dict[str, Any]) -> Path:
+        """Give the folder of `begin_save` its name; every file in it is on the disk already."""
+        path = self.saving_path(step)
+        meta = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, **meta}
+        write_json(path / "meta.json", {**meta, "sit_version": __version__})
+        sync_folder(path / "state")
+        sync_folder(path)
+        final = self.step_path(step)
+        shutil.rmtree(final, ignore_errors=True)  # only ever one without meta.json
+        path.rename(final)
+        sync_folder(self.path)
+        return final
+
+    def prune(self, *, last: int, every: int) -> None:
+        """Remove all but the newest `last` checkpoints and those of multiples of `every`.
+
+        last 0 keeps all, every 0 none besides the newest.
+        """
+        for step in self.steps()[:-last] if last else []:
+            if every and step % every == 0:
+                continue
+            path = self.step_path(step)
+            self.keep_snapshots(step)
+            # Without its meta.json it no longer counts, however far the removal gets.
+            with contextlib.suppress(OSError):
+                (path / "meta.json").unlink()
+            shutil.rmtree(path, ignore_errors=True)
+
+    def keep_snapshots(self, step: int) -> None:
+        """Give a step's power-function averages a second name, which outlives the step."""
+        for file in self.step_path(step).glob("ema-std*.safetensors"):
+            kept = self.averages / step_name(step) / file.name
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            if not kept.exists():
+                try:
+                    os.link(file, kept)
+                except OSError:  # a file system without links
+                    with replacing(kept) as temporary:
+                        shutil.copyfile(file, temporary)
+
+    def snapshots(self) -> dict[Snapshot, Path]:
+        """The power-function averages that are there, of complete steps and of removed ones."""
+        found = {}
+        complete = [self.step_path(step) for step in self.steps()]
+        for folder in (*self.averages.glob("step-*"), *complete):
+            match = STEP_NAME.fullmatch(folder.name)
+            for file in folder.glob("ema-std*.safetensors") if match else ():
+                name = SNAPSHOT_NAME.fullmatch(file.name)
+                if name:
+                    found[Snapshot(int(match[1]), float(name[1]))] = file
+        return dict(sorted(found.items()))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The logged objects; a half-written last line is ignored."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        objects = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                objects.append(json.loads(line))
+        return objects
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget what was logged after `step`: it will be logged again."""
+        kept = [entry for entry in self.read_metrics() if entry["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def log_metrics(self, entry: dict[str, Any]) -> None:
+        """Append one object."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")

@@ -1,0 +1,1 @@
+"""Sample sets, and the noise they begin with."""

@@ -1,0 +1,53 @@
+"""Given noise: NOISE.npy, where other implementations began too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sitcli.errors import SitError, UsageError
+from sitcli.storage.files import hash_file
+from sitcli.storage.npz import DAMAGE
+from sitcli.text import first_line, format_shape
+
+
+def open_noise(path: Path, shape: tuple[int, int, int]) -> Noise:
+    """The noise in a .npy file of floats (N, *shape), which is mapped, not read.
+
+    Raises SitError for a file that is none, UsageError for another shape.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except DAMAGE as error:
+        raise SitError(
+            f"cannot read the noise {path}: {first_line(error)}",
+            "write one with numpy.save, float32 (N, C, h, w)",
+        ) from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        raise SitError(f"{path} does not hold an array of floats", "numpy.save(path, noise)")
+    if array.ndim != 4 or array.shape[1:] != shape or not len(array):
+        raise UsageError(
+            f"--noise {path} is {format_shape(array.shape)}, not N x {format_shape(shape)}",
+            "give noise of the model's latent shape",
+        )
+    return Noise(path, array)
+
+
+class Noise:
+    """An array (N, C, h, w) at t = 1; hash: the file's."""
+
+    def __init__(self, path: Path, array: np.ndarray) -> None:
+        self.path = path
+        self.num = len(array)
+        self.hash = hash_file(path)
+        self._array = array
+
+    def rows(self, indices: np.ndarray) -> Tensor:
+        """Float32 copies of these rows. SitError if they are not finite."""
+        rows = torch.from_numpy(self._array[indices].astype(np.float32))
+        if not bool(torch.isfinite(rows).all()):
+            raise SitError(f"{self.path} holds noise that is not finite")
+        return rows

@@ -1,0 +1,151 @@
+"""Sample sets: what `sit sample` writes and `sit evaluate` reads.
+
+A folder with samples.h5 (a row file: images (N, H, W, 3) uint8, evaluations (N,) float64, labels
+and seeds (N,) int64, latents (N, C, h, w) float32 on request), grid.png and meta.json. A set of
+inverted images holds the noise they were found to be drawn from, noise (N, C, h, w) float32; one
+of latents alone has no images and no grid.
+
+Format 1 counted the evaluations of all images in an attribute, which one process alone can write.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sitcli import __version__
+from sitcli.errors import SitError
+from sitcli.storage import rows
+from sitcli.storage.files import check_version, write_json
+from sitcli.storage.rows import DONE, Rows
+
+FORMAT = "sit-samples"
+FORMAT_VERSION = 2
+FILE = "samples.h5"
+ATTRS: dict[str, type | tuple] = {"meta": dict, "complete": bool}
+KEPT = {"images": "u1:4", "evaluations": "f8", "latents": "f4:4", "noise": "f4:4"}
+AGAIN = "remove it and draw it again"
+
+
+def file_of(path: Path) -> Path:
+    """The row file of a sample set that is named by its folder or by the file."""
+    return path if path.suffix == ".h5" else path / FILE
+
+
+class SampleSet:
+    """An open sample set; rows that are not written yet are zeros."""
+
+    def __init__(self, file: Rows) -> None:
+        self.rows = file
+        self.path = file.path
+        self.directory = file.path.parent
+        self.images = file.array("images") if "images" in file.names else None
+        self.labels = np.array(file.array("labels"))
+        self.seeds = np.array(file.array("seeds"))
+        self.num = file.num_rows
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """How the images were made, and what they cost as far as they are drawn."""
+        meta = dict(self.rows.attrs["meta"])
+        evaluations, images = self.evaluations
+        if evaluations:
+            meta |= dict(evaluations=evaluations, evaluations_per_image=evaluations / images)
+        return meta
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Network evaluations spent on the images that are there, and how many these are."""
+        if "evaluations" not in self.rows.names:
+            return tuple(self.rows.attrs["evaluations"])
+        done = self.done
+        return round(self.rows.array("evaluations")[done].sum()), int(done.sum())
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.rows.attrs["complete"])
+
+    @property
+    def done(self) -> np.ndarray:
+        """(N,) bool: which images are there."""
+        return self.rows.written == DONE
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        labels: np.ndarray,
+        seeds: np.ndarray,
+        image_size: tuple[int, int] | None,
+        latent_shape: tuple[int, int, int] | None,
+        noise_shape: tuple[int, int, int] | None = None,
+        meta: dict[str, Any],
+    ) -> SampleSet:
+        """Lay out an empty set in the row file `path`.
+
+        image_size: height and width, None if no images are kept; latent_shape, noise_shape: only
+            if latents, or the noise of inverted images, are.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datasets = {"evaluations": ((len(labels),), "float64")}
+        if image_size is not None:
+            datasets["images"] = ((len(labels), *image_size, 3), "uint8")
+        if latent_shape is not None:
+            datasets["latents"] = ((len(labels), *latent_shape), "float32")
+        if noise_shape is not None:
+            datasets["noise"] = ((len(labels), *noise_shape), "float32")
+        attrs = dict(
+            format=FORMAT,
+            format_version=FORMAT_VERSION,
+            sit_version=__version__,
+            complete=False,
+            meta=meta,
+        )
+        rows.create(path, datasets, attrs=attrs, arrays=dict(labels=labels, seeds=seeds))
+        return cls(Rows(path, writable=True))
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool = False) -> SampleSet:
+        """Open a set by its folder or file, complete or not. SitError for anything else."""
+        file = Rows(file_of(path), writable=writable)
+        if file.attrs.get("format") != FORMAT:
+            raise SitError(f"{path} is not a sample set", "sit sample writes one")
+        file.check({}, {"format_version": int})
+        check_version(path, file.attrs["format_version"], FORMAT_VERSION)
+        file.check({"labels": "i8", "seeds": "i8"}, ATTRS)
+        for name, kind in KEPT.items():
+            if name in file.names:
+                file.check({name: kind}, {})
+        if not {"images", "latents"} & set(file.names):
+            raise SitError(f"{path} is damaged: neither images nor latents", AGAIN)
+        counted = file.attrs.get("evaluations")
+        if "evaluations" not in file.names and not (
+            isinstance(counted, list) and [type(number) for number in counted] == [int, int]
+        ):
+            raise SitError(f"{path} is damaged: no 'evaluations'", AGAIN)
+        if "images" in file.names and (file.shape("images")[3] != 3 or 0 in file.shape("images")):
+            raise SitError(f"{path} is damaged: its images are {file.shape('images')}", AGAIN)
+        if file.num_rows and int(file.array("labels").min()) < 0:
+            raise SitError(f"{path} is damaged: a label is negative", AGAIN)
+        return cls(file)
+
+    def write(self, indices: np.ndarray, *, evaluations: int, **arrays: np.ndarray) -> None:
+        """Write images and what is kept with them, as `Rows.write` does.
+
+        evaluations: what they cost together; a set of format 1 is not told.
+        """
+        if "evaluations" in self.rows.names:
+            arrays["evaluations"] = np.full(len(indices), evaluations / len(indices))
+        self.rows.write(indices, **arrays)
+
+    def beside(self, name: str) -> Path:
+        """Where a file of this set goes: DIR/name, or DIR/STEM.name for a lone STEM.h5."""
+        return self.directory / (name if self.path.name == FILE else f"{self.path.stem}.{name}")
+
+    def finish(self) -> None:
+        """Write meta.json and declare the set complete."""
+        write_json(self.beside("meta.json"), self.meta)
+        self.rows.set_attrs(complete=True)

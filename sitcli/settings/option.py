@@ -1,0 +1,37 @@
+"""How a settings field becomes a command-line option, and help texts that several share."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = "",
+    flag: str = "",
+    argument: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+    role: str = "",
+) -> Any:
+    """A settings field that is also a command-line option (or argument).
+
+    help: one sentence, shown by ``--help``; group: the panel it is listed in; flag: another name
+    than the field's; low/high: inclusive bounds; role: "mode" for options of which one is chosen,
+    "detail" for those that say how: where a flag chooses, the file's choice and its details go.
+    """
+    metadata = dict(help=help, group=group, flag=flag, argument=argument, low=low, high=high)
+    metadata["role"] = role
+    return field(default=default, metadata=metadata)
+
+
+DEVICE_HELP = "cpu, cuda, cuda:1, mps; auto takes the first GPU there is."
+COMPILE_HELP = (
+    "torch.compile the network; auto does so where there is a compiler, for minutes of work only."
+)
+PRECISION_HELP = "auto is bf16 autocast where the hardware computes in it, else fp32."
+GPUS_HELP = "Run on this many of this machine's GPUs, a process each."
+PROCS_HELP = "Run in this many processes on the CPU."

@@ -1,0 +1,105 @@
+"""Writing files so that a reader, or a crash, sees the old one or the new one and nothing else;
+and what tells one content or format from another."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sitcli.errors import SitError
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; the block's end renames it to `path`.
+
+    A block that raises leaves `path` as it was and no temporary file. The name is a fixed one:
+    what a kill leaves behind is written over, not piled up. durable: it is on the disk then, which
+    takes milliseconds; what can be made again by the thousand need not be.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        if durable:
+            sync_file(temporary)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    if durable:
+        sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """The folder and those above it, if they are not there. SitError if it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SitError(
+            f"cannot make the folder {path}: {error.strerror}", "name another place"
+        ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at `path` by utf-8 text."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file at `path` by `value` as indented JSON; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def check_version(path: Path, found: int, known: int) -> None:
+    """SitError if an artefact is of a newer format than this version of sit reads."""
+    if found > known:
+        raise SitError(
+            f"{path} has format {found}, this version of sit reads up to {known}",
+            "pip install --upgrade sitcli",
+        )
+
+
+def hash_json(value: Any) -> str:
+    """sha256, in hex, of a JSON-able value; equal for dicts in another order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """sha256, in hex, of a file's bytes. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Make a file, or the names within a folder, last through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names within `folder` last through a power cut."""
+    sync_file(folder)
+
+
+def save_picture(save, path: Path) -> None:
+    """A reader never sees half a picture. SitError if it cannot be written."""
+    if path.is_dir():
+        raise SitError(f"cannot write {path}: it is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, durable=False) as temporary:
+            save(temporary, format="png")
+    except OSError as error:
+        raise SitError(f"cannot write {path}: {error.strerror or error}") from None

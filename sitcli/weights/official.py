@@ -1,0 +1,188 @@
+"""The official DiT and SiT state dicts: their keys, their shapes, the network they describe."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sitcli.errors import SitError, UsageError
+from sitcli.model.blocks import BLOCKS
+from sitcli.model.config import PRESETS, TransformerConfig
+from sitcli.model.embed import position_embedding
+from sitcli.model.transformer import Transformer
+from sitcli.text import format_shape
+
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DDP, torch.compile and trainers' wrappers
+AUTOENCODER = "autoencoder."  # of an autoencoder's own arrays, in files that sit export wrote
+PROJECTORS = "projectors."  # REPA's, which only training needs
+ESSENTIAL = (
+    "x_embedder.proj.weight",
+    "t_embedder.mlp.0.weight",
+    "y_embedder.embedding_table.weight",
+    "blocks.0.attn.qkv.weight",
+    "final_layer.linear.weight",
+)
+KEYS = "keys as in the official DiT and SiT: x_embedder, t_embedder, y_embedder, blocks, ..."
+
+
+def official_keys(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors under the official keys, wrappers' prefixes taken off, and those set aside."""
+    found = dict(state)
+    for prefix in PREFIXES * 2:
+        if found and all(key.startswith(prefix) for key in found):
+            found = {key.removeprefix(prefix): value for key, value in found.items()}
+    aside = {key: found.pop(key) for key in list(found) if key.startswith(PROJECTORS)}
+    return found, aside
+
+
+def config_of(
+    path: object, state: dict[str, Tensor], *, heads: int | None, model: str | None
+) -> TransformerConfig:
+    """The network these tensors are of, each key and shape checked.
+
+    Raises SitError naming the first wrong key and both shapes, UsageError for heads that nobody
+    knows or a `model` of another size.
+    """
+    for key in ESSENTIAL:
+        if key not in state:
+            has = f"it begins with '{next(iter(state))}'" if state else "it holds no tensors"
+            raise SitError(f"{path} has no '{key}': {has}", f"expected {KEYS}")
+    if state["x_embedder.proj.weight"].ndim != 4:
+        raise _wrong(path, state, "x_embedder.proj.weight", "width x channels x patch x patch")
+    for key in ESSENTIAL[1:]:
+        if state[key].ndim != 2:
+            raise _wrong(path, state, key, "two dimensions")
+    width = state["x_embedder.proj.weight"].shape[0]
+    try:
+        if "pos_embed" in state and (state["pos_embed"].ndim, state["pos_embed"].shape[-1]) != (
+            3,
+            width,
+        ):
+            raise _wrong(path, state, "pos_embed", f"1 x tokens x {width}")
+        config = infer_config(state, heads=_heads(width, heads, model))
+    except (ValueError, KeyError, ZeroDivisionError) as error:
+        raise SitError(f"{path} holds no DiT or SiT: {error}", f"expected {KEYS}") from None
+    _check_model(path, config, model)
+    # A false depth or width would make a network of any size.
+    if config.depth > len(state):
+        raise SitError(f"{path} has {len(state)} tensors, too few for {config.depth} blocks")
+    check_tensors(path, state, config)
+    return config
+
+
+def check_tensors(path: object, state: dict[str, Tensor], config: TransformerConfig) -> None:
+    """SitError naming the first key or shape that is not the network's, or value not finite."""
+    with torch.device("meta"):
+        expected = {k: v.shape for k, v in Transformer(config).state_dict().items()}
+    for key, shape in expected.items():
+        if key not in state:
+            raise SitError(f"{path} has no '{key}' ({format_shape(shape)})", "fetch it again")
+        if state[key].shape != shape:
+            raise _wrong(path, state, key, format_shape(shape))
+        if not state[key].is_floating_point():
+            raise SitError(f"{path}: '{key}' is {state[key].dtype}, not floating point")
+        if not bool(torch.isfinite(state[key]).all()):
+            raise SitError(f"{path}: '{key}' is not finite", "fetch it again")
+    for key in state:
+        if key not in expected:
+            raise SitError(
+                f"{path} holds '{key}' ({format_shape(state[key].shape)}), which no DiT or SiT has",
+                f"expected {KEYS}",
+            )
+
+
+def _wrong(path: object, state: dict[str, Tensor], key: str, expected: str) -> SitError:
+    found = format_shape(state[key].shape) or "a number"
+    return SitError(f"{path}: '{key}' is {found}, not {expected}", "fetch it again")
+
+
+def _heads(width: int, heads: int | None, model: str | None) -> int:
+    if heads is not None:
+        return heads
+    size = model.split("-")[1].split("/")[0] if model else None
+    if size in PRESETS and PRESETS[size][1] == width:
+        return PRESETS[size][2]
+    known = {preset[1]: preset[2] for preset in PRESETS.values()}
+    if width not in known:
+        raise UsageError(
+            f"a network of width {width} is no preset: its attention heads leave no trace in the "
+            "weights",
+            "say how many: --heads 6",
+        )
+    return known[width]
+
+
+def _check_model(path: object, config: TransformerConfig, model: str | None) -> None:
+    if model is None:
+        return
+    size, patch = model.split("-", 1)[1].split("/")
+    depth, width, _ = PRESETS[size]
+    if (depth, width, int(patch)) != (config.depth, config.width, config.patch):
+        raise UsageError(
+            f"--model {model} has {depth} blocks of width {width} and patch {patch}, and {path} "
+            f"{config.depth} of {config.width} and patch {config.patch}",
+            "leave out --model's size: it is inferred",
+        )
+
+
+def model_name(family: str, config: TransformerConfig) -> str:
+    """`SiT-XL/2`, or `SiT-12x512/4` for a size that is no preset."""
+    for size, (depth, width, heads) in PRESETS.items():
+        if (depth, width, heads) == (config.depth, config.width, config.heads):
+            return f"{family}-{size}/{config.patch}"
+    return f"{family}-{config.depth}x{config.width}/{config.patch}"
+
+
+def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
+    """The config of official-layout weights, from their tensors alone (heads leave no trace).
+
+    Of the papers' blocks only: rotary embeddings leave no trace either.
+
+    Raises KeyError for a missing tensor, ValueError for blocks of no known design, or a position
+    embedding of no grid.
+    """
+    width, channels, patch, _ = state["x_embedder.proj.weight"].shape
+    out = state["final_layer.linear.weight"].shape[0]
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    rows, columns = infer_grid(state["pos_embed"])
+    return TransformerConfig(
+        input_size=rows * patch,
+        input_width=None if rows == columns else columns * patch,
+        patch=patch,
+        channels=channels,
+        out_channels=out // patch**2,
+        width=width,
+        depth=depth,
+        heads=heads,
+        num_classes=state["y_embedder.embedding_table.weight"].shape[0] - 1,
+        block=_infer_block(state, width),
+    )
+
+
+def infer_grid(pos_embed: Tensor) -> tuple[int, int]:
+    """Rows and columns of a position embedding (1, T, d): the grid that gives these values.
+
+    One of other values, learned ones, is a square. Raises ValueError if it can be none.
+    """
+    _, tokens, width = pos_embed.shape
+    for rows in range(1, tokens + 1):
+        if tokens % rows == 0:
+            grid = rows, tokens // rows
+            if torch.allclose(pos_embed.float(), position_embedding(width, *grid), atol=1e-5):
+                return grid
+    side = round(tokens**0.5)
+    if side * side != tokens:
+        raise ValueError(f"pos_embed has {tokens} tokens, which are no known grid")
+    return side, side
+
+
+def _infer_block(state: dict[str, Tensor], width: int) -> str:
+    """The design whose parameters are those of the first block, by name and shape."""
+    prefix = "blocks.0."
+    found = {k.removeprefix(prefix): v.shape for k, v in state.items() if k.startswith(prefix)}
+    for name, design in BLOCKS.items():
+        with torch.device("meta"):
+            block = design.block(width, 1)
+        if {k: v.shape for k, v in block.state_dict().items()} == found:
+            return name
+    raise ValueError(f"the parameters of {prefix[:-1]} are those of no known design: {[*found]}")

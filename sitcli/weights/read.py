@@ -1,0 +1,151 @@
+"""A file or folder of weights found, read and recognised."""
+
+from __future__ import annotations
+
+import json
+import re
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sitcli.errors import SitError, UsageError
+from sitcli.model.embed import position_embedding
+from sitcli.runs.meta import process_from, wrong_in_meta
+from sitcli.runs.run_dir import RunDir
+from sitcli.storage.untrusted import named_tensors, read_content, read_metadata
+from sitcli.weights.diffusers_dit import EXTRAS, read_folder
+from sitcli.weights.official import AUTOENCODER
+
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+
+
+def only_file(path: Path) -> Path:
+    """The file of weights in a folder that is not diffusers', else the path itself."""
+    if not path.exists():
+        raise SitError(f"there is no {path}", "name a file or folder of weights, or hf:OWNER/NAME")
+    if not path.is_dir() or (path / "model_index.json").exists() or (path / "config.json").exists():
+        return path
+    if (path / "meta.json").exists() or RunDir(path).steps():
+        raise UsageError(f"{path} is sit's own already", f"sit sample {path}")
+    files = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_FILES)
+    if len(files) == 1:
+        return files[0]
+    what = f"{len(files)} files of weights" if files else "no weights"
+    raise SitError(f"{path} holds {what}", "name one file, or a folder of diffusers")
+
+
+def read_source(path: Path) -> Found:
+    if path.is_dir():
+        return _read_diffusers(path)
+    if path.suffix == ".safetensors":
+        meta = read_metadata(path).get("sit")
+        tensors = named_tensors(read_content(path))
+        if meta is None:
+            return Found(path=path, states={"ema": tensors}, step=_step_in(path))
+        meta = _checked(path, meta)
+        arrays = {
+            key.removeprefix(AUTOENCODER): tensors.pop(key)
+            for key in list(tensors)
+            if key.startswith(AUTOENCODER)
+        }
+        states = {meta["exported_weights"]: tensors}
+        return Found(path=path, states=states, step=meta["step"], meta=meta, arrays=arrays)
+    content = read_content(path)
+    parts = {}
+    if isinstance(content, dict):
+        parts = {which: named_tensors(content.get(which)) for which in ("model", "ema")}
+        parts = {which: tensors for which, tensors in parts.items() if tensors}
+    args = content.get("args") if parts else None
+    step = content.get("steps") if parts else None
+    return Found(
+        path=path,
+        # A released file is the average alone.
+        states=parts or {"ema": named_tensors(content)},
+        args=args if isinstance(args, Namespace) else None,
+        step=step if isinstance(step, int) and 0 <= step < 10**9 else _step_in(path),
+        has_optimizer=bool(parts) and "opt" in content,
+    )
+
+
+def _read_diffusers(path: Path) -> Found:
+    state, facts = read_folder(path)
+    heads = facts["config"].get("num_attention_heads")
+    extras = path / EXTRAS
+    if extras.exists():  # written by sit export
+        meta = _checked(extras, read_metadata(extras).get("sit"))
+        tensors = named_tensors(read_content(extras))
+        if "pos_embed" in tensors:
+            state["pos_embed"] = tensors.pop("pos_embed")
+        arrays = {key.removeprefix(AUTOENCODER): value for key, value in tensors.items()}
+        states = {meta["exported_weights"]: state}
+        return Found(path=path, states=states, step=meta["step"], meta=meta, arrays=arrays)
+    scheduler = facts["scheduler"]
+    schedules = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
+    betas = schedules.get(scheduler.get("beta_schedule", "linear"))
+    target = scheduler.get("prediction_type", "epsilon")
+    if betas is None or target != "epsilon":
+        raise SitError(
+            f"{path}: its scheduler is of {scheduler.get('beta_schedule')} betas and predicts "
+            f"{target}, which sit does not know"
+        )
+    size, patch = facts["config"].get("sample_size"), facts["config"].get("patch_size")
+    proj = state.get("x_embedder.proj.weight")
+    if not all(isinstance(n, int) and 0 < n <= 4096 for n in (size, patch)) or size % patch:
+        raise SitError(f"{path}: sample_size {size} and patch_size {patch} do not fit together")
+    if proj is not None and proj.ndim == 4:
+        width = proj.shape[0]
+        state["pos_embed"] = position_embedding(width, size // patch, size // patch)
+    process = dict(interpolant="ddpm", prediction="noise", loss_weight="none", betas=betas)
+    out = facts["config"].get("out_channels") or facts["config"].get("in_channels")
+    learned = out == 2 * (facts["config"].get("in_channels") or 0)
+    process["variance"] = "learned-range" if learned else "fixed-large"
+    labels = facts["index"].get("id2label") or {}
+    names_ = [str(labels.get(str(i), "")).split(",")[0] for i in range(len(labels))]
+    return Found(
+        path=path,
+        states={"ema": state},
+        lineage="diffusers",
+        heads=heads if isinstance(heads, int) and heads > 0 else None,
+        process=process_from(process),
+        class_names=names_ if all(names_) else [],
+        vae=path / "vae" if (path / "vae").is_dir() else None,
+    )
+
+
+def _checked(path: Path, text: str | None) -> dict[str, Any]:
+    """The meta.json that sit export put into a file. SitError if it is damaged."""
+    try:
+        meta = json.loads(text or "")
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict) or meta.get("exported_weights") not in ("model", "ema"):
+        raise SitError(f"{path} is damaged: it says nothing of itself", "export it again")
+    if wrong := wrong_in_meta(meta):
+        raise SitError(f"{path} is damaged: {wrong}", "export it again")
+    return meta
+
+
+def _step_in(path: Path) -> int:
+    """0400000.pt, the official trainers' name of a checkpoint, is of step 400000; else 0."""
+    return int(path.stem) if re.fullmatch(r"\d{7}", path.stem) else 0
+
+
+@dataclass(kw_only=True)
+class Found:
+    """What a file or folder of weights holds; meta: what sit export put beside them."""
+
+    path: Path
+    states: dict[str, dict[str, Tensor]]
+    args: Namespace | None = None
+    step: int = 0
+    has_optimizer: bool = False
+    lineage: str | None = None
+    heads: int | None = None
+    process: Any = None
+    class_names: list[str] = field(default_factory=list)
+    vae: Path | None = None
+    meta: dict[str, Any] | None = None
+    arrays: dict[str, Tensor] = field(default_factory=dict)

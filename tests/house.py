@@ -1,0 +1,160 @@
+"""The rules of the package's structure, each as a function that lists what breaks it."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+# From the top down: a folder may import itself, the folders after it, and the light files.
+FOLDERS = (
+    "cli", "commands", "weights", "features", "autoencoders", "images", "runs", "latents",
+    "samples", "engine", "metrics", "storage", "machine", "settings", "model", "core",
+)  # fmt: skip
+LIGHT_FILES = ("names", "errors", "events", "text")
+BELOW_COMMANDS = FOLDERS[2:]
+MATHEMATICS = ("core", "model")
+MOST_LINES = 400
+MOST_LINES_OF_A_FUNCTION = 60
+
+
+class File:
+    """One source file of a package."""
+
+    def __init__(self, path: Path, package: Package) -> None:
+        self.path, self.package = path, package
+        self.inside = path.relative_to(package.folder)
+        parts = self.inside.with_suffix("").parts
+        self.module = ".".join([package.name, *(p for p in parts if p != "__init__")])
+        self.folder = parts[0] if len(parts) > 1 else ""
+        self.text = path.read_text()
+        self.tree = ast.parse(self.text)
+
+    def __str__(self) -> str:
+        return str(self.inside)
+
+    @cached_property
+    def imports(self) -> set[str]:
+        """Every module it imports, at the top or inside functions, in full."""
+        found = set()
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    found.add(inner if inner in self.package.modules else node.module or "")
+        return found
+
+    @property
+    def imported_files(self) -> Iterator[File]:
+        for module in sorted(self.imports & self.package.modules.keys()):
+            yield self.package.modules[module]
+
+    @property
+    def functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+        for node in ast.walk(self.tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield node
+
+
+class Package:
+    """The source files below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
+        self.modules: dict[str, File] = {}
+        for path in sorted(folder.rglob("*.py")):
+            file = File(path, self)
+            self.modules[file.module] = file
+
+    @property
+    def files(self) -> list[File]:
+        return list(self.modules.values())
+
+
+def relative_imports(package: Package) -> list[str]:
+    return [
+        f"{file}: {ast.unparse(node)}"
+        for file in package.files
+        for node in ast.walk(file.tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+
+
+def imports_that_go_up(package: Package) -> list[str]:
+    """A folder that imports one above it, and a light file that imports a folder."""
+    wrong = []
+    for file in package.files:
+        if file.module in (package.name, f"{package.name}.__main__"):
+            continue
+        for other in file.imported_files:
+            if not other.folder:
+                continue
+            allowed = FOLDERS[FOLDERS.index(file.folder) :] if file.folder in FOLDERS else ()
+            if other.folder not in allowed:
+                wrong.append(f"{file} imports {other}")
+    return wrong
+
+
+def mathematics_with_libraries(package: Package) -> list[str]:
+    """Code of core and model that needs more than torch, or that needs the other of the two."""
+    wrong = []
+    for file in package.files:
+        if file.folder not in MATHEMATICS:
+            continue
+        roots = {module.split(".")[0] for module in file.imports}
+        strange = sorted(roots - {*sys.stdlib_module_names, "torch", package.name})
+        wrong += [f"{file} imports {root}" for root in strange]
+        (other,) = set(MATHEMATICS) - {file.folder}
+        wrong += [f"{file} imports {f}" for f in file.imported_files if f.folder == other]
+    return wrong
+
+
+def circles(package: Package) -> list[str]:
+    """Files that import each other, directly or around a corner, inside functions too."""
+    above: list[File] = []
+    done: set[str] = set()
+    found = []
+
+    def visit(file: File) -> None:
+        if file in above:
+            found.append(" -> ".join(map(str, [*above[above.index(file) :], file])))
+        if file in above or file.module in done:
+            return
+        above.append(file)
+        for other in file.imported_files:
+            visit(other)
+        above.pop()
+        done.add(file.module)
+
+    for file in package.files:
+        visit(file)
+    return found
+
+
+def long_files(package: Package) -> list[str]:
+    lengths = {file: len(file.text.splitlines()) for file in package.files}
+    return [f"{file} has {n} lines" for file, n in lengths.items() if n > MOST_LINES]
+
+
+def long_functions(package: Package) -> list[str]:
+    return [
+        f"{file}: {function.name} has {function.end_lineno - function.lineno + 1} lines"
+        for file in package.files
+        for function in file.functions
+        if function.end_lineno - function.lineno + 1 > MOST_LINES_OF_A_FUNCTION
+    ]
+
+
+def settings_below_commands(package: Package) -> list[str]:
+    """Code below the commands that knows a settings class; it is to get values."""
+    return [
+        f"{file} imports {other}"
+        for file in package.files
+        if file.folder in BELOW_COMMANDS and file.folder != "settings"
+        for other in file.imported_files
+        if other.folder == "settings"
+    ]
