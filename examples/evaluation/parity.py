@@ -1,6 +1,6 @@
 """The same figures from torch-fidelity and from sit, on the same images and weights.
 
-    python examples/parity/metrics.py SAMPLES REFERENCE [--weights INCEPTION.pth]
+    python examples/evaluation/parity.py SAMPLES REFERENCE [--weights INCEPTION.pth]
 
 SAMPLES and REFERENCE are folders of equally large PNG files. Without --weights the official
 InceptionV3 is used where torch-fidelity has cached it. What torch-fidelity does not have (sFID,
