@@ -9,8 +9,8 @@ import sitcli
 from sitcli import names
 from sitcli.core.chain import BETAS, VARIANCES
 from sitcli.core.interpolant import INTERPOLANTS
-from sitcli.core.ode import MULTISTEPS, ODE_STEPS
-from sitcli.core.prediction import PREDICTIONS
+from sitcli.core.ode import ADAPTIVE, MULTISTEPS, ODE_STEPS
+from sitcli.core.prediction import LOSS_WEIGHTS, PREDICTIONS
 from sitcli.core.sde import LAST_STEPS, SDE_STEPS
 from sitcli.core.times import TIME_DISTRIBUTIONS
 from sitcli.core.wt import WT
@@ -24,6 +24,7 @@ PACKAGE = house.Package(Path(sitcli.__file__).parent)
 RULES = (
     house.relative_imports,
     house.imports_that_go_up,
+    house.mathematics_with_libraries,
     house.circles,
 )
 
@@ -38,12 +39,12 @@ def test_the_package_keeps_the_rule(rule):
     [
         (names.INTERPOLANTS, INTERPOLANTS),
         (names.PREDICTIONS, PREDICTIONS),
+        (names.LOSS_WEIGHTS, LOSS_WEIGHTS),
         (names.BETAS, BETAS),
         (names.VARIANCES, VARIANCES),
         (names.WTS, WT),
-        # dopri5 is adaptive: no step of its own.
-        (names.ODE_SOLVERS, {**ODE_STEPS, **MULTISTEPS, "dopri5": None}),
-        (names.MAP_SOLVERS, {**ODE_STEPS, "dopri5": None}),
+        (names.ODE_SOLVERS, {**ODE_STEPS, **MULTISTEPS, **ADAPTIVE}),
+        (names.MAP_SOLVERS, {**ODE_STEPS, **ADAPTIVE}),
         (names.TIME_DISTRIBUTIONS, TIME_DISTRIBUTIONS),
         (names.MLPS, MLPS),
         (names.NORMS, NORMS),
@@ -58,6 +59,7 @@ def test_the_package_keeps_the_rule(rule):
     ids=[
         "interpolant",
         "prediction",
+        "loss-weight",
         "betas",
         "variance",
         "wt",

@@ -134,9 +134,8 @@ def _monotone_slopes(rises: Tensor) -> Tensor:
     return torch.cat([rises[:1], inner, rises[-1:]])
 
 
-# log variance of the reverse step from (chain, i, x, v), v the network's channels beyond the
-# latent's: learned-range lies between the posterior's and beta (Nichol and Dhariwal eq. 15).
 def _learned_range(chain: Chain, i: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    """Between the posterior's and beta, as v in [-1, 1] says (Nichol and Dhariwal eq. 15)."""
     low, high = (chain.at(name, i, x).log() for name in ("posterior_variance", "betas"))
     share = (v.to(x.dtype) + 1) / 2
     return share * high + (1 - share) * low
@@ -149,10 +148,18 @@ def _fixed_large(chain: Chain, i: Tensor, x: Tensor, v: Tensor) -> Tensor:
     return torch.where(first, last, chain.at("betas", i, x)).log()
 
 
-VARIANCES: dict[str, Callable[[Chain, Tensor, Tensor, Tensor], Tensor]] = {
-    "learned-range": _learned_range,
-    "fixed-small": lambda chain, i, x, v: chain.at("posterior_variance", i, x).log(),
-    "fixed-large": _fixed_large,
+class Variance(NamedTuple):
+    """log_variance(chain, i, x, v) of the reverse step, v the network's channels beyond the
+    latent's; learned: whether it reads v, which the network then has and the loss teaches."""
+
+    log_variance: Callable[[Chain, Tensor, Tensor, Tensor], Tensor]
+    learned: bool = False
+
+
+VARIANCES: dict[str, Variance] = {
+    "learned-range": Variance(_learned_range, learned=True),
+    "fixed-small": Variance(lambda chain, i, x, v: chain.at("posterior_variance", i, x).log()),
+    "fixed-large": Variance(_fixed_large),
 }
 
 

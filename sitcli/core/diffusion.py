@@ -18,9 +18,10 @@ from sitcli.core.chain import (
     discretised_gaussian_nll,
     gaussian_kl,
 )
-from sitcli.core.flow import Flow, Loss, Network, Ode, Sde
-from sitcli.core.interpolant import Interval, Path, path_at, sde_interval
-from sitcli.core.prediction import PREDICTIONS
+from sitcli.core.flow import Flow, Loss, Ode, Sde
+from sitcli.core.interpolant import Path, path_at
+from sitcli.core.intervals import Interval, sde_interval
+from sitcli.core.prediction import PREDICTIONS, Network
 from sitcli.core.times import PLAIN, Times
 
 
@@ -68,7 +69,7 @@ class Diffusion(Flow):
 
     def out_channels(self, channels: int) -> int:
         """Channels the network must have; learned variance takes as many again."""
-        return 2 * channels if self.variance == "learned-range" else channels
+        return 2 * channels if VARIANCES[self.variance].learned else channels
 
     def describe(self) -> str:
         """For people: 'discrete, linear betas, ...'."""
@@ -127,7 +128,7 @@ class Diffusion(Flow):
         x = path.mix(x_star, eps)
         output = network(x, k.to(x.dtype), y).float()
         loss = self.regression(output[:, :channels], x_star, eps, path)
-        if self.variance != "learned-range":
+        if not VARIANCES[self.variance].learned:
             return loss
         detached = torch.cat([output[:, :channels].detach(), output[:, channels:]], dim=1)
         term = self.bound_term(self.chain, detached, x_star, x, k, path)
@@ -139,7 +140,7 @@ class Diffusion(Flow):
         output = output.to(x.dtype)
         x_star, eps = PREDICTIONS[self.prediction].decode(output[:, :channels], x, path)
         mean = chain.posterior(x_star, x, i).mean
-        log_variance = VARIANCES[self.variance](chain, i, x, output[:, channels:])
+        log_variance = VARIANCES[self.variance].log_variance(chain, i, x, output[:, channels:])
         return Moments(mean, log_variance), x_star, eps
 
     def bound_term(

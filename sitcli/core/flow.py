@@ -10,20 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sitcli.core.interpolant import (
-    Interval,
-    Path,
-    ode_interval,
-    path_at,
-    sde_interval,
-    train_interval,
+from sitcli.core.interpolant import Path, path_at
+from sitcli.core.intervals import Interval, ode_interval, sde_interval, train_interval
+from sitcli.core.ode import ADAPTIVE, MULTISTEPS, Evaluation, solve_multistep, solve_ode
+from sitcli.core.prediction import (
+    LOSS_WEIGHTS,
+    PREDICTIONS,
+    Network,
+    prediction_error,
+    to_data,
+    to_score,
+    to_velocity,
 )
-from sitcli.core.ode import MULTISTEPS, Evaluation, solve_dopri5, solve_multistep, solve_ode
-from sitcli.core.prediction import PREDICTIONS, to_data, to_score, to_velocity
-from sitcli.core.sde import Drift, solve_sde
+from sitcli.core.sde import LAST_STEPS, Drift, solve_sde
 from sitcli.core.times import PLAIN, Times
-
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Loss(NamedTuple):
@@ -43,7 +43,7 @@ def direction_loss(velocity: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Ode:
-    """The probability-flow ODE; rtol and atol are dopri5's, which takes no step count.
+    """The probability-flow ODE; rtol and atol are an adaptive solver's, which takes no step count.
 
     shift: of the grid of times, see `times.shifted`.
     """
@@ -53,6 +53,11 @@ class Ode:
     shift: float = 1.0
     rtol: float = 1e-5
     atol: float = 1e-5
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the solver chooses its own steps."""
+        return self.solver in ADAPTIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,21 +139,10 @@ class Flow:
 
     def regression(self, output: Tensor, x_star: Tensor, eps: Tensor, path: Path) -> Loss:
         """The weighted error of an output (B, C, h, w)."""
-        prediction = PREDICTIONS[self.prediction]
-        if self.prediction == "score":
-            residual = path.sigma * output + eps
-        else:
-            residual = output - prediction.encode(x_star, eps, path)
+        residual = prediction_error(self.prediction, output, x_star, eps, path)
         error = residual.square().flatten(1).mean(1)
-        to_velocity_loss = (prediction.velocity_error(path) ** 2).flatten()
-        velocity = to_velocity_loss * error
-        if self.loss_weight == "velocity":
-            loss = velocity
-        elif self.loss_weight == "likelihood":
-            # lambda/sigma times the noise error: half of w_KL / sigma^2 (SiT eq. 25).
-            loss = velocity / (path.lambda_t * path.sigma).flatten()
-        else:
-            loss = error
+        velocity = (PREDICTIONS[self.prediction].velocity_error(path) ** 2).flatten() * error
+        loss = LOSS_WEIGHTS[self.loss_weight].weigh(error, velocity, path)
         if self.direction:
             x = path.mix(x_star, eps)
             v = to_velocity(self.prediction, output, x, path)
@@ -169,23 +163,32 @@ class Flow:
         randn() gives the SDE's noise, step by step, shaped as `noise`.
         """
         if isinstance(sampler, Sde):
-            interval = self.sde_interval(
-                sampler.wt, 0.0 if sampler.last_step == "none" else sampler.last_step_size
-            )
+            return self._sample_sde(network, noise, y, sampler, randn)
+        return self._sample_ode(network, noise, y, sampler)
 
-            def drift(x: Tensor, t: float) -> Drift:
-                return self.drift(network, x, y, x.new_full((len(x),), t), sampler)
+    def _sample_sde(
+        self,
+        network: Network,
+        noise: Tensor,
+        y: Tensor,
+        sde: Sde,
+        randn: Callable[[], Tensor] | None,
+    ) -> Iterator[tuple[float, Tensor]]:
+        has_last_step = LAST_STEPS[sde.last_step] is not None
+        return solve_sde(
+            lambda x, t: self.drift(network, x, y, x.new_full((len(x),), t), sde),
+            noise,
+            self.sde_interval(sde.wt, sde.last_step_size if has_last_step else 0.0),
+            solver=sde.solver,
+            steps=sde.steps,
+            last_step=sde.last_step,
+            randn=randn,
+            shift=sde.shift,
+        )
 
-            return solve_sde(
-                drift,
-                noise,
-                interval,
-                solver=sampler.solver,
-                steps=sampler.steps,
-                last_step=sampler.last_step,
-                randn=randn,
-                shift=sampler.shift,
-            )
+    def _sample_ode(
+        self, network: Network, noise: Tensor, y: Tensor, ode: Ode
+    ) -> Iterator[tuple[float, Tensor]]:
         interval = self.ode_interval()
 
         def evaluate(x: Tensor, t: float) -> Evaluation:
@@ -196,38 +199,28 @@ class Flow:
                 to_data(self.prediction, output, x, path),
             )
 
-        if sampler.solver in MULTISTEPS:
-            return solve_multistep(
-                evaluate,
-                self.place,
-                noise,
-                interval,
-                solver=sampler.solver,
-                steps=sampler.steps,
-                shift=sampler.shift,
-            )
-
         def data(x: Tensor, t: float) -> Tensor:
             path, output = self._evaluate(network, x, y, x.new_full((len(x),), t))
             return to_data(self.prediction, output, x, path)
 
-        if sampler.solver == "dopri5":
-            return solve_dopri5(
+        if ode.adaptive:
+            return ADAPTIVE[ode.solver](
                 lambda x, t, rows: self.velocity(network, x, y[rows], t.to(x)),
                 data,
                 noise,
                 interval,
-                rtol=sampler.rtol,
-                atol=sampler.atol,
+                rtol=ode.rtol,
+                atol=ode.atol,
             )
+        steps = dict(solver=ode.solver, steps=ode.steps, shift=ode.shift)
+        if ode.solver in MULTISTEPS:
+            return solve_multistep(evaluate, self.place, noise, interval, **steps)
         return solve_ode(
             lambda x, t: self.velocity(network, x, y, x.new_full((len(x),), t)),
             data,
             noise,
             interval,
-            solver=sampler.solver,
-            steps=sampler.steps,
-            shift=sampler.shift,
+            **steps,
         )
 
     def place(self, t: float) -> tuple[float, float]:

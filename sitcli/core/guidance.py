@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+from sitcli.core.prediction import Network
+
 # (x, t, y) -> the network's output and its auxiliary head's, from one evaluation.
 TwoHeaded = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -70,7 +70,23 @@ def vp(t: Tensor) -> Path:
     return Path(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
 
 
-INTERPOLANTS: dict[str, Callable[[Tensor], Path]] = {"linear": linear, "gvp": gvp, "vp": vp}
+class Interpolant(NamedTuple):
+    """A path and what its ends are like, from which all intervals follow (`core.intervals`).
+
+    first_time: the first time at which all derivatives are finite; 0 where they are at the data.
+    ends_in_noise: whether alpha is 0 at t = 1, so that nothing may divide by it there.
+    """
+
+    path: Callable[[Tensor], Path]
+    first_time: float = 0.0
+    ends_in_noise: bool = True
+
+
+INTERPOLANTS: dict[str, Interpolant] = {
+    "linear": Interpolant(linear),
+    "gvp": Interpolant(gvp),
+    "vp": Interpolant(vp, first_time=1e-5, ends_in_noise=False),
+}
 
 
 def path_at(interpolant: str | Callable[[Tensor], Path], t: Tensor, x: Tensor) -> Path:
@@ -83,56 +99,5 @@ def path_at(interpolant: str | Callable[[Tensor], Path], t: Tensor, x: Tensor) -
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide = t.double() if t.device.type != "mps" else t.float()
     shape = (-1,) + (1,) * (x.ndim - 1)
-    function = interpolant if callable(interpolant) else INTERPOLANTS[interpolant]
+    function = interpolant if callable(interpolant) else INTERPOLANTS[interpolant].path
     return Path(*(part.to(x.device, dtype).view(shape) for part in function(wide)))
-
-
-class Interval(NamedTuple):
-    """Where integration starts (near noise) and ends (near data).
-
-    jump: the velocity cannot be evaluated at the end; the last step goes to the posterior mean
-    instead, as the last step of DDIM does.
-    """
-
-    start: float
-    end: float
-    jump: bool = False
-
-
-def train_interval(interpolant: str, prediction: str, loss_weight: str) -> tuple[float, float]:
-    """Times training draws from, uniformly (SiT section 3 and Table 10).
-
-    vp starts at 1e-5, where sigma' is finite; on linear and gvp only the plain velocity loss has
-    no division by alpha or sigma, everything else keeps 1e-3 from both ends.
-    """
-    if interpolant == "vp":
-        return 1e-5, 1.0
-    if prediction == "velocity" and loss_weight in ("none", "velocity"):
-        return 0.0, 1.0
-    return 1e-3, 1 - 1e-3
-
-
-def ode_interval(interpolant: str, prediction: str) -> Interval:
-    """End points of the probability-flow ODE (SiT Table 10).
-
-    Data prediction divides by sigma, so it jumps to t = 0; score and noise divide by alpha, so
-    they begin just below t = 1.
-    """
-    if interpolant == "vp":
-        return Interval(1.0, 0.0, jump=True) if prediction == "data" else Interval(1.0, 1e-5)
-    if prediction == "data":
-        return Interval(1.0, 0.0, jump=True)
-    return Interval(1.0 if prediction == "velocity" else 1 - 1e-5, 0.0)
-
-
-def sde_interval(interpolant: str, prediction: str, wt: str, last_step_size: float) -> Interval:
-    """End points of the reverse SDE before its last step (SiT Table 10).
-
-    w_KL is infinite at t = 1 on linear and gvp and therefore begins at 1 - 1e-3 as score models
-    do. With no last step the SDE stops at 1e-3, where the score is still finite.
-    """
-    end = last_step_size or 1e-3
-    if interpolant == "vp":
-        return Interval(1.0, end)
-    bounded = prediction in ("velocity", "data") and wt != "kl"
-    return Interval(1.0 if bounded else 1 - 1e-3, end)

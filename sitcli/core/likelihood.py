@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sitcli.core.flow import Flow, Network, Ode
+from sitcli.core.flow import Flow, Ode
+from sitcli.core.prediction import Network
 from sitcli.core.transport import ends_of, times_between, transport
 
 GREY = 1 / 127.5  # a grey level of pictures in [-1, 1]

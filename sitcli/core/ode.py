@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sitcli.core.interpolant import Interval
+from sitcli.core.intervals import Interval
 from sitcli.core.times import time_grid
 
 # velocity(x, t) for a state x (B, ...) and one time for all samples.
@@ -223,3 +223,7 @@ def solve_dopri5(
         yield float(t.max()), x
     if interval.jump:
         yield 0.0, data(x, end)
+
+
+# Solvers that choose their own steps, to a tolerance.
+ADAPTIVE: dict[str, Callable[..., Iterator[tuple[float, Tensor]]]] = {"dopri5": solve_dopri5}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+from sitcli.core.prediction import PREDICTIONS, Network
 
 
 class ReversedTime:
@@ -18,7 +16,7 @@ class ReversedTime:
 
     def __init__(self, network: Network, *, prediction: str) -> None:
         self.network = network
-        self.sign = -1 if prediction == "velocity" else 1
+        self.sign = -1 if PREDICTIONS[prediction].turns_with_time else 1
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """x (B, C, h, w), t (B,), y (B,) -> (B, C_out, h, w)."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sitcli.core.interpolant import Interval
+from sitcli.core.intervals import Interval
 from sitcli.core.times import time_grid
 
 
@@ -65,12 +65,12 @@ SDE_STEPS = {
     "euler-maruyama": SdeStep(euler_maruyama, 1),
     "heun": SdeStep(stochastic_heun, 2),
 }
-# The last step, from t to 0 without noise (SiT appendix; "none" stays where the SDE stopped).
-LAST_STEPS: dict[str, Callable[[DriftAt, Tensor, float], Tensor]] = {
+# The last step, from t to 0 without noise (SiT appendix); None stays where the SDE stopped.
+LAST_STEPS: dict[str, Callable[[DriftAt, Tensor, float], Tensor] | None] = {
     "mean": lambda drift, x, t: x - t * bounded(drift(x, t), t).sde,
     "tweedie": lambda drift, x, t: drift(x, t).data,
     "euler": lambda drift, x, t: x - t * drift(x, t).velocity,
-    "none": lambda drift, x, t: x,
+    "none": None,
 }
 
 
@@ -87,13 +87,14 @@ def solve_sde(
 ) -> Iterator[tuple[float, Tensor]]:
     """`steps` steps in all: steps - 1 noisy ones over the interval, then the last one to t = 0.
 
-    With last_step "none" all steps are noisy and the state stays at interval.end. randn() gives
+    Without a last step all steps are noisy and the state stays at interval.end. randn() gives
     the standard normal noise of the next step, shaped as x. Yields (time, state) after each step.
     """
-    noisy = steps if last_step == "none" else steps - 1
+    last = LAST_STEPS[last_step]
+    noisy = steps if last is None else steps - 1
     if noisy:
         for t, s in pairwise(time_grid(interval, noisy, shift)):
             x = SDE_STEPS[solver].step(drift, x, t, s, randn())
             yield s, x
-    if last_step != "none":
-        yield 0.0, LAST_STEPS[last_step](drift, x, interval.end if noisy else interval.start)
+    if last is not None:
+        yield 0.0, last(drift, x, interval.end if noisy else interval.start)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from sitcli.core.interpolant import Interval
+from sitcli.core.intervals import Interval
 
 Time = TypeVar("Time", float, Tensor)
 # The latent for which no shift is wanted: of the SD VAE at 256 pixels, 4 x 32 x 32.
@@ -45,9 +45,17 @@ def logit_normal(number: int, generator: torch.Generator, *, mean: float, std: f
     return torch.sigmoid(mean + std * torch.randn(number, generator=generator))
 
 
-TIME_DISTRIBUTIONS: dict[str, Callable[..., Tensor]] = {
-    "uniform": uniform,
-    "logit-normal": logit_normal,
+class TimeDistribution(NamedTuple):
+    """draw(number, generator, mean=, std=) -> times (number,) in [0, 1]; has_moments: whether it
+    looks at mean and std."""
+
+    draw: Callable[..., Tensor]
+    has_moments: bool = False
+
+
+TIME_DISTRIBUTIONS: dict[str, TimeDistribution] = {
+    "uniform": TimeDistribution(uniform),
+    "logit-normal": TimeDistribution(logit_normal, has_moments=True),
 }
 
 
@@ -71,7 +79,7 @@ class Times:
 
     def draw(self, number: int, generator: torch.Generator) -> Tensor:
         """(number,), in [0, 1]."""
-        draw = TIME_DISTRIBUTIONS[self.distribution]
+        draw = TIME_DISTRIBUTIONS[self.distribution].draw
         u = draw(number, generator, mean=self.mean, std=self.std)
         return u if self.shift == 1 else shifted(u, self.shift)
 

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sitcli.core.flow import Flow, Network, Ode
-from sitcli.core.interpolant import Interval, Path
-from sitcli.core.ode import ODE_STEPS, solve_dopri5
+from sitcli.core.flow import Flow, Ode
+from sitcli.core.interpolant import Path
+from sitcli.core.intervals import Interval
+from sitcli.core.ode import ADAPTIVE, ODE_STEPS
+from sitcli.core.prediction import Network
 
 # Where the velocity divides by sigma, the data's end is the time at which sigma is this, or the
 # least that the network knows.
@@ -75,12 +77,12 @@ def transport(
 ) -> Iterator[tuple[float, Tensor]]:
     """From x (B, ...) at times[0] to times[-1], up or down; yields (t, state) after every step.
 
-    times: the fixed solvers' steps; dopri5 takes its ends alone.
+    times: the fixed solvers' steps; an adaptive solver takes its ends alone.
     """
-    if ode.solver == "dopri5":
+    if ode.adaptive:
         # It runs down. Towards noise, minus the time does.
         sign = 1.0 if times[0] > times[-1] else -1.0
-        for t, state in solve_dopri5(
+        for t, state in ADAPTIVE[ode.solver](
             lambda x, t, rows: sign * velocity(x, sign * t.to(x), rows),
             lambda x, t: x,
             x,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,15 +57,26 @@ def kl_eta(t: Tensor, path: Path, loss: Tensor, eta: float) -> Tensor:
     return (loss / (loss * inverse**2 + 2 * eta)).sqrt()
 
 
-# (t, path) -> w_t, both broadcast; kl-eta needs the model's loss as well and is bound by `wt_of`.
-WT: dict[str, Callable] = {
-    "kl": kl,
-    "kl-eta": kl_eta,
-    "sigma": lambda t, path: path.sigma,
-    "sin2": lambda t, path: torch.sin(math.pi * t) ** 2,
-    "linear": lambda t, path: t,
-    "constant": lambda t, path: torch.ones_like(t),
-    "decreasing": lambda t, path: 0.5 * (1 - torch.cos(math.pi * t)) ** 2,
+class Coefficient(NamedTuple):
+    """w(t, path) -> w_t, t and path broadcast alike.
+
+    needs_loss: w takes the model's velocity loss at t and eta as well, which `wt_of` binds.
+    infinite_at_noise: w_t is infinite where alpha is 0, so the SDE begins below t = 1.
+    """
+
+    w: Callable[..., Tensor]
+    needs_loss: bool = False
+    infinite_at_noise: bool = False
+
+
+WT: dict[str, Coefficient] = {
+    "kl": Coefficient(kl, infinite_at_noise=True),
+    "kl-eta": Coefficient(kl_eta, needs_loss=True),
+    "sigma": Coefficient(lambda t, path: path.sigma),
+    "sin2": Coefficient(lambda t, path: torch.sin(math.pi * t) ** 2),
+    "linear": Coefficient(lambda t, path: t),
+    "constant": Coefficient(lambda t, path: torch.ones_like(t)),
+    "decreasing": Coefficient(lambda t, path: 0.5 * (1 - torch.cos(math.pi * t)) ** 2),
 }
 
 
@@ -75,11 +87,15 @@ def wt_of(
     eta: float = DEFAULT_ETA,
     loss_curve: LossCurve | None = None,
 ) -> Callable[[Tensor, Path], Tensor]:
-    """The function (t, path) -> scale * w_t. Raises ValueError if kl-eta has no loss curve."""
-    if name != "kl-eta":
-        return lambda t, path: scale * WT[name](t, path)
+    """The function (t, path) -> scale * w_t.
+
+    Raises ValueError if a w_t that needs the loss has no loss_curve, or no positive eta.
+    """
+    w, needs_loss, _ = WT[name]
+    if not needs_loss:
+        return lambda t, path: scale * w(t, path)
     if loss_curve is None:
-        raise ValueError("kl-eta needs the model's velocity loss as a function of t")
+        raise ValueError(f"{name} needs the model's velocity loss as a function of t")
     if eta <= 0:
         raise ValueError("eta must be positive")
-    return lambda t, path: scale * kl_eta(t, path, loss_curve(t), eta)
+    return lambda t, path: scale * w(t, path, loss_curve(t), eta)

@@ -73,6 +73,7 @@ def save_loss_and_wt(
     *,
     title: str,
     eta: float,
+    with_eta: set[str],
     t: Sequence[float],
     loss: Sequence[float],
     wt: dict[str, Sequence[float]],
@@ -83,7 +84,7 @@ def save_loss_and_wt(
     """Write the velocity loss and every w_t over t, side by side, as a PNG.
 
     loss, means, counts and kl_eta_end: empty or None where no loss was measured; else the means of
-    equal bins, None where a bin is empty, and kl-eta at t = 1.
+    equal bins, None where a bin is empty, and kl-eta at t = 1. with_eta: the w_t that eta decides.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -98,7 +99,8 @@ def save_loss_and_wt(
         axes.set_xlabel("t (0: data, 1: noise)")
         axes.grid(alpha=0.3)
     _draw_loss(left, t, loss, means, counts)
-    _draw_wt(right, t, wt, loss, kl_eta_end, eta)
+    labels = {name: f"{name} (η = {eta:g})" if name in with_eta else name for name in wt}
+    _draw_wt(right, t, wt, labels, loss, kl_eta_end, eta)
     save_picture(figure.savefig, path)
 
 
@@ -129,15 +131,14 @@ def _draw_loss(axes, t, loss, means, counts) -> None:
     axes.legend(fontsize=9, framealpha=0.95)
 
 
-def _draw_wt(axes, t, wt, loss, kl_eta_end, eta) -> None:
+def _draw_wt(axes, t, wt, labels, loss, kl_eta_end, eta) -> None:
     axes.set_title("Diffusion coefficients of the SDE", fontsize=11)
     axes.set_ylabel("$w_t$ (variance of the noise per unit of t)")
     axes.set_yscale("log")
     low, high = WT_LIMITS
     for name, values in wt.items():
-        label = f"{name} (η = {eta:g})" if name == "kl-eta" else name
         style = WT_STYLES.get(name, {})
-        axes.plot(t, values, label=label, zorder=3 - style.get("linewidth", 1) / 10, **style)
+        axes.plot(t, values, label=labels[name], zorder=3 - style.get("linewidth", 1) / 10, **style)
     if kl_eta_end:
         low, high = min(low, kl_eta_end / 3), max(high, kl_eta_end * 3)
         label = f"kl-eta at t = 1: {kl_eta_end:.3g}"

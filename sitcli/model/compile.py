@@ -8,12 +8,13 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sitcli.core.reversed_time import Network
 from sitcli.errors import UsageError
 from sitcli.model.transformer import Transformer
 
@@ -79,7 +80,9 @@ class CompiledNetwork:
     are no more graphs than these; a larger one is evaluated as it is.
     """
 
-    def __init__(self, network: Network, device: torch.device, *, sizes: set[int]) -> None:
+    def __init__(
+        self, network: Callable[..., Any], device: torch.device, *, sizes: set[int]
+    ) -> None:
         self.network, self.sizes = network, sorted(sizes)
         gpu = device.type == "cuda"
         mode = "reduce-overhead" if gpu else "default"

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sitcli.core.flow import Flow, Network
+from sitcli.core.flow import Flow
+from sitcli.core.prediction import Network
 from sitcli.core.reversed_time import ReversedTime
 from sitcli.core.wt import LossCurve
 from sitcli.errors import SitError

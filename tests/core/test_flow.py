@@ -11,7 +11,8 @@ import torch
 from sitcli import names
 from sitcli.core.flow import Flow, Ode, Sde
 from sitcli.core.guidance import Guidance, GuidedNetwork
-from sitcli.core.interpolant import Interval, ode_interval, path_at, sde_interval
+from sitcli.core.interpolant import path_at
+from sitcli.core.intervals import Interval, ode_interval, sde_interval
 from sitcli.core.ode import ODE_STEPS, solve_dopri5, solve_ode
 from sitcli.core.prediction import PREDICTIONS, to_data, to_score, to_velocity
 from sitcli.core.sde import SDE_STEPS, Drift
@@ -88,7 +89,7 @@ def test_likelihood_weight(interpolant: str, prediction: str) -> None:
     path = path_at(interpolant, t, x_star)
     x_t = path.mix(x_star, eps)
     score = to_score(prediction, network(x_t, t, Y), x_t, path)
-    w_kl = WT["kl"](t.view(-1, 1, 1, 1), path)
+    w_kl = WT["kl"].w(t.view(-1, 1, 1, 1), path)
     expected = (w_kl / 2 * (score + eps / path.sigma) ** 2).flatten(1).mean(1)
     loss = flow.loss(network, x_star, Y, t=t, eps=eps).loss.double()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
@@ -357,7 +358,7 @@ def test_kl_closed_forms_and_limits(interpolant: str) -> None:
         "gvp": math.pi * torch.tan(math.pi * t / 2),
         "vp": 0.1 + 19.9 * t,
     }[interpolant]
-    torch.testing.assert_close(WT["kl"](t, path), expected)
+    torch.testing.assert_close(WT["kl"].w(t, path), expected)
     one = torch.ones(1, dtype=torch.float64)
     limit = wt_of("kl-eta", eta=0.1, loss_curve=LOSS_CURVE)(one, path_at(interpolant, one, one))
     if interpolant != "vp":

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from sitcli.core.interpolant import INTERPOLANTS, beta, path_at, train_interval
+from sitcli.core.interpolant import INTERPOLANTS, beta, path_at
+from sitcli.core.intervals import train_interval
 
 T = torch.linspace(1e-3, 1 - 1e-3, 101, dtype=torch.float64)
 
@@ -15,7 +16,7 @@ T = torch.linspace(1e-3, 1 - 1e-3, 101, dtype=torch.float64)
 @pytest.mark.parametrize("name", INTERPOLANTS)
 def test_derivatives(name: str) -> None:
     """Fault: a d_alpha or d_sigma that is not the derivative of alpha or sigma."""
-    path, derivative = torch.func.jvp(INTERPOLANTS[name], (T,), (torch.ones_like(T),))
+    path, derivative = torch.func.jvp(INTERPOLANTS[name].path, (T,), (torch.ones_like(T),))
     torch.testing.assert_close(path.d_alpha, derivative.alpha)
     torch.testing.assert_close(path.d_sigma, derivative.sigma)
 
@@ -23,28 +24,28 @@ def test_derivatives(name: str) -> None:
 @pytest.mark.parametrize("name", INTERPOLANTS)
 def test_ends_and_determinant(name: str) -> None:
     """Fault: time running the wrong way, or W of the wrong sign."""
-    ends = INTERPOLANTS[name](torch.tensor([0.0, 1.0], dtype=torch.float64))
+    ends = INTERPOLANTS[name].path(torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert ends.alpha[0] == 1
     assert ends.sigma[0] == 0
     assert ends.alpha[1] < 0.01
     assert abs(ends.sigma[1] - 1) < 1e-4
-    assert (INTERPOLANTS[name](T).W > 0).all()
+    assert (INTERPOLANTS[name].path(T).W > 0).all()
 
 
 def test_determinants_in_closed_form() -> None:
     """Fault: a wrong constant in W; it is 1 for linear and pi/2 for gvp."""
-    torch.testing.assert_close(INTERPOLANTS["linear"](T).W, torch.ones_like(T))
-    torch.testing.assert_close(INTERPOLANTS["gvp"](T).W, torch.full_like(T, math.pi / 2))
+    torch.testing.assert_close(INTERPOLANTS["linear"].path(T).W, torch.ones_like(T))
+    torch.testing.assert_close(INTERPOLANTS["gvp"].path(T).W, torch.full_like(T, math.pi / 2))
 
 
 def test_vp_preserves_variance_and_solves_its_sde() -> None:
     """Fault: an alpha that is not exp(-1/2 int beta); W sigma/alpha is then not beta/2."""
-    path = INTERPOLANTS["vp"](T)
+    path = INTERPOLANTS["vp"].path(T)
     torch.testing.assert_close(path.alpha**2 + path.sigma**2, torch.ones_like(T))
     torch.testing.assert_close(path.lambda_t * path.sigma, beta(T) / 2)
     # int_0^1 beta = 0.1 + 19.9/2
     assert math.isclose(
-        float(INTERPOLANTS["vp"](torch.ones(1)).alpha), math.exp(-5.025), rel_tol=1e-5
+        float(INTERPOLANTS["vp"].path(torch.ones(1)).alpha), math.exp(-5.025), rel_tol=1e-5
     )
 
 
@@ -67,3 +68,15 @@ def test_train_intervals() -> None:
     assert train_interval("linear", "velocity", "none") == (0.0, 1.0)
     assert train_interval("gvp", "score", "velocity") == (1e-3, 1 - 1e-3)
     assert train_interval("vp", "velocity", "none") == (1e-5, 1.0)
+
+
+@pytest.mark.parametrize("name", INTERPOLANTS)
+def test_a_row_says_what_its_path_does_at_the_ends(name):
+    """Catches: an interval that begins where alpha, or ends where a derivative, cannot be used."""
+    path, first_time, ends_in_noise = INTERPOLANTS[name]
+    first = path(torch.tensor(first_time, dtype=torch.float64))
+    assert all(map(math.isfinite, map(float, first)))
+    if first_time:
+        assert not math.isfinite(path(torch.tensor(0.0, dtype=torch.float64)).d_sigma)
+    last = path(torch.tensor(1.0, dtype=torch.float64))
+    assert (float(last.alpha) == 0) == ends_in_noise

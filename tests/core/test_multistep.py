@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sitcli.core.flow import Flow, Ode
-from sitcli.core.interpolant import Interval
+from sitcli.core.intervals import Interval
 from sitcli.core.ode import (
     MULTISTEPS,
     Evaluation,

@@ -224,7 +224,7 @@ def _summary(task: Job, facts: dict[str, Any]) -> dict[str, str]:
         width = "" if task.of_pixels else ", in bins 2/255 wide"
     else:
         method = f"{task.ode.solver}"
-        method += "" if task.ode.solver == "dopri5" else f", {count(task.ode.steps, 'step')}"
+        method += "" if task.ode.adaptive else f", {count(task.ode.steps, 'step')}"
         method, width = f"{method}; {facts['divergence']}", ""
     error = "standard error over the images" + (", the probes' within it" if task.probes else "")
     return {

@@ -17,7 +17,7 @@ from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow, Ode
 from sitcli.core.guidance import GuidedNetwork
 from sitcli.core.likelihood import log_likelihood
-from sitcli.core.ode import ODE_STEPS
+from sitcli.core.ode import ADAPTIVE, ODE_STEPS
 from sitcli.core.transport import ends_of
 from sitcli.errors import SitError, UsageError
 from sitcli.latents.joined import JoinedStores
@@ -104,7 +104,7 @@ class Job:
             solver=self.ode.solver,
             interval=[t_data, t_noise],
         )
-        if self.ode.solver == "dopri5":
+        if self.ode.adaptive:
             return facts | dict(rtol=self.ode.rtol, atol=self.ode.atol)
         return facts | dict(steps=self.ode.steps)
 
@@ -118,7 +118,7 @@ def _exact(
     try:
         solving = log_likelihood(process, network, x, y, probes=probes, ode=ode)
         for step, (t, value) in enumerate(solving, start=1):
-            share = (t - begin) / (end - begin) if ode.solver == "dopri5" else step / ode.steps
+            share = (t - begin) / (end - begin) if ode.adaptive else step / ode.steps
             yield share, -value
     except ArithmeticError as error:
         raise SitError(str(error), "use a larger --rtol, or --solver rk4") from None
@@ -158,10 +158,11 @@ def _resolve_exact(s: EvaluateSettings, process: Flow) -> dict[str, Any]:
         )
     tolerances = {name: getattr(s, name) for name in ("rtol", "atol")}
     tolerances = {name: value for name, value in tolerances.items() if value is not None}
-    if solver == "dopri5" and s.steps is not None:
-        raise UsageError("dopri5 chooses its own steps", "use --rtol and --atol, not --steps")
-    if solver != "dopri5" and tolerances:
-        raise UsageError(f"--{next(iter(tolerances))} is for --solver dopri5", "use --steps")
+    if solver in ADAPTIVE and s.steps is not None:
+        raise UsageError(f"{solver} chooses its own steps", "use --rtol and --atol, not --steps")
+    if solver not in ADAPTIVE and tolerances:
+        adaptive = " or ".join(ADAPTIVE)
+        raise UsageError(f"--{next(iter(tolerances))} is for --solver {adaptive}", "use --steps")
     ode = Ode(solver=solver, steps=s.steps or 50, **tolerances)
     return dict(probes=1 if s.probes is None else s.probes, ode=ode, steps=None)
 
@@ -180,7 +181,7 @@ def _resolve_bound(s: EvaluateSettings, process: Diffusion) -> dict[str, Any]:
 
 
 def _exact_evaluations(task: Job) -> int | None:
-    if task.ode.solver == "dopri5":
+    if task.ode.adaptive:
         return None
     return task.ode.steps * ODE_STEPS[task.ode.solver].evaluations
 

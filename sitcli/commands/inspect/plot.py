@@ -46,7 +46,7 @@ def curves_of(checkpoint: Checkpoint, times: Sequence[float], *, eta: float) -> 
         w_t = wt_of(name, eta=eta, loss_curve=curve)
         return w_t(t, process.path(t, t)).tolist()
 
-    wt = {name: w(name, t) for name in WT if curve is not None or name != "kl-eta"}
+    wt = {name: w(name, t) for name in WT if curve is not None or not WT[name].needs_loss}
     if curve is None:
         return Curves(times, [], wt, [], [], None)
     bins = checkpoint.meta["loss_by_t"]
@@ -97,7 +97,8 @@ def plot_curves(settings: InspectSettings, checkpoint: Checkpoint, result: Resul
     }
     title = f"{name}, step {checkpoint.step}: {facts['interpolant']} interpolant, "
     title += f"{process.prediction} prediction"
-    save_loss_and_wt(picture, title=title, eta=eta, **curves._asdict())
+    with_eta = {name for name, row in WT.items() if row.needs_loss}
+    save_loss_and_wt(picture, title=title, eta=eta, with_eta=with_eta, **curves._asdict())
     result.tables.append(_curves_table(curves_of(checkpoint, TABLE_TIMES, eta=eta), eta))
     result.path = picture
     result.data["plot"] = str(picture)

@@ -28,7 +28,7 @@ from sitcli.commands.sample.roundtrip import (
     result_of,
     save_roundtrip_grid,
 )
-from sitcli.core.ode import ODE_STEPS
+from sitcli.core.ode import ADAPTIVE, ODE_STEPS
 from sitcli.core.transport import ends_of, to_data, to_noise
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Event, Note, Progress, Result, Stage
@@ -87,14 +87,14 @@ def plan(settings: SampleSettings) -> Result:
     job = _prepare(settings)
     ode, cost = job.drawn.sampler, total_cost(job.checkpoint.config)
     evaluations = None
-    if ode.solver != "dopri5":
+    if not ode.adaptive:
         evaluations = 2 * ode.steps * ODE_STEPS[ode.solver].evaluations
     height, width = job.checkpoint.image_size
     summary = {
         "checkpoint": str(job.checkpoint.path),
         "images": job.text,
         "sampler": describe(job.facts()),
-        "evaluations": f"{evaluations} an image" if evaluations else "as dopri5 needs",
+        "evaluations": f"{evaluations} an image" if evaluations else f"as {ode.solver} needs",
         "cost": f"{cost.macs / 1e9:.3g} GMACs an evaluation",
         "size": format_bytes(len(job.items) * height * width * 3),
         "out": str(job.file.parent),
@@ -178,7 +178,7 @@ def _prepare(settings: SampleSettings) -> _Job:
         invert=None,
         ode=True,
         precision=precision,
-        t_shift=None if settings.solver == "dopri5" else "1",
+        t_shift=None if settings.solver in ADAPTIVE else "1",
     )
     drawn = prepare_sampling(like)
     checkpoint = drawn.checkpoint

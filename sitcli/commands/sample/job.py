@@ -19,9 +19,11 @@ from sitcli.commands.sample.labels import labels_of
 from sitcli.commands.sample.options import ALL_OPTIONS, LEAVE, mode_of, resolve
 from sitcli.core.chain import NUM_STEPS
 from sitcli.core.diffusion import Ddim, Ddpm
-from sitcli.core.flow import Flow, Network, Ode, Sde
+from sitcli.core.flow import Flow, Ode, Sde
 from sitcli.core.guidance import Guidance, GuidedNetwork
-from sitcli.core.wt import wt_of
+from sitcli.core.ode import ADAPTIVE
+from sitcli.core.prediction import Network
+from sitcli.core.wt import WT, wt_of
 from sitcli.errors import UsageError
 from sitcli.machine.devices import resolve_device, resolve_precision
 from sitcli.machine.world import device_name
@@ -245,7 +247,7 @@ NEWER = (
 
 
 def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Sampler:
-    if s.ode and s.solver == "dopri5":
+    if s.ode and s.solver in ADAPTIVE:
         return Ode(solver=s.solver, rtol=s.rtol, atol=s.atol)
     shift = float(s.t_shift or 1)
     if s.ode:
@@ -260,7 +262,7 @@ def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Sampler:
         return Ddpm(steps=s.steps) if s.ddpm else Ddim(steps=s.steps, eta=s.eta)
     if s.last_step_size == 0:
         raise UsageError("--last-step-size 0 leaves no last step", "use --last-step none")
-    curve = checkpoint.loss_curve if s.wt == "kl-eta" else None
+    curve = checkpoint.loss_curve if WT[s.wt].needs_loss else None
     try:
         w = wt_of(s.wt, scale=s.wt_scale, eta=s.eta or 0.0, loss_curve=curve)
     except ValueError as error:
@@ -300,7 +302,7 @@ def planned_evaluations(job: Job) -> tuple[int, int] | None:
 
     Counted by a run of the sampler with networks that do nothing; None where the solver decides.
     """
-    if isinstance(job.sampler, Ode) and job.sampler.solver == "dopri5":
+    if isinstance(job.sampler, Ode) and job.sampler.adaptive:
         return None
     config = job.checkpoint.config
     noise = torch.zeros(1, config.channels, 1, 1)

@@ -8,7 +8,10 @@ from typing import Any
 from sitcli import names
 from sitcli.commands.parsing import parse_interval, parse_shift
 from sitcli.core.diffusion import Diffusion
-from sitcli.core.wt import DEFAULT_ETA
+from sitcli.core.flow import Ode
+from sitcli.core.ode import ADAPTIVE
+from sitcli.core.sde import LAST_STEPS
+from sitcli.core.wt import DEFAULT_ETA, WT
 from sitcli.errors import UsageError
 from sitcli.runs.checkpoint import Checkpoint
 from sitcli.settings.sample import SampleSettings
@@ -32,9 +35,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # What a choice of a mode adds to its options, or takes away (None).
 CHOICES: dict[tuple[str, str], dict[str, Any]] = {
-    ("solver", "dopri5"): dict(rtol=1e-5, atol=1e-5, steps=None, t_shift=None),
-    ("wt", "kl-eta"): dict(eta=DEFAULT_ETA),
-    ("last_step", "none"): dict(last_step_size=None),
+    **{
+        ("solver", name): dict(rtol=Ode.rtol, atol=Ode.atol, steps=None, t_shift=None)
+        for name in ADAPTIVE
+    },
+    **{("wt", name): dict(eta=DEFAULT_ETA) for name, row in WT.items() if row.needs_loss},
+    **{
+        ("last_step", name): dict(last_step_size=None)
+        for name, s in LAST_STEPS.items()
+        if s is None
+    },
 }
 ALL_OPTIONS = sorted(
     {name for table in (OPTIONS, CHOICES) for row in table.values() for name in row}
