@@ -8,6 +8,7 @@ a shell's background job (`pytest &`) ignores, with all that it starts.
 import os
 import random
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,3 +26,19 @@ def seeded() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """The file of a small latent store."""
+    from tests.tiny import make_store  # here: tests of mathematics do not wait for its imports
+
+    return make_store(tmp_path / "tiny.h5").path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run whose one checkpoint has random weights."""
+    from tests.tiny import make_run
+
+    return make_run(tmp_path)

@@ -1,8 +1,12 @@
-"""Small real artefacts for tests: pictures, a latent store under `pixels`, sample sets."""
+"""Small real artefacts for tests: pictures, latent stores, sample sets, runs and trainings."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,13 +17,25 @@ from PIL import Image
 
 from sitcli.autoencoders.base import to_signed
 from sitcli.autoencoders.load import load_autoencoder
+from sitcli.autoencoders.patch_pca import fit_patch_pca
+from sitcli.commands.sample.stage import sample
+from sitcli.core.flow import Flow
 from sitcli.events import Result, Stage
 from sitcli.latents.layout import create_store, row_checksums
 from sitcli.latents.store import LatentStore
 from sitcli.metrics.moments import Moments
+from sitcli.model.config import TransformerConfig
+from sitcli.model.transformer import Transformer
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.runs.meta import checkpoint_meta, latent_facts
+from sitcli.runs.run_dir import RunDir
 from sitcli.samples.sample_set import SampleSet
+from sitcli.settings.sample import SampleSettings
+from sitcli.settings.train import TrainSettings
 from sitcli.storage.rows import Rows
+from sitcli.storage.tensors import write_tensors
 
+SHARED = Path(__file__).parents[2] / "shared"  # weights and pictures beside the checkout
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", **os.environ}  # of processes that tests start
 COLOURS = np.array([[220, 40, 40], [40, 200, 60], [50, 70, 230]], np.uint8)
 
@@ -128,3 +144,93 @@ def inception_file(path: Path) -> Path:
             weight.normal_(0, 0.1, generator=rng)
     torch.save(network.state_dict(), path)
     return path
+
+
+TRAINING = dict(
+    model="SiT-Mi/4", width=32, depth=2, heads=2, batch_size=8, log_every=1, save_every=2,
+    sample_every=0, precision="fp32", lr=1e-3, device="cpu",
+)  # fmt: skip
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    return [(e["step"], e["loss"], e["grad_norm"]) for e in RunDir(run).read_metrics()]
+
+
+def train_settings(store: Path, out: Path, **more) -> TrainSettings:
+    return TrainSettings(latents=[store], out=out, **{**TRAINING, **more})
+
+
+def train_command(store: Path, out: Path, **more) -> list[str]:
+    options = {**TRAINING, **more, "latents": store, "out": out}
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in options.items()]
+    return ["-m", "sitcli", "train", *flags]
+
+
+def numbered_losses(run: Path) -> list[tuple[int, float]]:
+    return [(e["step"], e["loss"]) for e in RunDir(run).read_metrics()]
+
+
+def wait_for_steps(run: Path, number: int, process: subprocess.Popen, timeout: float = 120) -> None:
+    end = time.monotonic() + timeout
+    while len(RunDir(run).read_metrics()) < number:
+        assert process.poll() is None, "the trainer ended early"
+        assert time.monotonic() < end, "the trainer did not get going"
+        time.sleep(0.02)
+
+
+CONFIG = TransformerConfig(
+    input_size=8, patch=2, channels=3, out_channels=3, width=32, depth=2, heads=2, num_classes=3
+)
+
+
+def random_network(config: TransformerConfig) -> Transformer:
+    torch.manual_seed(0)
+    network = Transformer(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.08)
+    return network
+
+
+def make_run(folder: Path, *, process: Flow | None = None, classes: bool = True) -> Path:
+    """A run with one checkpoint of random weights: sampling does not ask how they were found."""
+    store = make_store(folder / "tiny.h5", classes=classes)
+    process = process or Flow()
+    config = dataclasses.replace(
+        CONFIG,
+        out_channels=process.out_channels(CONFIG.channels),
+        num_classes=CONFIG.num_classes if classes else 0,
+    )
+    network = random_network(config)
+    run = RunDir(folder / "runs" / "tiny")
+    step = run.begin_save(7)
+    for name in ("model", "ema"):
+        write_tensors(step / f"{name}.safetensors", network.state_dict())
+    counts = [1.0] * 4
+    meta = checkpoint_meta(
+        config, process, model="SiT-Mi/2", ema=0.9999, label_dropout=0.1,
+        latents=latent_facts(store), loss_by_t=dict(sums=counts, counts=counts),
+    )  # fmt: skip
+    run.commit_save(7, meta)
+    return run.path
+
+
+def draw(run: Path, out: str, **options) -> SampleSet:
+    """Sample into a folder beside the run."""
+    options = {"num": 8, "steps": 4, "precision": "fp32", "device": "cpu", **options}
+    result = finish(sample(SampleSettings(checkpoint=run, out=run.parents[1] / out, **options)))
+    return SampleSet.open(result.path)
+
+
+def use_patch_pca(run: Path) -> None:
+    """Give the run a network on the 4 x 4 x 4 latents of patch-pca."""
+    fitted = fit_patch_pca(pictures(24)[0], patch=2, channels=4)
+    step = open_checkpoint(run).path
+    arrays = {name: torch.from_numpy(array) for name, array in fitted.arrays.items()}
+    write_tensors(step / "autoencoder.safetensors", arrays)
+    config = dataclasses.replace(CONFIG, input_size=4, channels=4, out_channels=4)
+    for name in ("model", "ema"):
+        write_tensors(step / f"{name}.safetensors", random_network(config).state_dict())
+    meta = json.loads((step / "meta.json").read_text())
+    meta["transformer"] = dataclasses.asdict(config)
+    meta["latents"]["autoencoder"] = fitted.spec
+    (step / "meta.json").write_text(json.dumps(meta))

@@ -11,16 +11,8 @@ import pytest
 
 from sitcli.cli import output
 from sitcli.cli.options import Invocation
-from sitcli.events import Note, Progress, Result, Table, Warn
-
-
-def stage(total=3):
-    """A stage that reports everything there is to report."""
-    yield Note("taking out.h5")
-    for done in range(total + 1):
-        yield Progress(done=done, total=total, unit="images", text="loss 0.5")
-    yield Warn("one image is broken")
-    return Result(summary={"images": "3"})
+from sitcli.events import Note, Progress, Result, Table
+from tests.cli.terminal import rest_of, stage
 
 
 def test_off_a_terminal_progress_is_a_line_every_half_minute(monkeypatch, capfd):
@@ -45,10 +37,10 @@ def test_off_a_terminal_a_short_stage_logs_its_notes_only(capfd):
 
 
 PROGRAM = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_output
+import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from sitcli.cli.output import follow
-follow(test_output.stage(), title="encode")
+from tests.cli.terminal import stage
+follow(stage(), title="encode")
 """
 
 
@@ -68,7 +60,6 @@ def test_no_escapes_in_logs_whatever_the_environment_says():
 
 def test_on_a_terminal_there_is_a_bar():
     """Would catch a bar on stdout, or none at all, or notes lost behind it."""
-    from tests.cli.terminal import rest_of  # here: PROGRAM imports this file, from anywhere
 
     ours, theirs = pty.openpty()
     process = subprocess.Popen(

@@ -17,7 +17,7 @@ import pytest
 from sitcli.cli.watch import loss_text, sparkline, state_text
 from sitcli.commands.watch import Snapshot
 from tests.cli.terminal import rest_of
-from tests.stages.test_watch import make_run
+from tests.commands.watched import watched_run
 
 
 def sit(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
@@ -70,7 +70,7 @@ def test_state_text() -> None:
 
 def test_once_off_a_terminal(tmp_path: Path) -> None:
     """Fault: bars and escapes in a log, or blocks that an ASCII stream cannot take."""
-    path = make_run(tmp_path / "run", lines=20, lock=False)
+    path = watched_run(tmp_path / "run", lines=20, lock=False)
     done = sit(path, "--once", FORCE_COLOR="1")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(
@@ -84,7 +84,7 @@ def test_once_off_a_terminal(tmp_path: Path) -> None:
 
 def test_json(tmp_path: Path) -> None:
     """Fault: a Path that JSON does not know, or a state without the figures behind it."""
-    path = make_run(tmp_path / "run", lines=4, ago=1, began=60, lock=True)
+    path = watched_run(tmp_path / "run", lines=4, ago=1, began=60, lock=True)
     data = json.loads(sit(path, "--json").stdout)
     assert (data["run"], data["state"], data["step"], data["steps"]) == (
         str(path), "training", 40, 100
@@ -96,7 +96,7 @@ def test_json(tmp_path: Path) -> None:
 
 def test_lines_in_a_log_end_with_the_training(tmp_path: Path) -> None:
     """Fault: a script that waits for a training that has died, or takes it for done."""
-    path = make_run(tmp_path / "run", lines=4, lock=False)
+    path = watched_run(tmp_path / "run", lines=4, lock=False)
     done = sit(path)
     assert done.returncode == 1
     assert re.fullmatch(
@@ -113,7 +113,7 @@ def test_lines_in_a_log_end_with_the_training(tmp_path: Path) -> None:
 
 def test_torch_is_not_loaded(tmp_path: Path) -> None:
     """Fault: seconds of import, and its memory, for a look at a few text files."""
-    path = make_run(tmp_path / "run", lines=4, lock=False)
+    path = watched_run(tmp_path / "run", lines=4, lock=False)
     program = (
         "import sys; sys.argv[1:] = ['watch', sys.argv[1], '--once']\n"
         "from sitcli.cli.app import main\n"
@@ -128,7 +128,7 @@ def test_torch_is_not_loaded(tmp_path: Path) -> None:
 
 def test_ctrl_c_on_a_terminal_leaves_quietly(tmp_path: Path) -> None:
     """Fault: `error: interrupted`, a traceback or exit code 130 for ending a mere view."""
-    path = make_run(tmp_path / "run", lines=30, ago=1, began=90, lock=True)
+    path = watched_run(tmp_path / "run", lines=30, ago=1, began=90, lock=True)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "sitcli", "watch", str(path), "--every", "0.2"],

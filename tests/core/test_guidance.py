@@ -9,6 +9,37 @@ from sitcli.core.diffusion import Ddim, Diffusion
 from sitcli.core.flow import Flow, Ode
 from sitcli.core.guidance import Guidance, GuidedNetwork
 
+
+def test_guidance_channels_and_null_class() -> None:
+    """Fault: the null class hard-coded to 1000, or the wrong channels guided."""
+
+    def network(x, t, y):
+        return y.view(-1, 1, 1, 1).expand(len(y), 8, 2, 2).to(x.dtype)
+
+    x, t, y = torch.zeros(2, 4, 2, 2), torch.zeros(2), torch.tensor([1, 2])
+    guided = GuidedNetwork(network, Guidance(scale=3.0, channels=None, null_class=10))
+    assert guided(x, t, y)[:, 0, 0, 0].tolist() == [10 + 3 * (1 - 10), 10 + 3 * (2 - 10)]
+    assert guided.evaluations == 4
+    three = GuidedNetwork(network, Guidance(scale=3.0, channels=3, null_class=10))(x, t, y)
+    # The fourth channel and the four of a learned variance are the conditional ones.
+    assert three[0, :, 0, 0].tolist() == [-17, -17, -17, 1, 1, 1, 1, 1]
+    assert guided(x, t, y)[0, :, 0, 0].tolist() == [-17] * 4 + [1] * 4
+    plain = GuidedNetwork(network, Guidance(scale=1.0, channels=None, null_class=10))
+    assert plain(x, t, y)[:, 0, 0, 0].tolist() == [1, 2]
+    assert plain.evaluations == 2
+
+
+def test_guidance_of_bf16_outputs_is_computed_in_fp32() -> None:
+    """Fault: the difference of two bf16 outputs taken in bf16, which keeps two digits of it."""
+
+    def network(x, t, y):
+        return torch.where(y.view(-1, 1, 1, 1) == 9, 1.0, 1.0078125).bfloat16().expand_as(x)
+
+    guided = GuidedNetwork(network, Guidance(scale=1.3, channels=None, null_class=9))
+    found = guided(torch.zeros(1, 1, 1, 1), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    assert found.item() == pytest.approx(1 + 1.3 * 0.0078125, abs=1e-6)
+
+
 NULL = 9
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from sitcli.core.interpolant import INTERPOLANTS, beta, path_at
-from sitcli.core.intervals import train_interval
 
 T = torch.linspace(1e-3, 1 - 1e-3, 101, dtype=torch.float64)
 
@@ -61,13 +60,6 @@ def test_broadcast() -> None:
     path = path_at("linear", torch.tensor([0.25, 0.75]), torch.zeros(2, 3, 4, 4))
     assert path.sigma.shape == (2, 1, 1, 1)
     assert path.sigma.flatten().tolist() == [0.25, 0.75]
-
-
-def test_train_intervals() -> None:
-    """Fault: division by zero at an end of the training interval."""
-    assert train_interval("linear", "velocity", "none") == (0.0, 1.0)
-    assert train_interval("gvp", "score", "velocity") == (1e-3, 1 - 1e-3)
-    assert train_interval("vp", "velocity", "none") == (1e-5, 1.0)
 
 
 @pytest.mark.parametrize("name", INTERPOLANTS)

@@ -1,4 +1,4 @@
-"""The four block designs against the DiT paper's section 3.2, written out by hand."""
+"""The block designs against the DiT paper's section 3.2, and their newer parts by hand."""
 
 from __future__ import annotations
 
@@ -10,9 +10,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sitcli.model import blocks
-from sitcli.model.blocks import BLOCKS
+from sitcli.model.blocks import BLOCKS, Attention, Style, SwiGLU, gelu
+from sitcli.model.compile import (
+    can_compile,
+)
 from sitcli.model.transformer import Transformer
-from tests.model.test_transformer import TINY, every_block
+from tests.model.networks import TINY, every_block
+
+CPU = torch.device("cpu")
+
+
+needs_compiler = pytest.mark.skipif(can_compile(CPU) is not None, reason=str(can_compile(CPU)))
+
+
+@needs_compiler
+def test_gelu_is_torchs_however_it_is_compiled() -> None:
+    x = torch.linspace(-12, 12, 2001, requires_grad=True)
+    expected = torch.nn.functional.gelu(x, approximate="tanh")
+    (slope,) = torch.autograd.grad(expected.sum(), x)
+    found = torch.compile(gelu)(x)
+    (found_slope,) = torch.autograd.grad(found.sum(), x)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(found_slope, slope, atol=5e-6, rtol=1e-5)
+
 
 WIDTH, HEADS = TINY.width, TINY.heads
 CLOSE = dict(atol=1e-4, rtol=1e-4)
@@ -193,3 +213,34 @@ def test_attention_is_its_definition_in_every_dtype(dtype: torch.dtype, tokens: 
     found = blocks.attend(q, k, v)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), weights @ wide[2], atol=tolerance, rtol=tolerance)
+
+
+def test_swiglu_by_hand() -> None:
+    """Fault: the gate on the other half, or a width that costs more than the plain one's."""
+    layer = SwiGLU(6, 24)
+    x = torch.randn(2, 6)
+    hidden = F.linear(x, layer.w12.weight, layer.w12.bias)
+    a, b = hidden[:, :16], hidden[:, 16:]
+    expected = F.linear(a * torch.sigmoid(a) * b, layer.w3.weight, layer.w3.bias)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_qk_norm_forgets_lengths() -> None:
+    """Fault: normalised over all heads, or before the projection: attention would see the scale."""
+    attention = Attention(32, 4, qk_norm=True)
+    x = torch.randn(2, 5, 32)
+    before = attention(x)
+    with torch.no_grad():
+        scales = torch.ones(96)
+        scales[:8], scales[32:40] = 7.0, 0.2  # the first head's queries and keys
+        attention.qkv.weight *= scales[:, None]
+        attention.qkv.bias *= scales
+    torch.testing.assert_close(attention(x), before, atol=1e-4, rtol=1e-4)
+
+
+def test_rms_norm_by_hand() -> None:
+    """Fault: a mean that is subtracted."""
+    block = BLOCKS["adaln-zero"].block(4, 1, Style(norm="rms"))
+    x = torch.tensor([[3.0, 3.0, 3.0, 3.0], [1.0, -1.0, 2.0, 0.0]])
+    expected = x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(block.norm1(x), expected)

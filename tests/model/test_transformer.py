@@ -1,34 +1,24 @@
-"""The network against what the papers fix exactly: zero at init, layouts, keys, embeddings."""
+"""Parts that the papers' networks have not: against formulas, and against the networks without."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 
 import pytest
 import torch
 
-from sitcli.commands.parsing import parse_checkpoint_blocks
 from sitcli.model.blocks import BLOCKS
-from sitcli.model.config import PRESETS, TransformerConfig, parse_model
-from sitcli.model.transformer import Transformer
+from sitcli.model.transformer import AUX, Route, Transformer
 from sitcli.weights.official import infer_config
-
-TINY = TransformerConfig(
-    input_size=8, patch=2, channels=4, out_channels=8, width=32, depth=2, heads=4, num_classes=10
+from tests.model.networks import (
+    TINY,
+    every_block,
+    filled,
+    plain_config,
+    random_network,
+    some_inputs,
 )
-
-
-def filled(config: TransformerConfig) -> Transformer:
-    """A network whose zero-initialised layers are random too, so that outputs say something."""
-    torch.manual_seed(0)
-    model = Transformer(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model
-
-
-every_block = pytest.mark.parametrize("block", BLOCKS)
 
 
 @every_block
@@ -91,26 +81,6 @@ def test_every_block_gets_rows_of_memory(block: str) -> None:
     assert layouts == [1] * TINY.depth
 
 
-def test_position_embedding_values() -> None:
-    """Fault: row and column halves swapped, or another frequency ladder."""
-    model = Transformer(TINY)
-    row, column, i = 2, 3, 5
-    token = model.pos_embed[0, row * 4 + column]
-    omega = 10000 ** (-i / 8)
-    assert math.isclose(token[i].item(), math.sin(column * omega), abs_tol=1e-6)
-    assert math.isclose(token[8 + i].item(), math.cos(column * omega), abs_tol=1e-6)
-    assert math.isclose(token[16 + i].item(), math.sin(row * omega), abs_tol=1e-6)
-
-
-def test_time_features_are_cosines_first() -> None:
-    """Fault: [sin|cos] order, or times multiplied by 1000."""
-    from sitcli.model.embed import sinusoid
-
-    features = sinusoid(torch.tensor([0.7]), 256)[0]
-    assert math.isclose(features[0].item(), math.cos(0.7), abs_tol=1e-6)
-    assert math.isclose(features[128 + 1].item(), math.sin(0.7 * 10000 ** (-1 / 128)), abs_tol=1e-6)
-
-
 def test_state_dict_has_the_official_keys() -> None:
     """Fault: a renamed layer, which would make official weights unloadable."""
     top = {key for key in Transformer(TINY).state_dict() if not key.startswith("blocks.")}
@@ -137,25 +107,6 @@ def test_state_dict_has_the_official_keys() -> None:
     assert block == {f"{name}.{part}" for name in names for part in ("weight", "bias")}
 
 
-@every_block
-def test_config_is_inferred_from_shapes(block: str) -> None:
-    """Fault: learned-sigma outputs, the class count or the block design read from a flag instead
-    of the weights."""
-    for classes in (0, 10):
-        config = dataclasses.replace(TINY, num_classes=classes, block=block)
-        assert infer_config(Transformer(config).state_dict(), heads=4) == config
-
-
-def test_other_blocks_are_not_taken_for_one_of_ours() -> None:
-    """Fault: weights with more or fewer layers in a block loaded as the next best design."""
-    state = Transformer(TINY).state_dict()
-    with pytest.raises(ValueError, match="no known design"):
-        infer_config(state | {"blocks.0.attn.q_norm.weight": torch.ones(8)}, heads=4)
-    del state["blocks.0.mlp.fc1.bias"]
-    with pytest.raises(ValueError, match="no known design"):
-        infer_config(state, heads=4)
-
-
 def test_attention_equals_its_definition() -> None:
     """Fault: heads and channels mixed up in the packed projection."""
     attention = filled(TINY).blocks[0].attn
@@ -177,13 +128,6 @@ def test_samples_do_not_influence_each_other(block: str) -> None:
     x, t, y = torch.randn(3, 4, 8, 8), torch.rand(3), torch.tensor([1, 2, 3])
     together, alone = model(x, t, y)[1], model(x[1:2], t[1:2], y[1:2])[0]
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["SiT-XXL/2", "SiT-S", "UViT-S/2", "SiT-S/0", "sit-s/2"])
-def test_unknown_models_are_refused(name: str) -> None:
-    """Fault: a misspelt model silently taken for another."""
-    with pytest.raises(ValueError, match="no model"):
-        parse_model(name)
 
 
 def gradients(network: Transformer) -> list[torch.Tensor]:
@@ -236,35 +180,6 @@ def test_every_recomputed_block_frees_its_activations(block: str) -> None:
     assert one > (4 + 4 + 3) * 3 * tokens * 32 * 4
 
 
-def test_checkpoint_blocks_are_parsed() -> None:
-    """Fault: every-0, which divides by zero, or a misspelling that means none."""
-    texts = ["none", "all", "every-1", "every-12"]
-    assert [*map(parse_checkpoint_blocks, texts)] == [0, 1, 1, 12]
-    for text in ("", "every", "every-0", "every-", "2", "All", "every-1.5", "every--2"):
-        with pytest.raises(ValueError, match="is none of none, all, every-2"):
-            parse_checkpoint_blocks(text)
-
-
-def test_presets() -> None:
-    """Fault: a preset's size changed by accident."""
-    assert PRESETS["XL"] == (28, 1152, 16)
-    assert parse_model("SiT-XL/2") == ("SiT", "XL", 2)
-
-
-def test_sizes_that_do_not_fit_are_refused() -> None:
-    """Fault: a floor division that silently drops pixels."""
-    with pytest.raises(ValueError, match="patch"):
-        dataclasses.replace(TINY, patch=3)
-    with pytest.raises(ValueError, match="heads"):
-        dataclasses.replace(TINY, heads=5)
-
-
-def test_unknown_block_designs_are_refused() -> None:
-    """Fault: a misspelt design found only when the network is built."""
-    with pytest.raises(ValueError, match="no block design is called 'adaln0'"):
-        dataclasses.replace(TINY, block="adaln0")
-
-
 def test_a_grid_that_is_not_square() -> None:
     """Faults: rows and columns exchanged in the embedding, the patches or their inverse; a grid
     that is not found again from the embedding alone."""
@@ -284,3 +199,99 @@ def test_a_grid_that_is_not_square() -> None:
     torch.testing.assert_close(moved, model(x, t, y).roll((2, 4), dims=(2, 3)))
     with pytest.raises(ValueError, match="does not divide the latent side 7"):
         dataclasses.replace(TINY, input_width=7)
+
+
+STYLES = list(itertools.product(["gelu", "swiglu"], ["layer", "rms"], [False, True], [False, True]))
+
+
+@pytest.mark.parametrize("style", STYLES, ids=str)
+def test_every_style_begins_as_zero_and_sees_positions(style) -> None:
+    """Fault: an output that is not zero at first, or a part that is built and never used."""
+    mlp, norm, rope, qk_norm = style
+    made = dict(mlp=mlp, norm=norm, rope=rope, qk_norm=qk_norm)
+    assert Transformer(plain_config(**made))(*some_inputs()).count_nonzero() == 0
+    built = random_network(**made)
+    built(*some_inputs()).square().mean().backward()
+    without = [name for name, p in built.named_parameters() if p.grad is None]
+    assert without == []
+
+
+def test_the_default_has_the_official_keys() -> None:
+    """Fault: a module that adds keys where its option is off."""
+    keys = set(Transformer(plain_config()).state_dict())
+    blocks = {key.split(".", 2)[2] for key in keys if key.startswith("blocks.")}
+    linear = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"]
+    assert blocks == {f"{name}.{part}" for name in linear for part in ("weight", "bias")}
+    assert not [key for key in keys if key.startswith(("aux_", "projectors"))]
+
+
+@pytest.mark.parametrize("rope", [False, True])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_routing_all_tokens_changes_nothing(block: str, rope: bool) -> None:
+    """Fault: tokens that come back at other places, or turned by other positions."""
+    made = random_network(block=block, rope=rope)
+    order = torch.stack([torch.randperm(16) for _ in range(3)])
+    plain = made(*some_inputs())
+    torch.testing.assert_close(made(*some_inputs(), route=Route(order, 1, 3)), plain)
+    torch.testing.assert_close(made(*some_inputs(), route=Route(order, 2, 4)), plain)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_skipping_tokens_wait(block: str) -> None:
+    """Fault: tokens that skip blocks are seen by the others, changed, or lost."""
+    made = random_network(block=block)
+    x, t, y = some_inputs()
+    places = torch.tensor([[0, 3, 5], [1, 2, 15], [7, 8, 9]])
+    skipping = torch.tensor([[i for i in range(16) if i not in row] for row in places.tolist()])
+    taps = (1, 2, 3)
+    _, found = made(x, t, y, route=Route(places, 1, 3), taps=taps)
+
+    def at(tokens, where):
+        return tokens.gather(1, where[..., None].expand(-1, -1, 32))
+
+    assert torch.equal(at(found[3], skipping), at(found[1], skipping))
+    assert not torch.allclose(at(found[3], places), at(found[1], places))
+    # Those that pass see each other alone: what the others hold is of no consequence.
+    changed = x.clone()
+    token = int(skipping[0, 4])
+    row, column = 2 * (token // 4), 2 * (token % 4)
+    made.blocks[0].register_forward_hook(lambda m, i, o: i[0])  # so that nothing was mixed before
+    _, before = made(x, t, y, route=Route(places, 1, 3), taps=taps)
+    changed[0, :, row : row + 2, column : column + 2] += 1
+    _, after = made(changed, t, y, route=Route(places, 1, 3), taps=taps)
+    assert torch.equal(at(before[3], places), at(after[3], places))
+
+
+def test_the_second_head_is_a_shorter_network() -> None:
+    """Fault: a head that reads other tokens than those after its block."""
+    made = random_network(aux_block=2)
+    short = random_network(depth=2)
+    state = made.state_dict()
+    for key in short.state_dict():
+        source = key.replace("final_layer", "aux_final_layer")
+        short.state_dict()[key].copy_(state[source])
+    output, aux = made.two_headed(*some_inputs())
+    torch.testing.assert_close(aux, short(*some_inputs()))
+    torch.testing.assert_close(output, made(*some_inputs()))
+    assert not torch.allclose(output, aux)
+    assert made(*some_inputs(), taps=(AUX,))[1].keys() == {AUX}
+
+
+def test_the_backbone_is_untouched() -> None:
+    """Fault: a head or projector without which the weights are no official network's."""
+    made = random_network(aux_block=2, align_block=1, align_width=6)
+    plain = Transformer(made.config.backbone)
+    more = {k for k in made.state_dict() if not k.startswith(("aux_", "projectors."))}
+    assert more == set(plain.state_dict())
+    plain.load_state_dict({key: made.state_dict()[key] for key in more})
+    torch.testing.assert_close(plain(*some_inputs()), made(*some_inputs()))
+
+
+def test_parts_that_do_not_fit() -> None:
+    """Fault: heads of three channels turned in pairs, a head after the last block."""
+    with pytest.raises(ValueError, match="multiple of 4 channels"):
+        plain_config(width=24, heads=4, rope=True)
+    with pytest.raises(ValueError, match="auxiliary block 4"):
+        plain_config(aux_block=4)
+    with pytest.raises(ValueError, match="both its block"):
+        plain_config(align_block=1)

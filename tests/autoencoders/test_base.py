@@ -1,0 +1,39 @@
+"""What all autoencoders share: bytes and signed values, scaling, and decoding in slices."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sitcli.autoencoders import base
+from sitcli.autoencoders.base import decode_latents, to_signed, to_uint8
+from sitcli.autoencoders.load import load_autoencoder
+from tests.autoencoders.files import smooth_images, tiny_kl
+
+CPU = torch.device("cpu")
+FP32 = {"device": CPU, "dtype": torch.float32}
+
+
+def test_to_uint8_clamps_overshoot():
+    """Without the clamp a decoder's overshoot wraps around: white turns black."""
+    assert to_uint8(torch.tensor([-1.5, 1.5]).reshape(1, 1, 1, 2)).flatten().tolist() == [0, 255]
+
+
+def test_scaling_per_channel_and_shift_are_undone():
+    """Dividing along the wrong axis, or forgetting the shift, tints every decoded picture."""
+    images = smooth_images(2, 8)
+    pixels = load_autoencoder("pixels", **FP32)
+    pixels.shift = 0.25
+    scaling = [0.5, 2.0, 4.0]
+    scaled = (to_signed(images) - 0.25) * torch.tensor(scaling).reshape(3, 1, 1)
+    assert np.array_equal(decode_latents(pixels, scaled, scaling).numpy(), images)
+
+
+def test_decoding_in_slices_is_decoding_at_once(tmp_path, monkeypatch):
+    """A slice that is dropped, repeated or out of order would mislabel samples."""
+    tiny_kl().save_pretrained(tmp_path)
+    vae = load_autoencoder(str(tmp_path), **FP32)
+    latents = torch.randn(5, 4, 4, 4)
+    whole = vae.decode(latents)
+    monkeypatch.setitem(base.PIXELS_PER_CALL, "cpu", 2 * 8 * 8)
+    torch.testing.assert_close(vae.decode(latents), whole)

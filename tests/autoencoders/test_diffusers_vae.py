@@ -1,0 +1,202 @@
+"""Autoencoders of diffusers: folders, original checkpoints and names of the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+
+from sitcli.autoencoders import diffusers_vae
+from sitcli.autoencoders.load import from_spec, load_autoencoder
+from sitcli.errors import SitError
+from tests.autoencoders.files import tiny_kl
+
+CPU = torch.device("cpu")
+FP32 = {"device": CPU, "dtype": torch.float32}
+
+
+def test_diffusers_kl_folder(tmp_path):
+    """Catches the log-variance taken for the std, the config's scaling or shift lost, a wrong
+    downsample, and a spec that does not find its weights again."""
+    network = tiny_kl(scaling_factor=0.3, shift_factor=0.1)
+    network.save_pretrained(tmp_path / "vae")
+    vae = load_autoencoder(str(tmp_path / "vae"), **FP32)
+    assert (vae.latent_channels, vae.downsample, vae.deterministic) == (4, 2, False)
+    assert (vae.scaling, vae.shift) == (0.3, 0.1)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        posterior = network.encode(images).latent_dist
+        pictures = network.decode(posterior.mean).sample
+    encoded = vae.encode(images)
+    torch.testing.assert_close(encoded, torch.cat([posterior.mean, posterior.std], 1))
+    torch.testing.assert_close(vae.decode(encoded[:, :4]), pictures)
+
+    assert from_spec(vae.spec, {}, **FP32).spec == vae.spec
+    # A whole pipeline's folder works too, and so does a moved copy.
+    moved = from_spec(vae.spec, {}, override=str(tmp_path), **FP32)
+    assert moved.spec["hash"] == vae.spec["hash"]
+    tiny_kl().save_pretrained(tmp_path / "other")
+    with pytest.raises(SitError, match="other weights"):
+        from_spec(vae.spec, {}, override=str(tmp_path / "other"), **FP32)
+    (tmp_path / "vae").rename(tmp_path / "elsewhere")
+    with pytest.raises(SitError, match="is gone") as failure:
+        from_spec(vae.spec, {}, **FP32)
+    assert "--vae" in failure.value.hint
+
+
+def test_diffusers_folder_without_some_weights_is_refused(tmp_path):
+    """Diffusers leaves what is missing at random and only logs it."""
+    tiny_kl().save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    del weights["decoder.conv_out.bias"]
+    safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(SitError, match=r"do not fit its config.json|cannot load"):
+        load_autoencoder(str(tmp_path), **FP32)
+
+
+def test_diffusers_tiny_and_dc_folders(tmp_path):
+    """Their encoders answer under other names, and are deterministic."""
+    from diffusers import AutoencoderDC, AutoencoderTiny
+
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).eval()
+    dc = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 8, 16),
+        decoder_block_out_channels=(8, 8, 16),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.41,
+    ).eval()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    for network, downsample, scaling in ((tiny, 2, 1.0), (dc, 4, 0.41)):
+        folder = tmp_path / type(network).__name__
+        network.save_pretrained(folder)
+        vae = load_autoencoder(str(folder), **FP32)
+        assert (vae.downsample, vae.deterministic, vae.scaling) == (downsample, True, scaling)
+        latents = vae.encode(images)
+        assert latents.shape == (2, 4, 16 // downsample, 16 // downsample)
+        with torch.no_grad():
+            torch.testing.assert_close(vae.decode(latents), network.decode(latents).sample)
+
+
+def test_hub_name_is_taken_from_the_cache(tmp_path, monkeypatch):
+    """Offline clusters copy the cache: reaching for the network first would fail there."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repo = tmp_path / "models--owner--some-vae"
+    tiny_kl().save_pretrained(repo / "snapshots" / "0" / "inner")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0")
+    vae = load_autoencoder("owner/some-vae/inner", **FP32)
+    assert vae.spec["name"] == "owner/some-vae/inner"
+    assert from_spec(vae.spec, {}, **FP32).spec == vae.spec
+    with pytest.raises(SitError, match=r"not in the hub's cache") as failure:
+        load_autoencoder("owner/some-vae", **FP32)
+    assert "hf download owner/some-vae" in failure.value.hint
+    assert "--vae pixels" in failure.value.hint
+
+
+def test_hub_that_does_not_answer_fails_soon():
+    """A connection that is accepted and never answered would hang for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = (
+            "import torch\n"
+            "from sitcli.autoencoders import diffusers_vae\n"
+            "from sitcli.errors import SitError\n"
+            "diffusers_vae.HUB_TIMEOUT = 1.0\n"
+            "try: diffusers_vae.load_hub('a/b', device=torch.device('cpu'), dtype=torch.float32)\n"
+            "except SitError as error: print(error.message)\n"
+        )
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.getsockname()[1]}",
+            "HF_HUB_OFFLINE": "0",
+        }
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, timeout=60
+        )
+    assert b"a/b is not in the hub's cache" in run.stdout
+    assert run.stderr == b""
+
+
+def original_keys(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A diffusers KL state dict under CompVis's names, attention as 1x1 convolutions."""
+    stages = 1 + max(int(key.split(".")[2]) for key in weights if "up_blocks" in key)
+    renamed = {}
+    for key, value in weights.items():
+        key = re.sub(r"up_blocks\.(\d+)", lambda m: f"up.{stages - 1 - int(m[1])}", key)
+        key = key.replace("down_blocks", "down").replace("samplers.0.conv", "sample.conv")
+        key = key.replace("mid_block.resnets.0", "mid.block_1").replace(
+            "conv_shortcut", "nin_shortcut"
+        )
+        key = key.replace("mid_block.resnets.1", "mid.block_2").replace("resnets", "block")
+        key = key.replace("mid_block.attentions.0", "mid.attn_1").replace("to_out.0", "proj_out")
+        key = key.replace("conv_norm_out", "norm_out").replace("group_norm", "norm")
+        key = re.sub(r"attn_1\.to_([qkv])", r"attn_1.\1", key)
+        if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", key):
+            value = value[..., None, None]
+        renamed[key] = value
+    return renamed
+
+
+@pytest.mark.parametrize("form", ["plain.pt", "wrapped.ckpt", "whole.safetensors"])
+def test_original_checkpoints_equal_the_diffusers_folder(tmp_path, monkeypatch, form):
+    """Catches keys left at random, a file that needs unsafe unpickling, and a call to the hub."""
+    from diffusers import AutoencoderKL
+
+    config = {**diffusers_vae.SD_VAE, "block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4}
+    monkeypatch.setattr(diffusers_vae, "SD_VAE", config)
+    network = AutoencoderKL.from_config(config)
+    network.save_pretrained(tmp_path / "folder")
+    weights = original_keys(network.state_dict())
+    path = tmp_path / form
+    if form == "plain.pt":
+        torch.save(weights, path)
+    elif form == "wrapped.ckpt":
+        averaged = {f"model_ema.{key.replace('.', '')}": value for key, value in weights.items()}
+        torch.save({"state_dict": {**weights, **averaged}, "global_step": 5}, path)
+    else:
+        other = {"model.diffusion_model.out.weight": torch.zeros(3)}
+        whole = {f"first_stage_model.{k}": v.contiguous() for k, v in weights.items()}
+        safetensors.torch.save_file({**whole, **other}, path)
+    vae = load_autoencoder(str(path), **FP32)
+    assert vae.scaling == 0.18215
+    assert vae.spec["hash"] == load_autoencoder(str(tmp_path / "folder"), **FP32).spec["hash"]
+
+
+def test_original_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    """Diffusers would leave what is missing at random and say so in a log nobody reads."""
+    weights = original_keys(tiny_kl().state_dict())
+    torch.save(weights, tmp_path / "other-shape.pt")
+    config = {**diffusers_vae.SD_VAE, "block_out_channels": [8, 16], "norm_num_groups": 4}
+    config |= {"down_block_types": ["DownEncoderBlock2D"] * 2, "layers_per_block": 1}
+    config |= {"up_block_types": ["UpDecoderBlock2D"] * 2}
+    with pytest.raises(SitError, match="not a Stable Diffusion 1 or 2 VAE"):
+        load_autoencoder(str(tmp_path / "other-shape.pt"), **FP32)
+    monkeypatch.setattr(diffusers_vae, "SD_VAE", config)
+    load_autoencoder(str(tmp_path / "other-shape.pt"), **FP32)
+    del weights["encoder.conv_in.bias"]
+    torch.save(weights, tmp_path / "incomplete.pt")
+    with pytest.raises(SitError, match="not a Stable Diffusion 1 or 2 VAE"):
+        load_autoencoder(str(tmp_path / "incomplete.pt"), **FP32)

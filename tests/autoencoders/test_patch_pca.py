@@ -1,0 +1,71 @@
+"""patch-pca: white latents, a lossless complete basis, and a fit that repeats."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sitcli.autoencoders.base import decode_latents, to_signed
+from sitcli.autoencoders.load import from_spec
+from sitcli.autoencoders.patch_pca import fit_patch_pca
+from sitcli.errors import SitError
+from tests.autoencoders.files import smooth_images
+
+CPU = torch.device("cpu")
+FP32 = {"device": CPU, "dtype": torch.float32}
+
+
+def test_patch_pca_latents_are_white_and_complete_basis_is_lossless():
+    """A wrong patch order, mean or whitening shows as correlated channels or a lossy round trip."""
+    images = smooth_images(40, 16)
+    images ^= np.random.default_rng(0).integers(0, 8, images.shape, dtype=np.uint8)
+    pca = fit_patch_pca(images, patch=2, channels=12)
+    latents = pca.encode(to_signed(images))
+    assert latents.shape == (40, 12, 8, 8)
+    assert latents.is_contiguous()
+    flat = latents.permute(1, 0, 2, 3).flatten(1).double()
+    torch.testing.assert_close(
+        flat @ flat.T / flat.shape[1], torch.eye(12).double(), atol=1e-3, rtol=0
+    )
+    assert np.array_equal(decode_latents(pca, latents, 1.0).numpy(), images)
+    assert pca.spec["explained_variance"] == pytest.approx(1.0)
+
+
+def test_patch_pca_keeps_the_components_that_matter():
+    """Keeping the smallest eigenvalues instead of the largest gives a grey reconstruction."""
+    images = smooth_images(20, 32)
+    pca = fit_patch_pca(images, patch=4, channels=12)
+    decoded = decode_latents(pca, pca.encode(to_signed(images)).half(), 1.0).numpy()
+    error = np.square(decoded.astype(float) - images).mean()
+    assert error < 0.01 * images.var()
+    assert pca.spec["explained_variance"] > 0.99
+
+
+def test_patch_pca_does_not_depend_on_order_or_batching():
+    """Sums in arrival order would give each number of workers another basis, and another store."""
+    images = smooth_images(30, 16)
+    whole = fit_patch_pca([images], patch=4, channels=6)
+    single = fit_patch_pca(images[::-1], patch=4, channels=6)
+    assert whole.spec == single.spec
+
+
+def test_patch_pca_of_flat_pictures_stays_finite():
+    """Whitening a component of no variance divides by zero."""
+    images = np.full((3, 8, 8, 3), 77, dtype=np.uint8)
+    pca = fit_patch_pca(images, patch=4, channels=5)
+    latents = pca.encode(to_signed(images))
+    assert latents.abs().max() < 1e-3
+    assert np.array_equal(decode_latents(pca, latents, 1.0).numpy(), images)
+
+
+def test_patch_pca_comes_back_from_its_spec():
+    """A store whose spec loses the patch size or the arrays could never be decoded."""
+    images = smooth_images(10, 16)
+    pca = fit_patch_pca(images, patch=4, channels=6)
+    again = from_spec(pca.spec, pca.arrays, **FP32)
+    latents = pca.encode(to_signed(images))
+    assert torch.equal(pca.decode(latents), again.decode(latents))
+    damaged = {**pca.arrays, "std": pca.arrays["std"] * 2}
+    with pytest.raises(SitError, match="damaged"):
+        from_spec(pca.spec, damaged, **FP32)

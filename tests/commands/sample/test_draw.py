@@ -1,0 +1,102 @@
+"""Filling a sample set: evaluations counted, interruptions continued, settings kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from sitcli.commands.sample.stage import plan, sample
+from sitcli.errors import UsageError
+from sitcli.samples.sample_set import SampleSet
+from sitcli.settings.sample import SampleSettings
+from sitcli.storage.rows import MISSING, Rows
+from tests.tiny import draw, finish
+
+
+def test_evaluations_are_counted(run: Path) -> None:
+    """Fault: evaluations reported from a formula that the solver does not follow."""
+    assert draw(run, "a", solver="euler").meta["evaluations_per_image"] == 4
+    assert draw(run, "b", solver="heun", cfg_scale=2.0).meta["evaluations_per_image"] == 16
+    assert draw(run, "c", solver="rk4", batch_size=3).meta["evaluations_per_image"] == 16
+    assert draw(run, "d", sde=True, solver="heun").meta["evaluations_per_image"] == 7
+    assert draw(run, "e", solver="dopri5", steps=None).meta["evaluations_per_image"] > 7
+    for name, options in [("a", {"solver": "euler"}), ("d", {"sde": True, "solver": "heun"})]:
+        planned = plan(SampleSettings(checkpoint=run, num=8, steps=4, device="cpu", **options))
+        known = SampleSet.open(run.parents[1] / name).meta["evaluations_per_image"]
+        assert planned.data["evaluations"] == known
+
+
+def test_interrupted_sets_go_on(run: Path) -> None:
+    """Fault: an interrupted set starting again, or ending with other images."""
+    whole = draw(run, "whole", batch_size=3)
+    stage = sample(
+        SampleSettings(
+            checkpoint=run, out=run.parents[1] / "parts", num=8, steps=4, batch_size=3,
+            precision="fp32", device="cpu",
+        )
+    )  # fmt: skip
+    for event in stage:
+        if getattr(event, "done", 0) >= 5:
+            break
+    stage.close()
+    assert 3 <= SampleSet.open(run.parents[1] / "parts").done.sum() < 8
+    # Another batch size on the way: the set keeps the one it was begun with.
+    parts = draw(run, "parts", batch_size=8)
+    assert np.array_equal(whole.images, parts.images)
+    assert parts.meta["evaluations_per_image"] == 8
+
+
+def test_a_set_of_format_1_goes_on(run: Path) -> None:
+    """Fault: sets begun before evaluations had rows of their own refused, or their count lost."""
+    whole = draw(run, "whole", batch_size=4)
+    with Rows(draw(run, "old", batch_size=4).path, writable=True) as rows:
+        rows.write([5], status=MISSING)
+        rows.set_attrs(complete=False, format_version=1, evaluations=[32, 4])
+    with h5py.File(rows.path, "r+") as file:
+        del file["evaluations"]
+    mended = draw(run, "old", batch_size=4)
+    assert mended.complete
+    assert np.array_equal(mended.images, whole.images)
+    assert (mended.evaluations, mended.meta["evaluations_per_image"]) == ((32, 4), 8)
+
+
+def test_progress_is_kept_in_place(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: an attribute of samples.h5 made anew while drawing: HDF5 moves things for it, and a
+    kill in the middle would leave a file that cannot be opened."""
+    stage = sample(
+        SampleSettings(
+            checkpoint=run, out=run.parents[1] / "set", num=8, steps=4, batch_size=1,
+            precision="fp32", device="cpu",
+        )
+    )  # fmt: skip
+    while getattr(next(stage), "done", 0) < 1:
+        pass
+    monkeypatch.setattr(h5py.AttributeManager, "create", None)
+    finish(stage)
+    samples = SampleSet.open(run.parents[1] / "set")
+    assert samples.complete
+    assert samples.evaluations == (8 * 8, 8)
+
+
+def test_a_kill_before_the_end_is_mended(run: Path) -> None:
+    """Fault: a division by zero, or no meta.json, after a kill between the last image and the
+    end."""
+    samples = draw(run, "set")
+    samples.rows.set_attrs(complete=False)
+    (samples.directory / "meta.json").unlink()
+    again = draw(run, "set")
+    assert again.complete
+    assert json.loads((again.directory / "meta.json").read_text())["evaluations_per_image"] == 8
+
+
+def test_another_setting_is_refused(run: Path) -> None:
+    """Fault: a set that mixes two samplers."""
+    draw(run, "set")
+    with pytest.raises(UsageError, match="drawn with steps 4, not 5"):
+        draw(run, "set", steps=5)
+    with pytest.raises(UsageError, match="fp32, not bf16"):
+        draw(run, "set", precision="bf16")

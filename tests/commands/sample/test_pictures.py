@@ -1,0 +1,39 @@
+"""The files beside a sample set: pictures, npz, grid and path."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from tests.tiny import draw
+
+
+def test_outputs(run: Path) -> None:
+    """Fault: a file that is promised and not written, or written wrongly."""
+    from PIL import Image
+
+    samples = draw(run, "set", png=True, npz=True, show_path=True)
+    folder = samples.directory
+    assert np.array_equal(np.load(folder / "samples.npz")["arr_0"], samples.images)
+    assert np.array_equal(np.array(Image.open(folder / "png" / "000003.png")), samples.images[3])
+    assert {"grid.png", "path.png", "meta.json"} <= {p.name for p in folder.iterdir()}
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["evaluations_per_image"] == 8
+    assert meta["class_names"] == ["red", "green", "blue"]
+    single = draw(run, "alone.h5", show_path=True)
+    assert single.path.name == "alone.h5"
+    assert np.array_equal(single.images, samples.images)
+    assert (folder.parent / "alone.grid.png").exists()
+    assert (folder.parent / "alone.path.png").exists()  # not shared with the set beside it
+
+
+def test_grid_of_single_images_is_square(run: Path) -> None:
+    """Fault: a picture one image wide and as long as there are classes."""
+    from PIL import Image
+
+    draw(run, "three", num=3)
+    draw(run, "six", num=6)
+    widths = [Image.open(run.parents[1] / name / "grid.png").width for name in ("three", "six")]
+    assert widths[0] < widths[1]  # without and with the margin of class names

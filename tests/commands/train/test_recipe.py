@@ -1,0 +1,79 @@
+"""Times, extra losses, routing and learning rate, as the settings ask for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sitcli.commands.train.recipe import learning_rate, make_times
+from sitcli.commands.train.stage import plan as plan_training
+from sitcli.commands.train.stage import train
+from sitcli.errors import UsageError
+from sitcli.settings.train import TrainSettings
+from tests.tiny import (
+    finish,
+    train_settings,
+)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_schedules(schedule: str) -> None:
+    """Fault: a schedule that ends elsewhere than at 0, or a warm-up that begins at 0."""
+    s = TrainSettings(lr=1.0, steps=110, warmup=10, schedule=schedule)
+    assert learning_rate(s, 0) == pytest.approx(0.1)
+    assert learning_rate(s, 9) == pytest.approx(1.0)
+    assert learning_rate(s, 10) == pytest.approx(1.0)
+    middle, end = {"constant": (1, 1), "cosine": (0.5, 0), "linear": (0.5, 0)}[schedule]
+    assert learning_rate(s, 60) == pytest.approx(middle)
+    assert learning_rate(s, 110) == pytest.approx(end)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(t_mean=1.0), "nothing without --t-dist"),
+        (dict(sync_blocks="1,2"), "nothing without --layer-sync"),
+        (dict(layer_sync=0.2, sync_blocks="2,1"), "not two blocks"),
+        (dict(layer_sync=0.2, sync_blocks="1,9"), "not two blocks of 2"),
+        (dict(internal_guidance=0.5, aux_block=2), "--aux-block 2"),
+        (dict(tread=0.5, tread_blocks="x"), "--tread-blocks x"),
+        (dict(repa="0.5,1"), "holds no features"),
+        (dict(repa="0.5"), "LAMBDA is above 0"),
+        (dict(t_shift="-1"), "is no shift"),
+        (dict(rope=True, width=24, heads=4), "multiple of 4 channels"),
+    ],
+    ids=str,
+)
+def test_training_refusals(store: Path, tmp_path: Path, options: dict, message: str) -> None:
+    """Fault: a recipe that begins, and fails or does nothing."""
+    with pytest.raises(UsageError, match=message):
+        finish(train(train_settings(store, tmp_path / "run", steps=1, depth=2, **options)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_defaults_by_depth(store: Path) -> None:
+    """Fault: blocks beyond a shallow network's end, or other pairs than the papers'."""
+
+    def resolved(depth: int) -> str:
+        more = dict(layer_sync=0.2, internal_guidance=0.5, tread=0.5)
+        return plan_training(train_settings(store, None, steps=1, depth=depth, **more)).summary[
+            "objective"
+        ]
+
+    for depth, sync, aux, tread in (
+        (28, "8,16", 8, "2,24"), (24, "7,14", 8, "2,20"), (12, "3,7", 4, "2,8"),
+        (4, "1,2", 1, "1,3"),
+    ):  # fmt: skip
+        text = resolved(depth)
+        assert f"blocks {sync}" in text
+        assert f"after block {aux}," in text
+        assert f"between {tread}" in text
+
+
+def test_times_change_when_they_should(store: Path) -> None:
+    """Fault: an UNTIL that counts from the other end."""
+    run = train_settings(store, None, t_dist="logit-normal", t_mean=0.0, t_std=1.0, t_dist_until=3)
+    assert [make_times(run, step).distribution for step in (0, 2, 3, 9)] == [
+        "logit-normal", "logit-normal", "uniform", "uniform",
+    ]  # fmt: skip

@@ -1,0 +1,97 @@
+"""The training step: accumulation, the norm of the gradient, losses that are not finite."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sitcli.commands.train.job import prepare
+from sitcli.commands.train.stage import train
+from sitcli.errors import SitError
+from sitcli.events import Progress, Warn
+from sitcli.machine.world import World
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.runs.run_dir import RunDir
+from sitcli.storage.rows import Rows
+from tests.tiny import (
+    finish,
+    losses,
+    numbered_losses,
+    train_settings,
+)
+
+
+def test_accumulation_equals_the_big_batch(store: Path, tmp_path: Path) -> None:
+    """Fault: a loss that is not divided by the micro-batches, or gradients zeroed in between."""
+    finish(train(train_settings(store, tmp_path / "one", steps=3)))
+    finish(train(train_settings(store, tmp_path / "four", steps=3, accumulate=4)))
+    for a, b in zip(losses(tmp_path / "one"), losses(tmp_path / "four"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_gradient_norm_is_that_of_every_stage(
+    store: Path, tmp_path: Path, precision: str
+) -> None:
+    """Fault: no norm under stage 0, or one of scaled, clipped or halved gradients; one process
+    that trains otherwise than under the stage of many."""
+    more = dict(steps=3, accumulate=2, clip=0.1, precision=precision)
+    finish(train(train_settings(store, tmp_path / "none", **more)))
+    finish(train(train_settings(store, tmp_path / "one", zero="1", **more)))
+    (alone, many) = (losses(tmp_path / name) for name in ("none", "one"))
+    assert prepare(train_settings(store, tmp_path / "new", **more), World(0, 1)).zero == 0
+    assert prepare(train_settings(store, tmp_path / "new", **more), World(0, 2)).zero == 1
+    assert all(norm > 0.1 for _, _, norm in alone)
+    for a, b in zip(alone, many, strict=True):
+        assert a == pytest.approx(b, rel=1e-5 if precision == "fp32" else 1e-2)
+
+
+def test_nan_stops_and_names_the_last_good_checkpoint(store: Path, tmp_path: Path) -> None:
+    """Fault: training on after a NaN, or saving it over the last good state."""
+    finish(train(train_settings(store, tmp_path / "run", steps=2)))
+    with Rows(store, writable=True) as file:
+        poison = np.full((24, 3, 8, 8), np.nan, np.float16)
+        file.write(range(24), latents=poison, latents_flipped=poison)
+    with pytest.raises(SitError, match=r"not finite at step 3.*step-0000002"):
+        finish(train(train_settings(store, tmp_path / "run", steps=6)))
+    assert RunDir(tmp_path / "run").steps() == [2]
+    # The data are at fault: another draw does not help, and a second one is not made.
+    stage = train(train_settings(store, tmp_path / "run", steps=6, on_nan="rollback"))
+    events = []
+    with pytest.raises(SitError, match="not finite at step 3"):
+        events.extend(stage)
+    assert sum(isinstance(event, Warn) for event in events) == 1
+
+
+@pytest.mark.parametrize(("after", "redrawn"), [(4, [2, 4]), (5, [4, 6])])
+def test_nan_rolls_back_once(store: Path, tmp_path: Path, after: int, redrawn: list[int]) -> None:
+    """Fault: a rollback that draws the same again, forgets it on resume, or loses good steps.
+
+    The weights are made infinite after a step: after step 4, which is saved, no loss has shown it.
+    """
+    run, plain = RunDir(tmp_path / "run"), RunDir(tmp_path / "plain")
+    stage = train(train_settings(store, run.path, steps=8, on_nan="rollback"))
+    warnings = []
+    for event in stage:
+        warnings += [event.text] if isinstance(event, Warn) else []
+        if isinstance(event, Progress) and event.done == after and not warnings:
+            engine = stage.gi_frame.f_locals["trainer"].engine
+            for parameter in engine.module.parameters():
+                parameter.data.fill_(np.inf)
+            stage.gi_frame.f_locals["trainer"].ema.update(0.5)
+    assert len(warnings) == 1
+    finish(train(train_settings(store, plain.path, steps=8)))
+    a, b = (dict(numbered_losses(r.path)) for r in (run, plain))
+    first, last = redrawn
+    assert sorted(a) == list(range(1, 9))
+    assert all(a[step] == b[step] for step in range(1, first + 1))
+    assert all(a[step] != b[step] for step in range(first + 1, last + 1))
+    assert np.isfinite(list(a.values())).all()
+    assert open_checkpoint(run.path).meta["redrawn"] == [redrawn]
+    shutil.rmtree(run.step_path(8))
+    finish(train(train_settings(store, run.path, steps=8, on_nan="rollback")))
+    assert dict(numbered_losses(run.path)) == a
+    assert open_checkpoint(run.path).meta["redrawn"] == [redrawn]

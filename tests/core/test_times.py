@@ -1,0 +1,57 @@
+"""The shift of times, grids of them, and the times of training."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sitcli.core.flow import Flow
+from sitcli.core.intervals import Interval
+from sitcli.core.times import Times, natural_shift, shifted, time_grid
+
+
+def test_shift_is_sd3s() -> None:
+    """Fault: the inverse shift, or ends that move (SD3 eq. 23)."""
+    assert shifted(0.5, 3.0) == 0.75
+    assert [shifted(t, 3.0) for t in (0.0, 1.0)] == [0.0, 1.0]
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    torch.testing.assert_close(shifted(shifted(t, 2.3), 1 / 2.3), t)
+    assert natural_shift((4, 32, 32)) == 1.0
+    assert natural_shift((4, 64, 64)) == 2.0
+
+
+def test_shifted_grid() -> None:
+    """Fault: ends that are not exact, a grid that goes up, or a default that changed its bits."""
+    interval = Interval(1 - 1e-5, 1e-5)
+    for shift in (0.4, 1.0, 3.0):
+        grid = time_grid(interval, 7, shift)
+        assert (grid[0], grid[-1], len(grid)) == (1 - 1e-5, 1e-5, 8)
+        assert grid == sorted(grid, reverse=True)
+    assert time_grid(Interval(1.0, 0.0), 4, 3.0)[2] == pytest.approx(0.75)
+    assert time_grid(interval, 7, 1.0) == time_grid(interval, 7)
+
+
+def test_training_times() -> None:
+    """Fault: a mean of the wrong sign, a shift the other way, other uniform draws than before."""
+    flow, number = Flow(), 200_000
+
+    def draw(**options) -> torch.Tensor:
+        random = torch.Generator().manual_seed(1)
+        return flow.draw_times(number, random, Times(**options))
+
+    plain = torch.rand(number, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(draw(), plain, rtol=0, atol=0)
+    tilted = draw(distribution="logit-normal", mean=0.5, std=0.8)
+    # P(sigmoid(n) < 1/2) = Phi(-mean / std); the median is sigmoid(mean).
+    below = 0.5 * (1 + math.erf(-0.5 / 0.8 / math.sqrt(2)))
+    assert float((tilted < 0.5).float().mean()) == pytest.approx(below, abs=4e-3)
+    assert float(tilted.median()) == pytest.approx(1 / (1 + math.exp(-0.5)), abs=4e-3)
+    # Under uniform draws P(t' < a) is the inverse shift of a.
+    moved = draw(shift=3.0)
+    assert float((moved < 0.75).float().mean()) == pytest.approx(0.5, abs=4e-3)
+    score = Flow(prediction="score").draw_times(
+        number, torch.Generator().manual_seed(1), Times(distribution="logit-normal", std=5.0)
+    )
+    assert 1e-3 - 1e-6 <= float(score.min()) <= float(score.max()) <= 1 - 1e-3 + 1e-6

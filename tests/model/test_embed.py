@@ -1,0 +1,64 @@
+"""Embeddings of positions and times, and rotations of positions, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sitcli.model.embed import rotary_embedding
+from sitcli.model.transformer import Transformer
+from tests.model.networks import TINY
+
+
+def test_position_embedding_values() -> None:
+    """Fault: row and column halves swapped, or another frequency ladder."""
+    model = Transformer(TINY)
+    row, column, i = 2, 3, 5
+    token = model.pos_embed[0, row * 4 + column]
+    omega = 10000 ** (-i / 8)
+    assert math.isclose(token[i].item(), math.sin(column * omega), abs_tol=1e-6)
+    assert math.isclose(token[8 + i].item(), math.cos(column * omega), abs_tol=1e-6)
+    assert math.isclose(token[16 + i].item(), math.sin(row * omega), abs_tol=1e-6)
+
+
+def test_time_features_are_cosines_first() -> None:
+    """Fault: [sin|cos] order, or times multiplied by 1000."""
+    from sitcli.model.embed import sinusoid
+
+    features = sinusoid(torch.tensor([0.7]), 256)[0]
+    assert math.isclose(features[0].item(), math.cos(0.7), abs_tol=1e-6)
+    assert math.isclose(features[128 + 1].item(), math.sin(0.7 * 10000 ** (-1 / 128)), abs_tol=1e-6)
+
+
+CPU = torch.device("cpu")
+
+
+def test_rope_knows_offsets_alone() -> None:
+    """Fault: axes exchanged or positions added: q . k would change when both move."""
+    rope = rotary_embedding(16, 5, 7, 1, CPU)
+    q, k = torch.randn(2, 1, 1, 1, 16)
+
+    def product(a: tuple[int, int], b: tuple[int, int]) -> float:
+        places = [row * 7 + column for row, column in (a, b)]
+        turned = [
+            rope.of(torch.tensor([[p]])).rotate(v) for p, v in zip(places, (q, k), strict=True)
+        ]
+        return float((turned[0] * turned[1]).sum())
+
+    assert product((0, 1), (2, 4)) == pytest.approx(product((2, 3), (4, 6)), abs=1e-5)
+    assert product((0, 1), (2, 4)) != pytest.approx(product((0, 1), (4, 2)), abs=1e-3)
+    assert product((1, 1), (1, 1)) == pytest.approx(float((q * k).sum()), abs=1e-5)
+    appended = rope.of(torch.tensor([[35]])).rotate(q)
+    torch.testing.assert_close(appended, q)
+
+
+def test_rope_by_hand() -> None:
+    """Fault: other frequencies: 1 and 1/100 for eight channels, the first half of the pairs by the
+    row."""
+    rope = rotary_embedding(8, 3, 3, 0, CPU)
+    x = torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0]).view(1, 1, 1, 8)
+    found = rope.of(torch.tensor([[2 * 3 + 1]])).rotate(x).flatten()
+    angles = torch.tensor([2.0, 0.02, 1.0, 0.01])
+    torch.testing.assert_close(found, torch.cat([angles.cos(), angles.sin()]))

@@ -1,0 +1,72 @@
+"""Official keys and shapes become a configuration, or an error that names the key."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sitcli.errors import SitError
+from sitcli.model.transformer import Transformer
+from sitcli.weights.official import infer_config
+from tests.model.networks import TINY, every_block
+from tests.weights.official_files import bring, official, save
+
+
+@every_block
+def test_config_is_inferred_from_shapes(block: str) -> None:
+    """Fault: learned-sigma outputs, the class count or the block design read from a flag instead
+    of the weights."""
+    for classes in (0, 10):
+        config = dataclasses.replace(TINY, num_classes=classes, block=block)
+        assert infer_config(Transformer(config).state_dict(), heads=4) == config
+
+
+def test_other_blocks_are_not_taken_for_one_of_ours() -> None:
+    """Fault: weights with more or fewer layers in a block loaded as the next best design."""
+    state = Transformer(TINY).state_dict()
+    with pytest.raises(ValueError, match="no known design"):
+        infer_config(state | {"blocks.0.attn.q_norm.weight": torch.ones(8)}, heads=4)
+    del state["blocks.0.mlp.fc1.bias"]
+    with pytest.raises(ValueError, match="no known design"):
+        infer_config(state, heads=4)
+
+
+def broken(key: str, change) -> dict[str, Tensor]:
+    state = official()
+    if change is None:
+        del state[key]
+    else:
+        state[key] = change(state[key]) if callable(change) else change
+    return state
+
+
+WRONG = [
+    (broken("blocks.1.mlp.fc1.weight", None), "no 'blocks.1.mlp.fc1.weight' (512 x 128)"),
+    (broken("blocks.1.mlp.fc1.weight", lambda w: w[:, :7]),
+     "'blocks.1.mlp.fc1.weight' is 512 x 7, not 512 x 128"),
+    (broken("x_embedder.proj.weight", None), "no 'x_embedder.proj.weight'"),
+    (broken("x_embedder.proj.weight", lambda w: w[..., 0]), "not width x channels x patch x patch"),
+    (broken("final_layer.linear.bias", lambda b: b * float("nan")), "is not finite"),
+    (broken("final_layer.linear.bias", lambda b: b.long()), "not floating point"),
+    (broken("blocks.0.extra", torch.zeros(2, 3)), "known design"),
+    (broken("extra", torch.zeros(2, 3)), "holds 'extra' (2 x 3)"),
+    (broken("blocks.700.attn.qkv.bias", torch.zeros(3)), "too few for 701 blocks"),
+    (broken("pos_embed", torch.zeros(1, 15, 128)), "no known grid"),
+    ({}, "it holds no tensors"),
+    ([1, 2], "it holds no tensors"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG, ids=[m for _, m in WRONG])
+def test_a_wrong_file_is_one_line_that_names_the_key(tmp_path: Path, content, message: str) -> None:
+    """Fault: torch's page of keys, or a network that is not the file's."""
+    file = save(tmp_path / "SiT-x.pt", content)
+    with pytest.raises(SitError) as caught:
+        bring(file, tmp_path / "run")
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+    assert not (tmp_path / "run").exists()

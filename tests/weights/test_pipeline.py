@@ -1,0 +1,113 @@
+"""The pipeline delivered with an export: diffusers draws what we draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sitcli.autoencoders.diffusers_vae import load_folder
+from sitcli.commands.sample.stage import sample
+from sitcli.samples.sample_set import SampleSet
+from sitcli.settings.sample import SampleSettings
+from tests.tiny import finish, make_run
+from tests.weights.official_files import bring, draw_latents, official, save, take
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def noise(tmp_path: Path) -> Path:
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).normal(size=(4, 4, 8, 8)).astype("f4"))
+    return tmp_path / "noise.npy"
+
+
+def pipeline_of(folder: Path):
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(
+        str(folder), custom_pipeline=str(folder), trust_remote_code=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+PARITY = [
+    ("SiT-Mi-2-64x64.pt", {}, dict(solver="heun", steps=6), {}),
+    ("SiT-Mi-2-64x64.pt", dict(interpolant="gvp"),
+     dict(solver="euler", steps=6, cfg_scale=1.5), {}),
+    ("SiT-Mi-2-64x64.pt", dict(interpolant="vp", prediction="score"),
+     dict(solver="heun", steps=4), {}),
+    ("SiT-Mi-2-64x64.pt", dict(prediction="noise"), dict(solver="euler", steps=4), {}),
+    ("SiT-Mi-2-64x64.pt", dict(prediction="data"), dict(solver="heun", steps=4), {}),
+    ("DiT-Mi-2-64x64.pt", {}, dict(ddim=True, steps=7, cfg_scale=1.5), dict(solver="ddim")),
+    ("DiT-Mi-2-64x64.pt", {}, dict(ddim=True, steps=5, eta=1.0),
+     dict(solver="ddim", eta=1.0, drawn=True)),
+    ("DiT-Mi-2-64x64.pt", {}, dict(ddpm=True, steps=6), dict(solver="ddpm", drawn=True)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "more", "options", "told"), PARITY)
+def test_diffusers_draws_what_we_draw(
+    tmp_path: Path, noise: Path, file: str, more: dict, options: dict, told: dict
+) -> None:
+    """Fault: diffusers' frequencies, LayerNorms, guidance or steps, not ours, beyond 1e-5."""
+    from sitcli.machine.seeds import generator
+
+    bring(save(tmp_path / file, official()), tmp_path / "run", **more)
+    pipe = pipeline_of(take(tmp_path / "run", tmp_path / "folder", "diffusers"))
+    told = dict(told)
+    start: dict = dict(latents=torch.from_numpy(np.load(noise)))
+    given: dict = dict(noise=noise)
+    if told.pop("drawn", False):  # noise in every step: from the same generators
+        start = dict(generator=[generator(0, "image", i) for i in range(4)])
+        given = dict(num=4)
+    ours = draw_latents(tmp_path / "run", tmp_path / "x.h5", classes="3,0", **given, **options)
+    images = pipe(
+        class_labels=[3, 0, 3, 0],
+        guidance_scale=options.get("cfg_scale", 1.0),
+        num_inference_steps=options["steps"],
+        output_type="latent",
+        **{"solver": options.get("solver"), **told},
+        **start,
+    ).images
+    scale = max(1.0, float(np.abs(ours).max()))
+    np.testing.assert_allclose(images.numpy() / scale, ours / scale, atol=1e-5)
+
+
+def test_pixels_become_pictures_in_diffusers(tmp_path: Path) -> None:
+    """Fault: a folder without a vae that gives no images where the latents are the image."""
+    pipe = pipeline_of(take(make_run(tmp_path), tmp_path / "folder", "diffusers"))
+    images = pipe(class_labels=[0, 2], num_inference_steps=2).images
+    assert [image.size for image in images] == [(8, 8), (8, 8)]
+    with pytest.raises(ValueError, match="not for this model"):
+        pipe(class_labels=[0], solver="ddim")
+
+
+def test_a_vae_goes_with_the_folder(tmp_path: Path) -> None:
+    """Fault: an exported folder that cannot decode, or a vae of another kind than the run's."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[8, 8], norm_num_groups=4, latent_channels=4, layers_per_block=1,
+    )  # fmt: skip
+    vae.save_pretrained(tmp_path / "vae")
+    run = bring(
+        save(tmp_path / "SiT-Mi-2-16x16.pt", official()),
+        tmp_path / "run",
+        vae=str(tmp_path / "vae"),
+    )
+    spec = load_folder(tmp_path / "vae", device=CPU, dtype=torch.float32).spec
+    assert run.latents["autoencoder"]["hash"] == spec["hash"]
+    assert run.image_size == (16, 16)
+    pipe = pipeline_of(take(tmp_path / "run", tmp_path / "folder", "diffusers"))
+    (image,) = pipe(class_labels=[1], num_inference_steps=2).images
+    assert image.size == (16, 16)
+    settings = SampleSettings(
+        checkpoint=tmp_path / "run", out=tmp_path / "s", num=2, steps=2, device="cpu"
+    )
+    finish(sample(settings))
+    assert SampleSet.open(tmp_path / "s").images.shape == (2, 16, 16, 3)
