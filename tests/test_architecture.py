@@ -78,10 +78,10 @@ def test_the_package_keeps_the_rule(rule):
     ],
 )
 def test_lists_name_their_tables_rows(listed, table):
-    """Would catch a choice that --help offers and no code serves, or the reverse."""
+    """Catches: a choice that --help offers and no code serves, or the reverse."""
     assert list(listed) == list(table)
 
 
 def test_solver_choices_are_both_lists():
-    """Would catch a solver that --solver refuses although one of the two lists has it."""
+    """Catches: a solver that --solver refuses although one of the two lists has it."""
     assert set(get_args(names.Solver)) == {*names.ODE_SOLVERS, *names.SDE_SOLVERS}

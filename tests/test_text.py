@@ -17,5 +17,5 @@ from sitcli.text import spread
     ],
 )
 def test_spread(seconds: list[float], text: str) -> None:
-    """Fault: the fastest rank blamed, or a division by zero."""
+    """Catches: the fastest rank blamed, or a division by zero."""
     assert spread(seconds) == text

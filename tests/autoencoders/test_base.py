@@ -15,12 +15,13 @@ FP32 = {"device": CPU, "dtype": torch.float32}
 
 
 def test_to_uint8_clamps_overshoot():
-    """Without the clamp a decoder's overshoot wraps around: white turns black."""
+    """Catches: a decoder's overshoot that wraps around, so that white turns black."""
     assert to_uint8(torch.tensor([-1.5, 1.5]).reshape(1, 1, 1, 2)).flatten().tolist() == [0, 255]
 
 
 def test_scaling_per_channel_and_shift_are_undone():
-    """Dividing along the wrong axis, or forgetting the shift, tints every decoded picture."""
+    """Catches: a division along the wrong axis or a forgotten shift, which would tint every
+    picture."""
     images = smooth_images(2, 8)
     pixels = load_autoencoder("pixels", **FP32)
     pixels.shift = 0.25
@@ -30,7 +31,7 @@ def test_scaling_per_channel_and_shift_are_undone():
 
 
 def test_decoding_in_slices_is_decoding_at_once(tmp_path, monkeypatch):
-    """A slice that is dropped, repeated or out of order would mislabel samples."""
+    """Catches: a slice that is dropped, repeated or out of order, which would mislabel samples."""
     tiny_kl().save_pretrained(tmp_path)
     vae = load_autoencoder(str(tmp_path), **FP32)
     latents = torch.randn(5, 4, 4, 4)

@@ -22,7 +22,7 @@ FP32 = {"device": CPU, "dtype": torch.float32}
 
 
 def test_diffusers_kl_folder(tmp_path):
-    """Catches the log-variance taken for the std, the config's scaling or shift lost, a wrong
+    """Catches: the log-variance taken for the std, the config's scaling or shift lost, a wrong
     downsample, and a spec that does not find its weights again."""
     network = tiny_kl(scaling_factor=0.3, shift_factor=0.1)
     network.save_pretrained(tmp_path / "vae")
@@ -51,7 +51,7 @@ def test_diffusers_kl_folder(tmp_path):
 
 
 def test_diffusers_folder_without_some_weights_is_refused(tmp_path):
-    """Diffusers leaves what is missing at random and only logs it."""
+    """Catches: weights that are missing from the folder and that diffusers leaves at random."""
     tiny_kl().save_pretrained(tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     weights = safetensors.torch.load_file(file)
@@ -62,7 +62,8 @@ def test_diffusers_folder_without_some_weights_is_refused(tmp_path):
 
 
 def test_diffusers_tiny_and_dc_folders(tmp_path):
-    """Their encoders answer under other names, and are deterministic."""
+    """Catches: an encoder whose answer is read under the wrong name, or taken for a
+    distribution."""
     from diffusers import AutoencoderDC, AutoencoderTiny
 
     tiny = AutoencoderTiny(
@@ -99,7 +100,8 @@ def test_diffusers_tiny_and_dc_folders(tmp_path):
 
 
 def test_hub_name_is_taken_from_the_cache(tmp_path, monkeypatch):
-    """Offline clusters copy the cache: reaching for the network first would fail there."""
+    """Catches: a look at the network first, which fails on an offline cluster with a copied
+    cache."""
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
@@ -118,7 +120,7 @@ def test_hub_name_is_taken_from_the_cache(tmp_path, monkeypatch):
 
 
 def test_hub_that_does_not_answer_fails_soon():
-    """A connection that is accepted and never answered would hang for minutes."""
+    """Catches: a connection that is accepted, never answered, and waited for."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         code = (
             "import torch\n"
@@ -162,7 +164,7 @@ def original_keys(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("form", ["plain.pt", "wrapped.ckpt", "whole.safetensors"])
 def test_original_checkpoints_equal_the_diffusers_folder(tmp_path, monkeypatch, form):
-    """Catches keys left at random, a file that needs unsafe unpickling, and a call to the hub."""
+    """Catches: keys left at random, a file that needs unsafe unpickling, and a call to the hub."""
     from diffusers import AutoencoderKL
 
     config = {**diffusers_vae.SD_VAE, "block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4}
@@ -186,7 +188,7 @@ def test_original_checkpoints_equal_the_diffusers_folder(tmp_path, monkeypatch, 
 
 
 def test_original_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch):
-    """Diffusers would leave what is missing at random and say so in a log nobody reads."""
+    """Catches: weights that diffusers leaves at random, saying so only in a log."""
     weights = original_keys(tiny_kl().state_dict())
     torch.save(weights, tmp_path / "other-shape.pt")
     config = {**diffusers_vae.SD_VAE, "block_out_channels": [8, 16], "norm_num_groups": 4}

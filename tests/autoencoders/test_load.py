@@ -17,7 +17,7 @@ FP32 = {"device": CPU, "dtype": torch.float32}
 
 
 def test_embedded_errors():
-    """Each of these would otherwise end in a shape error deep inside torch."""
+    """Catches: a wrong size, number of channels or name that ends in a shape error inside torch."""
     images = smooth_images(2, 16)
     with pytest.raises(UsageError, match="only 12 components"):
         fit_patch_pca(images, patch=2, channels=13)
@@ -36,7 +36,7 @@ def test_embedded_errors():
 
 
 def test_files_that_are_not_autoencoders(tmp_path):
-    """Each ends in one line; a pickle that could run code is refused, not run."""
+    """Catches: an error of several lines, and a pickle whose code is run."""
     (tmp_path / "text.pt").write_text("hello")
     torch.save({"a": torch.zeros(2)}, tmp_path / "tensors.pt")
     torch.save({"f": subprocess.Popen}, tmp_path / "code.pt")

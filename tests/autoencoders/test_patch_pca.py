@@ -17,7 +17,8 @@ FP32 = {"device": CPU, "dtype": torch.float32}
 
 
 def test_patch_pca_latents_are_white_and_complete_basis_is_lossless():
-    """A wrong patch order, mean or whitening shows as correlated channels or a lossy round trip."""
+    """Catches: a wrong patch order, mean or whitening: correlated channels or a lossy round
+    trip."""
     images = smooth_images(40, 16)
     images ^= np.random.default_rng(0).integers(0, 8, images.shape, dtype=np.uint8)
     pca = fit_patch_pca(images, patch=2, channels=12)
@@ -33,7 +34,7 @@ def test_patch_pca_latents_are_white_and_complete_basis_is_lossless():
 
 
 def test_patch_pca_keeps_the_components_that_matter():
-    """Keeping the smallest eigenvalues instead of the largest gives a grey reconstruction."""
+    """Catches: the smallest eigenvalues kept instead of the largest: a grey reconstruction."""
     images = smooth_images(20, 32)
     pca = fit_patch_pca(images, patch=4, channels=12)
     decoded = decode_latents(pca, pca.encode(to_signed(images)).half(), 1.0).numpy()
@@ -43,7 +44,7 @@ def test_patch_pca_keeps_the_components_that_matter():
 
 
 def test_patch_pca_does_not_depend_on_order_or_batching():
-    """Sums in arrival order would give each number of workers another basis, and another store."""
+    """Catches: sums in order of arrival, which give each number of workers another basis."""
     images = smooth_images(30, 16)
     whole = fit_patch_pca([images], patch=4, channels=6)
     single = fit_patch_pca(images[::-1], patch=4, channels=6)
@@ -51,7 +52,7 @@ def test_patch_pca_does_not_depend_on_order_or_batching():
 
 
 def test_patch_pca_of_flat_pictures_stays_finite():
-    """Whitening a component of no variance divides by zero."""
+    """Catches: a division by the variance of a component that has none."""
     images = np.full((3, 8, 8, 3), 77, dtype=np.uint8)
     pca = fit_patch_pca(images, patch=4, channels=5)
     latents = pca.encode(to_signed(images))
@@ -60,7 +61,8 @@ def test_patch_pca_of_flat_pictures_stays_finite():
 
 
 def test_patch_pca_comes_back_from_its_spec():
-    """A store whose spec loses the patch size or the arrays could never be decoded."""
+    """Catches: a spec that loses the patch size or the arrays, so that a store cannot be
+    decoded."""
     images = smooth_images(10, 16)
     pca = fit_patch_pca(images, patch=4, channels=6)
     again = from_spec(pca.spec, pca.arrays, **FP32)

@@ -13,7 +13,8 @@ FP32 = {"device": CPU, "dtype": torch.float32}
 
 
 def test_every_byte_survives_pixels_through_float16():
-    """A rounding that floors, or a scale of 255/256, would shift some of the 256 grey levels."""
+    """Catches: a rounding that floors, or a scale of 255/256: some of 256 grey levels would
+    move."""
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     pixels = load_autoencoder("pixels", **FP32)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):

@@ -20,7 +20,8 @@ FP32 = {"device": CPU, "dtype": torch.float32}
 
 @pytest.mark.parametrize("channels", [4, 16])
 def test_taesd_files_equal_diffusers(tmp_path, channels):
-    """An independent implementation: a missed ReLU, stride or clamp, or [0, 1] pictures, show."""
+    """Catches: a missed ReLU, stride or clamp, or pictures in [0, 1]: diffusers' code is
+    independent."""
     from diffusers import AutoencoderTiny
 
     network = AutoencoderTiny(latent_channels=channels).eval()
@@ -41,7 +42,7 @@ def test_taesd_files_equal_diffusers(tmp_path, channels):
 
 
 def test_taesd_errors(tmp_path):
-    """Half a pair, two pairs, or two halves that do not match must not load as something else."""
+    """Catches: half a pair, two pairs, or two halves that do not match loaded as something else."""
     from diffusers import AutoencoderTiny
 
     encoder, decoder = write_taesd(tmp_path, AutoencoderTiny())
@@ -64,7 +65,7 @@ def test_taesd_errors(tmp_path):
 
 @pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="needs ../shared/weights (TAEF2)")
 def test_taef2_on_photographs():
-    """The GroupNorm branch left out, or in 8 groups (25.2 dB) instead of 4 (26.4 dB), shows."""
+    """Catches: a GroupNorm branch left out, or in 8 groups (25.2 dB) instead of 4 (26.4 dB)."""
     from PIL import Image
 
     archive = SHARED / "data" / "imagenet-sample-160.tar"

@@ -18,13 +18,13 @@ HEAVY = {"torch", "numpy", "h5py", "diffusers", "deepspeed", "torchvision", "mat
 
 
 def test_the_commands_are_these():
-    """Would catch a command that was dropped or renamed, and one these tests do not know."""
+    """Catches: a command that was dropped or renamed, and one these tests do not know."""
     assert list(typer.main.get_command(app).commands) == COMMANDS
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_is_fast_and_complete(command):
-    """Would catch an import that makes help take seconds, and markup that eats `[default: ...]`."""
+    """Catches: an import that makes help take seconds, and markup that eats `[default: ...]`."""
     program = (
         "import sys, sitcli.__main__ as m\n"
         f"sys.argv = {['sit', *command.split(), '--help']!r}\n"
@@ -44,26 +44,26 @@ def test_help_is_fast_and_complete(command):
 
 
 def test_help_survives_forced_colour():
-    """Would catch help that fails under CI systems, which pretend to be terminals."""
+    """Catches: help that fails under CI systems, which pretend to be terminals."""
     done = sit("train", "--help", FORCE_COLOR="1", GITHUB_ACTIONS="true")
     assert done.returncode == 0
     assert "--interpolant" in plain(done.stdout)
 
 
 def test_version():
-    """Would catch a version that is not the package's, and noise beside it."""
+    """Catches: a version that is not the package's, and noise beside it."""
     done = sit("--version")
     assert (done.returncode, done.stdout) == (0, f"sit {__version__}\n")
 
 
 def test_version_does_not_come_from_the_environment():
-    """Would catch SIT_VERSION=1, set for other reasons, turning every command into --version."""
+    """Catches: SIT_VERSION=1, set for other reasons, turning every command into --version."""
     done = sit("flops", "--help", SIT_VERSION="1")
     assert "Usage: sit flops" in plain(done.stdout)
 
 
 def test_no_arguments_shows_help():
-    """Would catch an empty `error:` line after the help."""
+    """Catches: an empty `error:` line after the help."""
     done = sit()
     assert "encode-latents" in plain(done.stdout + done.stderr)
     assert "error" not in done.stderr
@@ -85,7 +85,7 @@ def test_no_arguments_shows_help():
     ids=" ".join,
 )
 def test_misuse_is_two_lines_and_exit_2(arguments, suggestion):
-    """Would catch swallowed options (parse_known_args), tracebacks, and unhelpful messages."""
+    """Catches: swallowed options (parse_known_args), tracebacks, and unhelpful messages."""
     done = sit(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -96,7 +96,7 @@ def test_misuse_is_two_lines_and_exit_2(arguments, suggestion):
 
 
 def test_completion_offers_commands_options_and_choices():
-    """Would catch completion broken by what a command prints or imports."""
+    """Catches: completion broken by what a command prints or imports."""
 
     def complete(*words):
         line = " ".join(["sit", *words])
@@ -109,7 +109,7 @@ def test_completion_offers_commands_options_and_choices():
 
 
 def test_show_completion():
-    """Would catch a program name in the script that is not the one users type."""
+    """Catches: a program name in the script that is not the one users type."""
     # Typer looks for the shell among the parent processes: there must be one, whoever runs us.
     script = f"{shlex.quote(sys.executable)} -m sitcli --show-completion; exit $?"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
@@ -137,7 +137,7 @@ def probe(body):
     ],
 )
 def test_our_errors_are_two_lines(body, code):
-    """Would catch a traceback shown to a user, and an exit code scripts cannot rely on."""
+    """Catches: a traceback shown to a user, and an exit code scripts cannot rely on."""
     done = python("-c", probe(body), SIT_DEBUG="")
     assert done.returncode == code
     assert done.stderr == "error: it broke\nhint: mend it\n"
@@ -146,7 +146,7 @@ def test_our_errors_are_two_lines(body, code):
 
 @pytest.mark.parametrize("bug", ["KeyError('bug')", "OSError(9, 'bad file descriptor')"])
 def test_programming_errors_keep_their_traceback(bug):
-    """Would catch a catch-all that hides our own bugs."""
+    """Catches: a catch-all that hides our own bugs."""
     done = python("-c", probe(f"raise {bug}"), SIT_DEBUG="")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
@@ -154,7 +154,7 @@ def test_programming_errors_keep_their_traceback(bug):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_no_traceback():
-    """Would catch a full disk that looks like a bug of ours, wherever it is met."""
+    """Catches: a full disk that looks like a bug of ours, wherever it is met."""
     with open("/dev/full", "w") as full:
         body = "print('x' * 9999, flush=True)"
         done = subprocess.run(
@@ -165,13 +165,13 @@ def test_a_full_disk_is_no_traceback():
 
 
 def test_ctrl_c_exits_130():
-    """Would catch a KeyboardInterrupt's traceback."""
+    """Catches: a KeyboardInterrupt's traceback."""
     done = python("-c", probe("raise KeyboardInterrupt"))
     assert (done.returncode, done.stderr.strip()) == (130, "error: interrupted")
 
 
 def test_a_reader_that_went_away_is_no_traceback():
-    """Would catch the noise of `sit flops | head -1`."""
+    """Catches: the noise of `sit flops | head -1`."""
     body = "[print('x' * 9999, flush=True) for _ in range(99)]"
     with subprocess.Popen(
         [sys.executable, "-c", probe(body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -183,7 +183,7 @@ def test_a_reader_that_went_away_is_no_traceback():
 
 
 def test_threads_sleep_while_they_wait():
-    """Would catch the loss of a factor of 25 on a busy laptop, and a user's own choice undone."""
+    """Catches: the loss of a factor of 25 on a busy laptop, and a user's own choice undone."""
     body = "import os; print(os.environ['OMP_WAIT_POLICY'])"
     unset = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     chosen = {**unset, "OMP_WAIT_POLICY": "ACTIVE"}
@@ -194,7 +194,7 @@ def test_threads_sleep_while_they_wait():
 
 @pytest.mark.parametrize("closed", ["1", "2"])
 def test_a_closed_stream_is_no_failure(closed):
-    """Would catch a traceback where stdout is closed, and notes on stdout where stderr is."""
+    """Catches: a traceback where stdout is closed, and notes on stdout where stderr is."""
     command = f'"{sys.executable}" -m sitcli flops SiT-S/2 --no-check --json {closed}>&-'
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0

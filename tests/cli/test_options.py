@@ -27,7 +27,7 @@ SIT = [sys.executable, "-m", "sitcli"]
 
 
 def test_presets_give_way(tmp_path: Path) -> None:
-    """Fault: a preset that beats a flag, or a file that a preset beats."""
+    """Catches: a preset that beats a flag, or a file that a preset beats."""
 
     from tests.tiny import make_store
 
@@ -59,7 +59,7 @@ GOLDEN = Path(__file__).parent / "options.txt"
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_options_are_frozen(command):
-    """Would catch an option renamed or dropped by accident: scripts depend on them.
+    """Catches: an option renamed or dropped by accident: scripts depend on them.
 
     After a change on purpose: ``python tests/cli/test_options.py`` rewrites options.txt.
     """
@@ -114,7 +114,7 @@ def parse(monkeypatch, tmp_path):
 
 
 def test_flag_beats_environment_beats_file_beats_default(parse, monkeypatch):
-    """Would catch any swap in the order of precedence."""
+    """Catches: any swap in the order of precedence."""
     file = "train: {lr: 0.25}"
     assert parse("train").lr == 1e-4
     assert parse("train", file).lr == 0.25
@@ -125,7 +125,7 @@ def test_flag_beats_environment_beats_file_beats_default(parse, monkeypatch):
 
 
 def test_a_flag_chooses_another_sampler_than_the_file(parse, monkeypatch):
-    """Would catch a file's `sde: true` that no flag can undo, or its w_t given to the ODE."""
+    """Catches: a file's `sde: true` that no flag can undo, or its w_t given to the ODE."""
     file = "sample: {sde: true, wt: kl, steps: 100, num: 7}"
     settings = parse("sample --ode --solver euler", file)
     assert (settings.ode, settings.sde, settings.wt, settings.steps) == (True, False, None, None)
@@ -142,7 +142,7 @@ def test_a_flag_chooses_another_sampler_than_the_file(parse, monkeypatch):
 
 
 def test_an_option_that_takes_several(parse, monkeypatch):
-    """Would catch all but the last of several flags lost, and a file's list or text refused."""
+    """Catches: all but the last of several flags lost, and a file's list or text refused."""
     two = [Path("a.h5"), Path("b b.h5")]
     assert parse("train").latents is None
     assert parse("train --latents x.h5").latents == [Path("x.h5")]
@@ -162,18 +162,18 @@ def test_an_option_that_takes_several(parse, monkeypatch):
 
 @pytest.mark.parametrize("value", ["inf", "nan", "-inf"])
 def test_numbers_are_finite(parse, value):
-    """Would catch a NaN that bounds let pass and that only shows when everything is drawn."""
+    """Catches: a NaN that bounds let pass and that only shows when everything is drawn."""
     with pytest.raises(Exception, match=r"finite|greater"):
         parse(f"sample --sde --wt-scale={value}")
 
 
 def test_the_place_of_the_flag_does_not_matter(parse):
-    """Would catch a file that wins over flags typed before --config."""
+    """Catches: a file that wins over flags typed before --config."""
     assert parse("train --lr 0.75 --steps 3", "train: {lr: 0.25, steps: 5}").steps == 3
 
 
 def test_values_keep_their_type(parse):
-    """Would catch YAML's own readings: 1e-4 as text, no as False, 1 as a number for --zero."""
+    """Catches: YAML's own readings: 1e-4 as text, no as False, 1 as a number for --zero."""
     text = """
         train:
           lr: 3e-5
@@ -198,13 +198,13 @@ def test_values_keep_their_type(parse):
 
 
 def test_defaults_are_the_settings_classes(parse):
-    """Would catch a second list of defaults on the command line."""
+    """Catches: a second list of defaults on the command line."""
     assert parse("train") == TrainSettings()
     assert parse("sample") == SampleSettings()
 
 
 def test_every_setting_can_come_from_a_file(parse):
-    """Would catch an option whose name in the file is not the one --help shows."""
+    """Catches: an option whose name in the file is not the one --help shows."""
     for field in fields(SampleSettings):
         default = field.default
         value = {bool: not default, int: 7, float: 0.25}.get(type(default))
@@ -234,7 +234,7 @@ def test_every_setting_can_come_from_a_file(parse):
     ids=str,
 )
 def test_wrong_files_are_refused(parse, text, message, hint):
-    """Would catch a misspelt key that is silently ignored, and YAML's keep-the-last."""
+    """Catches: a misspelt key that is silently ignored, and YAML's keep-the-last."""
     with pytest.raises(UsageError) as caught:
         parse("train", text)
     assert message in caught.value.message
@@ -243,7 +243,7 @@ def test_wrong_files_are_refused(parse, text, message, hint):
 
 
 def test_an_absent_file_is_refused(parse, tmp_path):
-    """Would catch a run that goes on with the defaults when its config is missing."""
+    """Catches: a run that goes on with the defaults when its config is missing."""
     with pytest.raises(UsageError, match="cannot read"):
         parse(f"train --config {tmp_path / 'absent.yaml'}")
 
@@ -260,7 +260,7 @@ def test_an_absent_file_is_refused(parse, tmp_path):
     ids=str,
 )
 def test_wrong_types_name_the_option_and_the_place(tmp_path, text, environment, origin):
-    """Would catch a traceback for a wrong type, and a message that blames a flag not typed."""
+    """Catches: a traceback for a wrong type, and a message that blames a flag not typed."""
     file = tmp_path / "c.yaml"
     file.write_text(text)
     done = subprocess.run(
@@ -278,7 +278,7 @@ def test_wrong_types_name_the_option_and_the_place(tmp_path, text, environment, 
 
 
 def test_example_configs_are_accepted():
-    """Would catch an example that a renamed option left behind."""
+    """Catches: an example that a renamed option left behind."""
     from sitcli.cli.options import config_section
     from sitcli.settings import encode, evaluate, sample, train
 

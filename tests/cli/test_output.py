@@ -16,7 +16,7 @@ from tests.cli.terminal import rest_of, stage
 
 
 def test_off_a_terminal_progress_is_a_line_every_half_minute(monkeypatch, capfd):
-    """Would catch logs filled by one line per batch, and logs that stay silent for hours."""
+    """Catches: logs filled by one line per batch, and logs that stay silent for hours."""
     clock = iter(range(0, 10_000, 4))
     monkeypatch.setattr(output.time, "monotonic", lambda: next(clock))
     result = output.follow(stage(total=100), title="encode")
@@ -31,7 +31,7 @@ def test_off_a_terminal_progress_is_a_line_every_half_minute(monkeypatch, capfd)
 
 
 def test_off_a_terminal_a_short_stage_logs_its_notes_only(capfd):
-    """Would catch a Rich bar's last frame in a log."""
+    """Catches: a Rich bar's last frame in a log."""
     output.follow(stage(), title="encode")
     assert capfd.readouterr().err == "taking out.h5\nwarning: one image is broken\n"
 
@@ -45,7 +45,7 @@ follow(stage(), title="encode")
 
 
 def test_no_escapes_in_logs_whatever_the_environment_says():
-    """Would catch Rich believing FORCE_COLOR or GITHUB_ACTIONS instead of the file descriptor."""
+    """Catches: Rich believing FORCE_COLOR or GITHUB_ACTIONS instead of the file descriptor."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         capture_output=True,
@@ -59,7 +59,7 @@ def test_no_escapes_in_logs_whatever_the_environment_says():
 
 
 def test_on_a_terminal_there_is_a_bar():
-    """Would catch a bar on stdout, or none at all, or notes lost behind it."""
+    """Catches: a bar on stdout, or none at all, or notes lost behind it."""
 
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -81,7 +81,7 @@ def test_on_a_terminal_there_is_a_bar():
 
 
 def test_pace_counts_this_run_only(monkeypatch):
-    """Would catch a resumed run that promises the rate of the work it did not do."""
+    """Catches: a resumed run that promises the rate of the work it did not do."""
     now = [0.0]
     monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
     pace = output._Pace()
@@ -91,7 +91,7 @@ def test_pace_counts_this_run_only(monkeypatch):
 
 
 def test_ctrl_c_during_a_report_reaches_the_stage(monkeypatch):
-    """Would catch an interrupt between two events that skips the stage's own clean-up."""
+    """Catches: an interrupt between two events that skips the stage's own clean-up."""
     saved = []
 
     def interruptible():
@@ -120,7 +120,7 @@ RESULT = Result(
 
 
 def test_people_get_results_on_stdout_and_the_rest_on_stderr(capfd):
-    """Would catch a summary that ends up in a pipe, and a path that does not."""
+    """Catches: a summary that ends up in a pipe, and a path that does not."""
     output.finish(RESULT, Invocation())
     captured = capfd.readouterr()
     assert captured.err.splitlines() == ["images  3", "where   here", "next: sit train"]
@@ -129,7 +129,7 @@ def test_people_get_results_on_stdout_and_the_rest_on_stderr(capfd):
 
 
 def test_json_is_one_object_and_nothing_else(capfd):
-    """Would catch a table or summary that breaks `| jq`."""
+    """Catches: a table or summary that breaks `| jq`."""
     output.finish(RESULT, Invocation(json=True))
     captured = capfd.readouterr()
     assert json.loads(captured.out) == {"images": 3, "path": "out.h5"}
@@ -137,7 +137,7 @@ def test_json_is_one_object_and_nothing_else(capfd):
 
 
 def test_wide_tables_are_not_cut_in_a_pipe(capfd):
-    """Would catch columns lost to an 80-character console that nobody looks at."""
+    """Catches: columns lost to an 80-character console that nobody looks at."""
     row = [f"{i}" * 12 for i in range(10, 22)]
     table = Table(title="Wide", header=[f"column {i}" for i in range(12)], rows=[row])
     output.print_table(table)
@@ -153,11 +153,11 @@ def test_wide_tables_are_not_cut_in_a_pipe(capfd):
     [(0.4, "0s"), (59.6, "1m00s"), (95, "1m35s"), (7260, "2h01m"), (200_000, "2d07h")],
 )
 def test_duration(seconds, text):
-    """Would catch '60s' and '0h61m'."""
+    """Catches: '60s' and '0h61m'."""
     assert output.duration(seconds) == text
 
 
 def test_tables_show_brackets(capfd):
-    """Would catch cells read as markup: FD[pixels] would lose what it was measured in."""
+    """Catches: cells read as markup: FD[pixels] would lose what it was measured in."""
     output.print_table(Table(title="t", header=["metric"], rows=[["FD[pixels]"]]))
     assert "FD[pixels]" in capfd.readouterr().out

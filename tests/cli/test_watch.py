@@ -32,7 +32,7 @@ def sit(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
 
 
 def test_sparkline() -> None:
-    """Fault: a curve upside down, or flat because of the first steps' high loss."""
+    """Catches: a curve upside down, or flat because of the first steps' high loss."""
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
     assert sparkline([3, 3, 1, 1], 2) == "█▁"
     assert sparkline([5.0], 10) == "▁"
@@ -46,7 +46,7 @@ def test_sparkline() -> None:
 
 
 def test_loss_text() -> None:
-    """Fault: a rising loss reported as falling, or a change taken from too few lines."""
+    """Catches: a rising loss reported as falling, or a change taken from too few lines."""
     curve = [(50 * i, 2.0 if i <= 18 else 1.0) for i in range(1, 21)]
     assert loss_text(curve) == "1, down 50.0% in the last 100 steps"
     assert loss_text([(s, 3 - loss) for s, loss in curve]) == "2, up 100.0% in the last 100 steps"
@@ -54,7 +54,7 @@ def test_loss_text() -> None:
 
 
 def test_state_text() -> None:
-    """Fault: words that do not say whether and since when a run is dead."""
+    """Catches: words that do not say whether and since when a run is dead."""
     run = dict(run=Path("runs/x"), steps=100, age=720.0, interval=0.25)
     silent = state_text(Snapshot(state="silent", **run))
     assert re.fullmatch(
@@ -69,7 +69,7 @@ def test_state_text() -> None:
 
 
 def test_once_off_a_terminal(tmp_path: Path) -> None:
-    """Fault: bars and escapes in a log, or blocks that an ASCII stream cannot take."""
+    """Catches: bars and escapes in a log, or blocks that an ASCII stream cannot take."""
     path = watched_run(tmp_path / "run", lines=20, lock=False)
     done = sit(path, "--once", FORCE_COLOR="1")
     assert (done.returncode, done.stderr) == (0, "")
@@ -83,7 +83,7 @@ def test_once_off_a_terminal(tmp_path: Path) -> None:
 
 
 def test_json(tmp_path: Path) -> None:
-    """Fault: a Path that JSON does not know, or a state without the figures behind it."""
+    """Catches: a Path that JSON does not know, or a state without the figures behind it."""
     path = watched_run(tmp_path / "run", lines=4, ago=1, began=60, lock=True)
     data = json.loads(sit(path, "--json").stdout)
     assert (data["run"], data["state"], data["step"], data["steps"]) == (
@@ -95,7 +95,7 @@ def test_json(tmp_path: Path) -> None:
 
 
 def test_lines_in_a_log_end_with_the_training(tmp_path: Path) -> None:
-    """Fault: a script that waits for a training that has died, or takes it for done."""
+    """Catches: a script that waits for a training that has died, or takes it for done."""
     path = watched_run(tmp_path / "run", lines=4, lock=False)
     done = sit(path)
     assert done.returncode == 1
@@ -112,7 +112,7 @@ def test_lines_in_a_log_end_with_the_training(tmp_path: Path) -> None:
 
 
 def test_torch_is_not_loaded(tmp_path: Path) -> None:
-    """Fault: seconds of import, and its memory, for a look at a few text files."""
+    """Catches: seconds of import, and its memory, for a look at a few text files."""
     path = watched_run(tmp_path / "run", lines=4, lock=False)
     program = (
         "import sys; sys.argv[1:] = ['watch', sys.argv[1], '--once']\n"
@@ -127,7 +127,7 @@ def test_torch_is_not_loaded(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_on_a_terminal_leaves_quietly(tmp_path: Path) -> None:
-    """Fault: `error: interrupted`, a traceback or exit code 130 for ending a mere view."""
+    """Catches: `error: interrupted`, a traceback or exit code 130 for ending a mere view."""
     path = watched_run(tmp_path / "run", lines=30, ago=1, began=90, lock=True)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(

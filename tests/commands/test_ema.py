@@ -27,7 +27,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 def test_averages_outlive_their_steps(trained: Path, tmp_path: Path) -> None:
-    """Fault: snapshots that go with the checkpoints --keep removes."""
+    """Catches: snapshots that go with the checkpoints --keep removes."""
     run = RunDir(trained)
     assert run.steps() == [5, 6]
     assert sorted({s.step for s in run.snapshots()}) == [1, 2, 3, 4, 5, 6]
@@ -51,7 +51,7 @@ def test_averages_outlive_their_steps(trained: Path, tmp_path: Path) -> None:
 
 
 def test_average_refusals(trained: Path, tmp_path: Path, store: Path) -> None:
-    """Fault: a run without averages, a step that is gone, or somebody's folder overwritten."""
+    """Catches: a run without averages, a step that is gone, or somebody's folder overwritten."""
     finish(train(train_settings(store, tmp_path / "plain", steps=1)))
     with pytest.raises(UsageError, match="keeps no averages"):
         finish(average(EmaSettings(run=tmp_path / "plain", std=0.1)))

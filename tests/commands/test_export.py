@@ -12,7 +12,7 @@ from tests.weights.official_files import take
 
 
 def test_export_replaces_only_its_own(tmp_path: Path) -> None:
-    """Fault: a user's folder removed by --overwrite, or a file lost to a mistyped name."""
+    """Catches: a user's folder removed by --overwrite, or a file lost to a mistyped name."""
     run = make_run(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")

@@ -16,7 +16,7 @@ from tests.model.networks import preset
 
 
 def test_training_and_guided_sampling():
-    """Would catch a lost factor: 3 for the backward pass, 2 for guidance, 2 for FLOPs."""
+    """Catches: a lost factor: 3 for the backward pass, 2 for guidance, 2 for FLOPs."""
     common = dict(model="SiT-S/8", train_steps=7, batch_size=5, sampling_steps=11)
     *events, model = _run(FlopsSettings(**common, guidance=True))
     forward = total_cost(preset("S", 8))
@@ -48,7 +48,7 @@ def _finish(stage):
 
 
 def test_the_four_designs_stand_beside_the_paper():
-    """Would catch the comparison missing where all models are listed, taken at another block than
+    """Catches: the comparison missing where all models are listed, taken at another block than
     each row names, or set beside the wrong figure."""
     *events, result = _finish(count(FlopsSettings(block="adaln", check=False)))
     assert [model["block"] for model in result.data["models"]] == ["adaln"] * 12
@@ -65,7 +65,7 @@ def test_the_four_designs_stand_beside_the_paper():
 
 
 def test_one_design_stands_beside_the_paper():
-    """Would catch `--block` left out of the count, its name or the paper's figure."""
+    """Catches: `--block` left out of the count, its name or the paper's figure."""
     *_, model = _run(FlopsSettings(model="DiT-XL/2", block="in-context"))
     assert model["model"] == "DiT-XL/2 (block in-context)"
     assert (model["paper_params"], model["paper_gmacs"]) == (449e6, 119.37)
@@ -73,7 +73,7 @@ def test_one_design_stands_beside_the_paper():
 
 
 def test_check_refuses_a_wrong_formula(monkeypatch):
-    """Would catch a check that compares nothing: a network one parameter off must stop it."""
+    """Catches: a check that compares nothing: a network one parameter off must stop it."""
     measured = measure_cost(preset("S", 8))
     wrong = Cost(measured.params + 1, measured.macs)
     monkeypatch.setattr("sitcli.commands.flops.measure_cost", lambda config: wrong)

@@ -14,7 +14,7 @@ from tests.weights.official_files import CONFIG, bring, official, save
 
 
 def test_what_nothing_tells_is_asked(tmp_path: Path) -> None:
-    """Fault: a guess between two networks that look alike, whose samples would be noise."""
+    """Catches: a guess between two networks that look alike, whose samples would be noise."""
     file = save(tmp_path / "weights.pt", official())
     with pytest.raises(UsageError, match="look alike") as caught:
         bring(file, tmp_path / "run")

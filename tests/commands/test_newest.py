@@ -24,7 +24,7 @@ def age(path: Path, seconds: int) -> Path:
 
 
 def test_the_newest_complete_store_is_taken() -> None:
-    """Fault: an unfinished store, or somebody else's HDF5 file, taken because it is newer."""
+    """Catches: an unfinished store, or somebody else's HDF5 file, taken because it is newer."""
     Path("data/sub").mkdir(parents=True)
     old = age(make_store(Path("old.h5")).path, 300)
     new = age(make_store(Path("data/sub/new.h5")).path, 200)
@@ -43,7 +43,7 @@ def test_the_newest_complete_store_is_taken() -> None:
 
 
 def test_class_folders_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: listing ImageNet's million files before every training."""
+    """Catches: listing ImageNet's million files before every training."""
     for i in range(201):
         Path(f"imagenet/n{i:03d}").mkdir(parents=True)
     make_store(Path("imagenet/beside.h5"))
@@ -55,7 +55,7 @@ def test_class_folders_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_sample_sets() -> None:
-    """Fault: an unfinished set evaluated because it is newer, or reported as none at all."""
+    """Catches: an unfinished set evaluated because it is newer, or reported as none at all."""
     images, _ = pictures(4)
     write_samples(Path("samples/half"), images, finish=False)
     with pytest.raises(SitError, match="is not complete"):
@@ -67,7 +67,7 @@ def test_sample_sets() -> None:
 
 
 def test_nothing_names_the_command_to_run() -> None:
-    """Fault: a traceback, or no way on, in an empty folder."""
+    """Catches: a traceback, or no way on, in an empty folder."""
     for find, command in [
         (newest_store, "sit encode-latents"),
         (newest_run, "sit train"),

@@ -14,7 +14,7 @@ from sitcli.settings.tools import QuickstartSettings
 
 
 def test_drawing_goes_on_and_keeps_what_is_there(tmp_path):
-    """Would catch pictures drawn twice, and a torn file taken for a picture."""
+    """Catches: pictures drawn twice, and a torn file taken for a picture."""
     settings = QuickstartSettings(out=tmp_path / "q", images_per_class=3)
     result = follow(quickstart.draw(settings), title="draw")
     files = sorted(result.path.glob("*/*"))
@@ -35,7 +35,7 @@ def test_drawing_goes_on_and_keeps_what_is_there(tmp_path):
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path):
-    """Would catch pictures scattered into somebody's folder, or two sets mixed in one."""
+    """Catches: pictures scattered into somebody's folder, or two sets mixed in one."""
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match="holds other files"):
         follow(quickstart.draw(QuickstartSettings(out=tmp_path)), title="draw")
@@ -50,7 +50,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
 
 
 def test_a_failing_stage_stops_it_with_the_stages_exit_code(tmp_path):
-    """Would catch a quickstart that goes on after an error, or reports success."""
+    """Catches: a quickstart that goes on after an error, or reports success."""
     with pytest.raises(SitError) as caught:
         quickstart.run_command(["train", "--lr", "-1"], tmp_path)
     assert caught.value.exit_code == 2
@@ -61,7 +61,7 @@ def test_a_failing_stage_stops_it_with_the_stages_exit_code(tmp_path):
 
 
 def test_a_killed_stage_is_named(tmp_path, monkeypatch):
-    """Would catch a negative return code passed on as an exit code."""
+    """Catches: a negative return code passed on as an exit code."""
     monkeypatch.setattr(quickstart.sys, "executable", "/bin/sh")
     monkeypatch.setattr(quickstart, "LAUNCH", ["-c", "kill -KILL $$"])
     with pytest.raises(Interrupted, match="signal 9") as caught:
@@ -71,7 +71,7 @@ def test_a_killed_stage_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stage_that_cannot_save_is_not_said_to_have_stopped(tmp_path, monkeypatch, number):
-    """Would catch a failure to save that a signal hides: its exit code, and that all is well."""
+    """Catches: a failure to save that a signal hides: its exit code, and that all is well."""
     monkeypatch.setattr(quickstart.sys, "executable", "/bin/sh")
     stage = f"trap 'exit 1' {number:d}; kill -{number:d} $PPID; while sleep 0.1; do :; done"
     monkeypatch.setattr(quickstart, "LAUNCH", ["-c", stage])

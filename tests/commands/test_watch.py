@@ -37,7 +37,7 @@ def look(path: Path):
     ],
 )
 def test_states(tmp_path: Path, run: dict, state: str) -> None:
-    """Fault: a killed run shown as training for ever, or one that compiles as dead."""
+    """Catches: a killed run shown as training for ever, or one that compiles as dead."""
     snapshot = look(watched_run(tmp_path / "run", **run))
     assert snapshot.state == state
     assert (snapshot.steps, snapshot.step) == (100, 10 * run["lines"])
@@ -46,14 +46,14 @@ def test_states(tmp_path: Path, run: dict, state: str) -> None:
 
 
 def test_a_save_counts_as_life(tmp_path: Path) -> None:
-    """Fault: a run called dead because a big checkpoint keeps it from logging."""
+    """Catches: a run called dead because a big checkpoint keeps it from logging."""
     path = watched_run(tmp_path / "run", lines=5, ago=90, began=900, lock=True)
     (path / ".saving-step-0000050").mkdir()
     assert look(path).state == "training"
 
 
 def test_a_real_training_is_followed_to_its_end(tmp_path: Path) -> None:
-    """Fault: a name in the run directory, or a key of a log line, that train no longer writes."""
+    """Catches: a name in the run directory, or a key of a log line, that train no longer writes."""
     store, out = make_store(tmp_path / "tiny.h5").path, tmp_path / "run"
     settings = TrainSettings(
         latents=[store], out=out, model="SiT-Mi/4", width=32, depth=1, heads=2, batch_size=8,
@@ -75,7 +75,7 @@ def test_a_real_training_is_followed_to_its_end(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_training_has_stopped(tmp_path: Path) -> None:
-    """Fault: a run that was stopped on purpose shown as training for a minute more."""
+    """Catches: a run that was stopped on purpose shown as training for a minute more."""
     store, out = make_store(tmp_path / "tiny.h5").path, tmp_path / "run"
     stage = train(
         TrainSettings(
@@ -92,7 +92,7 @@ def test_an_interrupted_training_has_stopped(tmp_path: Path) -> None:
 
 
 def test_the_tail_alone_is_read(tmp_path: Path) -> None:
-    """Fault: all of a long run's log parsed again at each look."""
+    """Catches: all of a long run's log parsed again at each look."""
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(map(entry, range(1, 101))))
     tail = Tail(path)
@@ -113,7 +113,7 @@ def test_the_tail_alone_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("replace", [True, False], ids=["renamed over", "written in place"])
 def test_a_log_that_a_resume_cut_is_read_again(tmp_path: Path, replace: bool) -> None:
-    """Fault: lines read twice, or missed, when a resume drops those after its checkpoint."""
+    """Catches: lines read twice, or missed, when a resume drops those after its checkpoint."""
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(map(entry, range(1, 101))))
     tail = Tail(path)
@@ -131,7 +131,7 @@ def test_a_log_that_a_resume_cut_is_read_again(tmp_path: Path, replace: bool) ->
 
 
 def test_damaged_lines_and_no_file(tmp_path: Path) -> None:
-    """Fault: a view that dies of a line cut by a full disk, or of a file that goes away."""
+    """Catches: a view that dies of a line cut by a full disk, or of a file that goes away."""
     path = tmp_path / "metrics.jsonl"
     tail = Tail(path)
     tail.read()
@@ -148,7 +148,7 @@ def test_damaged_lines_and_no_file(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_removed_and_made_anew(tmp_path: Path) -> None:
-    """Fault: the old run's curve below the new one's, or the end of the view."""
+    """Catches: the old run's curve below the new one's, or the end of the view."""
     path = watched_run(tmp_path / "run", lines=5, lock=True)
     snapshots = watch(WatchSettings(run=path, every=0.1))
     assert next(snapshots).step == 50
@@ -166,7 +166,7 @@ def test_a_run_that_is_removed_and_made_anew(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: an empty view for a wrong name; and the newest run overlooked before its first
+    """Catches: an empty view for a wrong name; and the newest run overlooked before its first
     checkpoint."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SitError, match="there is no run below runs/"):
@@ -182,7 +182,7 @@ def test_what_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_time_left() -> None:
-    """Fault: a night between two halves of a run taken for slow training, or saves left out."""
+    """Catches: a night between two halves of a run taken for slow training, or saves left out."""
     steady = [(10.0 * i, 5 * i) for i in range(11)]  # 2 seconds a step, at step 50
     assert usual_interval(steady) == 10
     assert eta(steady, 150) == pytest.approx(200)

@@ -44,14 +44,14 @@ def column(*values: float) -> torch.Tensor:
     ],
 )
 def test_schedules_at_five_steps(betas, step: int, expected: tuple[float, float]) -> None:
-    """Fault: another end of the schedule, an index off by one, or abar kept in float32."""
+    """Catches: another end of the schedule, an index off by one, or abar kept in float32."""
     chain = Chain(betas())
     assert float(chain.table("betas")[step]) == pytest.approx(expected[0], rel=1e-11)
     assert float(chain.table("alpha_bar")[step]) == pytest.approx(expected[1], rel=1e-11)
 
 
 def test_posterior_of_four_steps_by_hand() -> None:
-    """Fault: the posterior's weights, or the variance of step 0 and of its logarithm.
+    """Catches: the posterior's weights, or the variance of step 0 and of its logarithm.
 
     By Bayes' rule: q(x_{i-1} | x_i, x_*) is the product of N(sqrt(abar') x_*, 1 - abar') and of
     N(x_i / sqrt(1 - beta), beta / (1 - beta)) in x_{i-1}.
@@ -73,7 +73,7 @@ def test_posterior_of_four_steps_by_hand() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_bins_sum_to_one(dtype: torch.dtype) -> None:
-    """Fault: bins that overlap or leave gaps, a tail lost, a NaN far out."""
+    """Catches: bins that overlap or leave gaps, a tail lost, a NaN far out."""
     bytes_ = (torch.arange(256, dtype=dtype) / 127.5 - 1).view(-1, 1, 1, 1)
     for mean, std in [(0.1, 0.3), (0.95, 0.02), (-1.2, 0.5)]:
         p = Moments(torch.full_like(bytes_, mean), torch.full_like(bytes_, 2 * math.log(std)))
@@ -90,14 +90,14 @@ def test_bins_sum_to_one(dtype: torch.dtype) -> None:
 
 
 def test_kl_of_gaussians() -> None:
-    """Fault: the KL the other way round, or variances read as deviations."""
+    """Catches: the KL the other way round, or variances read as deviations."""
     p = Moments(torch.tensor(1.0), torch.tensor(math.log(4.0)))
     q = Moments(torch.tensor(0.0), torch.tensor(math.log(9.0)))
     assert float(gaussian_kl(p, q)) == pytest.approx(math.log(3 / 2) + 5 / 18 - 0.5)
 
 
 def test_respacing_keeps_both_ends() -> None:
-    """Fault: an integer stride that never reaches step 999, or betas of the full chain."""
+    """Catches: an integer stride that never reaches step 999, or betas of the full chain."""
     chain = Chain(linear_betas())
     short = chain.respaced(250)
     assert [short.timesteps[i] for i in (0, 1, 2, 248, 249)] == [0, 4, 8, 995, 999]
@@ -111,7 +111,7 @@ def test_respacing_keeps_both_ends() -> None:
 
 
 def test_learned_range_ends() -> None:
-    """Fault: v read as [0, 1], or its two ends swapped."""
+    """Catches: v read as [0, 1], or its two ends swapped."""
     process, x = Diffusion(betas=BETAS), column(0.2)
     path = process.path(torch.tensor([0.75]).double(), x)
     for v, expected in [(-1.0, 0.3 * 0.28 / 0.496), (1.0, 0.3)]:
@@ -121,7 +121,7 @@ def test_learned_range_ends() -> None:
 
 
 def test_the_path_passes_through_the_chain() -> None:
-    """Fault: the continuous view off by a step, or with another derivative than the chain's."""
+    """Catches: the continuous view off by a step, or with another derivative than the chain's."""
     process = Diffusion()
     t = torch.tensor([1, 2, 400, 1000], dtype=torch.float64) / 1000
     path = process.path(t, t)
@@ -142,7 +142,7 @@ def test_the_path_passes_through_the_chain() -> None:
 
 
 def test_the_path_has_no_kinks() -> None:
-    """Fault: beta(t) that jumps at every step, at which adaptive solvers stumble."""
+    """Catches: beta(t) that jumps at every step, at which adaptive solvers stumble."""
     for betas in names.BETAS:
         process = Diffusion(betas=betas)
         k = torch.tensor([1, 10, 500, 998], dtype=torch.float64)
@@ -151,7 +151,7 @@ def test_the_path_has_no_kinks() -> None:
 
 
 def test_fixed_large_is_beta_but_for_the_first() -> None:
-    """Fault: beta_0 at the last step's likelihood, far below what the step leaves."""
+    """Catches: beta_0 at the last step's likelihood, far below what the step leaves."""
     process, x = Diffusion(betas=BETAS, variance="fixed-large"), torch.zeros(4, 1, 1, 1)
     i = torch.arange(4)
     path = process.path((i + 1).double() / 4, x)

@@ -29,7 +29,7 @@ def column(*values: float) -> torch.Tensor:
 
 
 def test_loss_of_four_steps_by_hand() -> None:
-    """Fault: mse and bound mixed up, natural units, a 1/T, or the mean not detached.
+    """Catches: mse and bound mixed up, natural units, a 1/T, or the mean not detached.
 
     Step 2, x_* = 0.5, eps = 1, a network that answers eps = 0.25 and v = 0.5.
     """
@@ -61,7 +61,7 @@ def test_loss_of_four_steps_by_hand() -> None:
 
 
 def test_first_step_is_a_likelihood() -> None:
-    """Fault: the KL used at k = 0, where the data's bin counts (DDPM eq. 13)."""
+    """Catches: the KL used at k = 0, where the data's bin counts (DDPM eq. 13)."""
     process = Diffusion(betas=BETAS, variance="fixed-small")
     x_star, k = column(0.5), torch.tensor([0])
     path = process.path(torch.tensor([0.25]).double(), x_star)
@@ -78,7 +78,7 @@ def test_first_step_is_a_likelihood() -> None:
 
 
 def test_ddim_trajectory_of_four_steps_by_hand() -> None:
-    """Fault: a DDIM step from the wrong abar, or a step skipped; every state by hand.
+    """Catches: a DDIM step from the wrong abar, or a step skipped; every state by hand.
 
     The network answers eps = x / 2.
     """
@@ -105,7 +105,7 @@ def test_ddim_trajectory_of_four_steps_by_hand() -> None:
 @pytest.mark.parametrize("betas", names.BETAS)
 @pytest.mark.parametrize("variance", names.VARIANCES)
 def test_ancestral_sampling_reaches_the_data(betas: str, prediction: str, variance: str) -> None:
-    """Fault: noise at the last step, a variance with a wrong factor, a conversion with a sign."""
+    """Catches: noise at the last step, a variance with a wrong factor, a conversion with a sign."""
     process = Diffusion(betas=betas, prediction=prediction, variance=variance)
     mean, std = propagated(process, Ddpm(steps=1000), DATA)
     assert mean == pytest.approx(DATA.mean, abs=0.01)
@@ -115,7 +115,7 @@ def test_ancestral_sampling_reaches_the_data(betas: str, prediction: str, varian
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("betas", names.BETAS)
 def test_ddim_reaches_the_data(betas: str, eta: float) -> None:
-    """Fault: eta with a wrong share of noise: the marginals must not depend on it."""
+    """Catches: eta with a wrong share of noise: the marginals must not depend on it."""
     process = Diffusion(betas=betas)
     mean, std = propagated(process, Ddim(steps=500, eta=eta), DATA)
     assert mean == pytest.approx(DATA.mean, abs=0.01)
@@ -123,7 +123,7 @@ def test_ddim_reaches_the_data(betas: str, eta: float) -> None:
 
 
 def test_ddim_with_eta_1_is_ddpm() -> None:
-    """Fault: two variances for the same thing: eta = 1 is the posterior's (fixed-small)."""
+    """Catches: two variances for the same thing: eta = 1 is the posterior's (fixed-small)."""
     process = Diffusion(variance="fixed-small")
     a, b = (
         propagated(process, Ddpm(steps=50), DATA),
@@ -136,7 +136,7 @@ def test_ddim_with_eta_1_is_ddpm() -> None:
 @pytest.mark.parametrize("betas", names.BETAS)
 @pytest.mark.parametrize("sampler", ["ode", "sde"])
 def test_flow_samplers_apply(betas: str, prediction: str, sampler: str) -> None:
-    """Fault: a chain's network fed t instead of k, or integrated along the vp path."""
+    """Catches: a chain's network fed t instead of k, or integrated along the vp path."""
     process = Diffusion(betas=betas, prediction=prediction)
     steps = 400
     solver = Ode(solver="heun", steps=steps) if sampler == "ode" else None
@@ -153,7 +153,7 @@ def test_flow_samplers_apply(betas: str, prediction: str, sampler: str) -> None:
 
 
 def test_all_steps_are_drawn() -> None:
-    """Fault: the first or the last step never trained."""
+    """Catches: the first or the last step never trained."""
     t = Diffusion(betas=BETAS).draw_times(200, torch.Generator().manual_seed(0))
     assert sorted(set(t.tolist())) == [0.25, 0.5, 0.75, 1.0]
 
@@ -168,7 +168,8 @@ POINT = Gaussian(mean=0.7, std=1e-4)
     ids=["ddpm", "ddim", "ddim-1", "ode"],
 )
 def test_no_noise_is_left(prediction: str, sampler) -> None:
-    """Fault: noise added at the last step, or an end too early: 0.01 is more than a grey level."""
+    """Catches: noise added at the last step, or an end too early: 0.01 is more than a grey
+    level."""
     process = Diffusion(prediction=prediction, variance="fixed-large")
     mean, std = propagated(process, sampler, POINT)
     assert mean == pytest.approx(POINT.mean, abs=2e-3)
@@ -179,7 +180,7 @@ def test_no_noise_is_left(prediction: str, sampler) -> None:
 @pytest.mark.parametrize("prediction", names.PREDICTIONS)
 @pytest.mark.parametrize("loss_weight", names.LOSS_WEIGHTS)
 def test_weighted_losses(prediction: str, loss_weight: str, variance: str) -> None:
-    """Fault: a weight that the flow has and the chain forgets: one path, one loss; a bound that
+    """Catches: a weight that the flow has and the chain forgets: one path, one loss; a bound that
     is weighted too, or gets into the velocity's loss."""
     torch.manual_seed(0)
     process = Diffusion(prediction=prediction, loss_weight=loss_weight, variance=variance)
@@ -210,7 +211,7 @@ def test_weighted_losses(prediction: str, loss_weight: str, variance: str) -> No
     [("linear", 20, 0.2, True), ("linear", 1000, 0.2, False), (BETAS, 4, 2.0, False)],
 )
 def test_bound_of_the_exact_reverse_is_the_entropy(betas, steps, std: float, tails: bool) -> None:
-    """Fault: a term left out, weighted twice, or in nats; the learned variance misread; a bin of
+    """Catches: a term left out, weighted twice, or in nats; the learned variance misread; a bin of
     latents beyond 1 that reaches to infinity.
 
     For Gaussian data p(x_{i-1} | x_i) is Gaussian, of a variance within the learned range: its

@@ -18,7 +18,7 @@ def states(number: int = 3) -> torch.Tensor:
 
 
 def test_steps_and_evaluations_are_exact() -> None:
-    """Fault: `steps` meaning N-1 steps, or an SDE step that evaluates the network twice."""
+    """Catches: `steps` meaning N-1 steps, or an SDE step that evaluates the network twice."""
     for solver, steps, spent in [
         ("euler", 7, 7),
         ("heun", 7, 14),

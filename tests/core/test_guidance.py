@@ -11,7 +11,7 @@ from sitcli.core.guidance import Guidance, GuidedNetwork
 
 
 def test_guidance_channels_and_null_class() -> None:
-    """Fault: the null class hard-coded to 1000, or the wrong channels guided."""
+    """Catches: the null class hard-coded to 1000, or the wrong channels guided."""
 
     def network(x, t, y):
         return y.view(-1, 1, 1, 1).expand(len(y), 8, 2, 2).to(x.dtype)
@@ -30,7 +30,7 @@ def test_guidance_channels_and_null_class() -> None:
 
 
 def test_guidance_of_bf16_outputs_is_computed_in_fp32() -> None:
-    """Fault: the difference of two bf16 outputs taken in bf16, which keeps two digits of it."""
+    """Catches: the difference of two bf16 outputs taken in bf16, which keeps two digits of it."""
 
     def network(x, t, y):
         return torch.where(y.view(-1, 1, 1, 1) == 9, 1.0, 1.0078125).bfloat16().expand_as(x)
@@ -53,7 +53,7 @@ def inputs(t: list[float], y: list[int]):
 
 
 def test_interval_by_sample() -> None:
-    """Fault: an interval that is closed on one side, turned round, or asked of the first sample
+    """Catches: an interval that is closed on one side, turned round, or asked of the first sample
     alone: under dopri5 each has a time of its own."""
     guided = GuidedNetwork(network, Guidance(null_class=NULL, scale=3.0, interval=(0.2, 0.5)))
     t = [0.1, 0.2, 0.3, 0.5, 0.6]
@@ -68,7 +68,7 @@ def test_interval_by_sample() -> None:
 
 
 def test_interval_along_a_trajectory() -> None:
-    """Fault: evaluations outside that are made all the same, and thrown away."""
+    """Catches: evaluations outside that are made all the same, and thrown away."""
     for low, high, inside in ((0.0, 1.0, 10), (0.0, 0.5, 5), (0.35, 0.65, 3), (0.95, 0.99, 0)):
         g = Guidance(null_class=NULL, scale=2.0, interval=(low, high))
         guided = GuidedNetwork(network, g)
@@ -79,7 +79,7 @@ def test_interval_along_a_trajectory() -> None:
 
 
 def test_interval_of_the_chain_is_in_t() -> None:
-    """Fault: DiT's step numbers taken for times: 700 would lie beyond every interval."""
+    """Catches: DiT's step numbers taken for times: 700 would lie beyond every interval."""
     flow = Diffusion(variance="fixed-small")
     g = Guidance(null_class=NULL, scale=2.0, interval=(0.0, 0.5), time_of=flow.time_of)
     guided = GuidedNetwork(lambda x, t, y: 0 * x, g)
@@ -90,7 +90,7 @@ def test_interval_of_the_chain_is_in_t() -> None:
 
 
 def test_autoguidance() -> None:
-    """Fault: the scale on the wrong network, or a guide that is evaluated though nobody asked."""
+    """Catches: the scale on the wrong network, or a guide that is evaluated though nobody asked."""
     calls = []
 
     def guide(x, t, y):
@@ -109,7 +109,7 @@ def test_autoguidance() -> None:
 
 
 def test_internal_guidance_costs_no_evaluation() -> None:
-    """Fault: a second pass for the second head."""
+    """Catches: a second pass for the second head."""
 
     def two_headed(x, t, y):
         output = network(x, t, y)
@@ -124,7 +124,7 @@ def test_internal_guidance_costs_no_evaluation() -> None:
 
 
 def test_several_add_their_differences() -> None:
-    """Fault: one guidance applied to the outcome of another."""
+    """Catches: one guidance applied to the outcome of another."""
 
     def two_headed(x, t, y):
         return network(x, t, y), network(x, t, y) - 2

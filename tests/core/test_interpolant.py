@@ -14,7 +14,7 @@ T = torch.linspace(1e-3, 1 - 1e-3, 101, dtype=torch.float64)
 
 @pytest.mark.parametrize("name", INTERPOLANTS)
 def test_derivatives(name: str) -> None:
-    """Fault: a d_alpha or d_sigma that is not the derivative of alpha or sigma."""
+    """Catches: a d_alpha or d_sigma that is not the derivative of alpha or sigma."""
     path, derivative = torch.func.jvp(INTERPOLANTS[name].path, (T,), (torch.ones_like(T),))
     torch.testing.assert_close(path.d_alpha, derivative.alpha)
     torch.testing.assert_close(path.d_sigma, derivative.sigma)
@@ -22,7 +22,7 @@ def test_derivatives(name: str) -> None:
 
 @pytest.mark.parametrize("name", INTERPOLANTS)
 def test_ends_and_determinant(name: str) -> None:
-    """Fault: time running the wrong way, or W of the wrong sign."""
+    """Catches: time running the wrong way, or W of the wrong sign."""
     ends = INTERPOLANTS[name].path(torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert ends.alpha[0] == 1
     assert ends.sigma[0] == 0
@@ -32,13 +32,13 @@ def test_ends_and_determinant(name: str) -> None:
 
 
 def test_determinants_in_closed_form() -> None:
-    """Fault: a wrong constant in W; it is 1 for linear and pi/2 for gvp."""
+    """Catches: a wrong constant in W; it is 1 for linear and pi/2 for gvp."""
     torch.testing.assert_close(INTERPOLANTS["linear"].path(T).W, torch.ones_like(T))
     torch.testing.assert_close(INTERPOLANTS["gvp"].path(T).W, torch.full_like(T, math.pi / 2))
 
 
 def test_vp_preserves_variance_and_solves_its_sde() -> None:
-    """Fault: an alpha that is not exp(-1/2 int beta); W sigma/alpha is then not beta/2."""
+    """Catches: an alpha that is not exp(-1/2 int beta); W sigma/alpha is then not beta/2."""
     path = INTERPOLANTS["vp"].path(T)
     torch.testing.assert_close(path.alpha**2 + path.sigma**2, torch.ones_like(T))
     torch.testing.assert_close(path.lambda_t * path.sigma, beta(T) / 2)
@@ -49,14 +49,14 @@ def test_vp_preserves_variance_and_solves_its_sde() -> None:
 
 
 def test_vp_is_accurate_near_zero_in_single_precision() -> None:
-    """Fault: sigma = sqrt(1 - alpha^2) cancelling to 0 at t = 1e-5, hence an infinite sigma'."""
+    """Catches: sigma = sqrt(1 - alpha^2) cancelling to 0 at t = 1e-5, hence an infinite sigma'."""
     path = path_at("vp", torch.tensor([1e-5]), torch.zeros(1))
     assert math.isclose(float(path.sigma), math.sqrt(0.1e-5), rel_tol=1e-3)
     assert torch.isfinite(path.d_sigma).all()
 
 
 def test_broadcast() -> None:
-    """Fault: times broadcast along another axis than the batch."""
+    """Catches: times broadcast along another axis than the batch."""
     path = path_at("linear", torch.tensor([0.25, 0.75]), torch.zeros(2, 3, 4, 4))
     assert path.sigma.shape == (2, 1, 1, 1)
     assert path.sigma.flatten().tolist() == [0.25, 0.75]

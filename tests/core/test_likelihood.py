@@ -55,7 +55,7 @@ def model_density(data: Gaussian, interpolant: str, end: float, x: Tensor) -> Te
 
 @pytest.mark.parametrize(("interpolant", "prediction"), PAIRS)
 def test_gaussian_data(interpolant: str, prediction: str) -> None:
-    """Fault: a sign of the divergence, an end left out, a factor of the Jacobian: in float32, to
+    """Catches: a sign of the divergence, an end left out, a factor of the Jacobian: in float32, to
     1e-4 nats a dimension."""
     data = Gaussian(mean=0.3, std=0.2)
     x, process = draw(data, 4), dict(interpolant=interpolant, prediction=prediction)
@@ -70,7 +70,8 @@ def test_gaussian_data(interpolant: str, prediction: str) -> None:
 @pytest.mark.parametrize("interpolant", names.INTERPOLANTS)
 @pytest.mark.parametrize("ode", [RK4, Ode(solver="dopri5")], ids=["rk4", "dopri5"])
 def test_data_as_narrow_as_a_grey_level(interpolant: str, ode: Ode) -> None:
-    """Fault: equal steps, which pass over all that happens next to the data (1 nat a dimension)."""
+    """Catches: equal steps, which pass over all that happens next to the data (1 nat a
+    dimension)."""
     data = Gaussian(mean=0.3, std=0.003)
     x = draw(data, 4)
     found = estimate(
@@ -103,7 +104,8 @@ def full_gaussian() -> tuple:
 
 
 def test_hutchinson_is_unbiased_for_a_full_jacobian() -> None:
-    """Fault: probes that are not of mean square 1, or a transposed, diagonal or partial product."""
+    """Catches: probes that are not of mean square 1, or a transposed, diagonal or partial
+    product."""
     network, mean, covariance = full_gaussian()
     gaussian = torch.distributions.MultivariateNormal(mean, covariance)
     x = gaussian.sample((2,)).view(2, *SHAPE)
@@ -118,7 +120,7 @@ def test_hutchinson_is_unbiased_for_a_full_jacobian() -> None:
 
 
 def test_the_probe_is_fixed_within_a_solve() -> None:
-    """Fault: a probe drawn at each call: the estimates of one probe then differ between solvers,
+    """Catches: a probe drawn at each call: the estimates of one probe then differ between solvers,
     and 4 times as many steps change them."""
     network, mean, _ = full_gaussian()
     x = mean.view(1, *SHAPE) + 0.1
@@ -132,7 +134,7 @@ def test_the_probe_is_fixed_within_a_solve() -> None:
 
 
 def test_estimates_do_not_depend_on_the_batch_or_on_other_probes() -> None:
-    """Fault: probes or times of one image used for another, in dopri5's shrinking batch too."""
+    """Catches: probes or times of one image used for another, in dopri5's shrinking batch too."""
     network, mean, _ = full_gaussian()
     x = mean.view(1, *SHAPE) + torch.linspace(-1, 1, 3, dtype=torch.float64).view(3, 1, 1, 1)
     probes = signs(3, 2)
@@ -146,7 +148,7 @@ def test_estimates_do_not_depend_on_the_batch_or_on_other_probes() -> None:
 
 
 def test_units_by_hand() -> None:
-    """Fault: log2 for ln, the grey level's width inverted, or a wrong number of dimensions."""
+    """Catches: log2 for ln, the grey level's width inverted, or a wrong number of dimensions."""
     assert float(bits_per_dim(torch.tensor(12 * math.log(2)), 4)) == pytest.approx(3.0)
     # Uniform over all bytes: density 127.5 / 256 a dimension over [-1, 1], so 8 bits a byte.
     nats = torch.tensor(-5 * math.log(127.5 / 256))
@@ -154,7 +156,7 @@ def test_units_by_hand() -> None:
 
 
 def test_dequantised_bytes_fill_their_own_grey_level() -> None:
-    """Fault: levels that overlap, leave gaps, or are not those that pictures are decoded to."""
+    """Catches: levels that overlap, leave gaps, or are not those that pictures are decoded to."""
     from sitcli.autoencoders.base import to_uint8
 
     images = torch.arange(256.0).view(1, 1, 16, 16).expand(1, 3, 16, 16)

@@ -13,7 +13,7 @@ from sitcli.core.objective import Extras, alignment, layer_sync, to_tokens, trai
 
 
 def test_direction_loss() -> None:
-    """Fault: a cosine over the wrong axis, or one that knows of lengths."""
+    """Catches: a cosine over the wrong axis, or one that knows of lengths."""
     a = torch.zeros(1, 2, 1, 4)
     b = torch.zeros(1, 2, 1, 4)
     a[0, 0] = torch.tensor([[2.0, 3.0, 1.0, 1.0]])  # along the first channel everywhere
@@ -26,7 +26,7 @@ def test_direction_loss() -> None:
 
 @pytest.mark.parametrize("prediction", ["velocity", "score", "noise", "data"])
 def test_direction_is_the_velocitys_whatever_is_predicted(prediction: str) -> None:
-    """Fault: the direction of the raw output, which is another thing for each prediction."""
+    """Catches: the direction of the raw output, which is another thing for each prediction."""
     x, eps = torch.randn(2, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     t, y = torch.tensor([0.2, 0.4, 0.6, 0.8]), torch.zeros(4, dtype=torch.long)
     error = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(1))
@@ -48,7 +48,7 @@ def test_direction_is_the_velocitys_whatever_is_predicted(prediction: str) -> No
 
 
 def test_layer_sync_pulls_the_early_block_alone() -> None:
-    """Fault: a missing stop-gradient, with which both layers collapse onto each other."""
+    """Catches: a missing stop-gradient, with which both layers collapse onto each other."""
     early = torch.randn(2, 5, 4, requires_grad=True)
     late = torch.randn(2, 5, 4, requires_grad=True)
     loss = layer_sync(early, late)
@@ -61,7 +61,7 @@ def test_layer_sync_pulls_the_early_block_alone() -> None:
 
 
 def test_features_come_to_their_tokens() -> None:
-    """Fault: rows and columns exchanged; tokens are rows first."""
+    """Catches: rows and columns exchanged; tokens are rows first."""
     features = torch.arange(2 * 3 * 4.0).view(1, 2, 3, 4)
     tokens = to_tokens(features, (3, 4))
     assert tokens.shape == (1, 12, 2)
@@ -73,8 +73,8 @@ def test_features_come_to_their_tokens() -> None:
 
 @pytest.mark.parametrize("process", [Flow(), Diffusion()], ids=["flow", "chain"])
 def test_all_terms_from_one_evaluation(process: Flow) -> None:
-    """Fault: a pass of the network for each term; a weight that is lost; the second head judged by
-    another noise than the first."""
+    """Catches: a pass of the network for each term; a weight that is lost; the second head judged
+    by another noise than the first."""
     calls = []
     channels = process.out_channels(4)
 
@@ -101,7 +101,7 @@ def test_all_terms_from_one_evaluation(process: Flow) -> None:
 
 
 def test_without_terms_the_network_is_asked_as_ever() -> None:
-    """Fault: keyword arguments to networks that take none, DeepSpeed's wrappers for one."""
+    """Catches: keyword arguments to networks that take none, DeepSpeed's wrappers for one."""
     x, eps = torch.randn(2, 3, 4, 2, 2)
     t, y = torch.rand(3), torch.zeros(3, dtype=torch.long)
     loss, terms = training_loss(Flow(), lambda x, t, y: x, x, y, t=t, eps=eps, extras=Extras())

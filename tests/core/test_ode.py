@@ -40,7 +40,7 @@ def exact_ode(interpolant: str, x: torch.Tensor, t: float, s: float) -> torch.Te
 
 @pytest.mark.parametrize("solver", ODE_STEPS)
 def test_measured_order(solver: str) -> None:
-    """Fault: a solver that takes N-1 steps, or a wrong stage, converges at another order."""
+    """Catches: a solver that takes N-1 steps, or a wrong stage, converges at another order."""
     interval, x = Interval(0.95, 0.05), states()
 
     def velocity(x, t):
@@ -59,7 +59,7 @@ def test_measured_order(solver: str) -> None:
 @pytest.mark.parametrize(("interpolant", "prediction"), PAIRS)
 @pytest.mark.parametrize("solver", names.ODE_SOLVERS)
 def test_ode_reaches_the_data(interpolant: str, prediction: str, solver: str) -> None:
-    """Fault: a NaN or a wrong end of the interval for some interpolant, prediction, solver."""
+    """Catches: a NaN or a wrong end of the interval for some interpolant, prediction, solver."""
     flow = Flow(interpolant=interpolant, prediction=prediction)
     steps = {"euler": 800, "heun": 100, "rk4": 50, "ab2": 200, "dpm++2m": 200}.get(solver, 1)
     ode = Ode(solver=solver, steps=steps, rtol=1e-6, atol=1e-6)
@@ -72,7 +72,7 @@ def test_ode_reaches_the_data(interpolant: str, prediction: str, solver: str) ->
 
 
 def test_dopri5_equals_torchdiffeq_sample_by_sample() -> None:
-    """Fault: a wrong tableau entry, or a step size shared by the batch."""
+    """Catches: a wrong tableau entry, or a step size shared by the batch."""
     torchdiffeq = pytest.importorskip("torchdiffeq")
     flow, network, noise = Flow(interpolant="gvp"), DATA.network("gvp", "velocity"), states()
     interval = ode_interval("gvp", "velocity")
@@ -89,7 +89,7 @@ def test_dopri5_equals_torchdiffeq_sample_by_sample() -> None:
 
 
 def test_dopri5_samples_are_independent() -> None:
-    """Fault: an error norm over the whole batch, which couples every sample to its mates."""
+    """Catches: an error norm over the whole batch, which couples every sample to its mates."""
 
     def velocity(x, t, rows):
         return torch.sin((5 + 20 * rows.view(-1, 1)) * t.view(-1, 1)) * x
@@ -106,7 +106,7 @@ def test_dopri5_samples_are_independent() -> None:
 @pytest.mark.parametrize("shift", [1.0, 2.5])
 @pytest.mark.parametrize("solver", MULTISTEPS)
 def test_measured_order_of_multistep_solvers(solver: str, shift: float) -> None:
-    """Fault: a weight of the past that fits equal steps alone, or a past that is never used."""
+    """Catches: a weight of the past that fits equal steps alone, or a past that is never used."""
     flow, interval, x = Flow(interpolant="gvp"), Interval(0.9, 0.3), states()
     network = DATA.network("gvp", "velocity")
 
@@ -127,7 +127,7 @@ def test_measured_order_of_multistep_solvers(solver: str, shift: float) -> None:
 
 
 def test_adams_bashforth_is_exact_for_linear_velocities() -> None:
-    """Fault: the two-step weights of equal steps where steps differ."""
+    """Catches: the two-step weights of equal steps where steps differ."""
 
     def at(t: float) -> Evaluation:
         return Evaluation(t, torch.tensor(2.0 + 3.0 * t), torch.tensor(0.0))
@@ -138,7 +138,8 @@ def test_adams_bashforth_is_exact_for_linear_velocities() -> None:
 
 
 def test_dpm_solver_is_exact_for_one_datum() -> None:
-    """Fault: a wrong factor in either term; data that is the same everywhere leaves noise alone."""
+    """Catches: a wrong factor in either term; data that is the same everywhere leaves noise
+    alone."""
     data, eps = torch.tensor(0.8), torch.tensor(-1.3)
 
     def place(t: float) -> tuple[float, float]:
@@ -152,7 +153,7 @@ def test_dpm_solver_is_exact_for_one_datum() -> None:
 
 
 def test_dpm_solver_is_the_papers() -> None:
-    """Fault: r upside down. Algorithm 2 of DPM-Solver++, written out with its logarithms."""
+    """Catches: r upside down. Algorithm 2 of DPM-Solver++, written out with its logarithms."""
     t0, t1, t2 = 0.8, 0.5, 0.3
     d0, d1, x = torch.tensor(0.2), torch.tensor(0.5), torch.tensor(0.1)
     lam = [math.log((1 - t) / t) for t in (t0, t1, t2)]
@@ -167,7 +168,7 @@ def test_dpm_solver_is_the_papers() -> None:
 
 @pytest.mark.parametrize("solver", ["ab2", "dpm++2m"])
 def test_few_steps_beat_euler(solver: str) -> None:
-    """Fault: a solver whose order shows only at steps nobody takes: 10 evaluations are enough."""
+    """Catches: a solver whose order shows only at steps nobody takes: 10 evaluations are enough."""
     network, noise = DATA.network("linear", "velocity"), states()
     exact = DATA.mean + DATA.std * noise
 

@@ -26,7 +26,7 @@ def states(number: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize(("interpolant", "prediction"), PAIRS)
 @pytest.mark.parametrize("t", [0.04, 0.3, 0.9, 0.999])
 def test_every_conversion(interpolant: str, prediction: str, t: float) -> None:
-    """Fault: a conversion with a wrong sign or factor: each must equal the closed form."""
+    """Catches: a conversion with a wrong sign or factor: each must equal the closed form."""
     x, times = states(), torch.full((3,), t, dtype=torch.float64)
     path = path_at(interpolant, times, x)
     output = DATA.network(interpolant, prediction)(x, times, Y)
@@ -39,7 +39,7 @@ def test_every_conversion(interpolant: str, prediction: str, t: float) -> None:
 
 @pytest.mark.parametrize("prediction", names.PREDICTIONS)
 def test_encode_undoes_decode(prediction: str) -> None:
-    """Fault: a training target that the sampler reads differently."""
+    """Catches: a training target that the sampler reads differently."""
     x_star, eps = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64)
     path = path_at("gvp", torch.tensor([0.2, 0.8], dtype=torch.float64), x_star)
     target = PREDICTIONS[prediction].encode(x_star, eps, path)
@@ -50,7 +50,7 @@ def test_encode_undoes_decode(prediction: str) -> None:
 
 @pytest.mark.parametrize(("interpolant", "prediction"), PAIRS)
 def test_weighted_losses_are_the_velocity_loss(interpolant: str, prediction: str) -> None:
-    """Fault: lambda_t of SiT eq. 49 wrong; every weighted loss must equal L_v of its velocity."""
+    """Catches: lambda_t of SiT eq. 49 wrong; every weighted loss must equal L_v of its velocity."""
     torch.manual_seed(0)
     x_star, eps = torch.randn(2, 5, 2, 3, 3, dtype=torch.float64)
     t = torch.tensor([0.05, 0.2, 0.5, 0.8, 0.95], dtype=torch.float64)
@@ -73,7 +73,7 @@ def test_weighted_losses_are_the_velocity_loss(interpolant: str, prediction: str
 
 @pytest.mark.parametrize(("interpolant", "prediction"), PAIRS)
 def test_likelihood_weight(interpolant: str, prediction: str) -> None:
-    """Fault: another weight than w_KL/2 times the squared score error."""
+    """Catches: another weight than w_KL/2 times the squared score error."""
     torch.manual_seed(0)
     x_star, eps = torch.randn(2, 2, 1, 2, 2, dtype=torch.float64)
     t = torch.tensor([0.3, 0.7], dtype=torch.float64)
@@ -89,7 +89,7 @@ def test_likelihood_weight(interpolant: str, prediction: str) -> None:
 
 
 def test_score_loss_is_the_papers() -> None:
-    """Fault: plain |s_theta - target|^2, which diverges at small t (SiT eq. 7)."""
+    """Catches: plain |s_theta - target|^2, which diverges at small t (SiT eq. 7)."""
     x_star, eps = torch.randn(2, 2, 1, 2, 2)
     t = torch.tensor([0.01, 0.5])
     loss = Flow(prediction="score").loss(lambda x, t, y: x, x_star, Y, t=t, eps=eps).loss

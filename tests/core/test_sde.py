@@ -65,7 +65,7 @@ def propagate(
 @pytest.mark.parametrize(("interpolant", "prediction"), PAIRS)
 @pytest.mark.parametrize("wt", names.WTS)
 def test_marginal_does_not_depend_on_w(interpolant: str, prediction: str, wt: str) -> None:
-    """Fault: a score or w_t off by a factor: the SDE would then have other marginals."""
+    """Catches: a score or w_t off by a factor: the SDE would then have other marginals."""
     flow = Flow(interpolant=interpolant, prediction=prediction)
     w = wt_of(wt, eta=0.1, loss_curve=LOSS_CURVE)
     network = DATA.network(interpolant, prediction)
@@ -82,7 +82,7 @@ def test_marginal_does_not_depend_on_w(interpolant: str, prediction: str, wt: st
 @pytest.mark.parametrize("wt", names.WTS)
 @pytest.mark.parametrize("interpolant", names.INTERPOLANTS)
 def test_the_state_never_overshoots(interpolant: str, wt: str, solver: str, steps: int) -> None:
-    """Fault: an unstable first step: w_KL h > 2 near t = 1 widens the state up to 50 times."""
+    """Catches: an unstable first step: w_KL h > 2 near t = 1 widens the state up to 50 times."""
     w = wt_of(wt, eta=0.1, loss_curve=LOSS_CURVE)
     sde = Sde(w=w, wt=wt, solver=solver, steps=steps)
     visited: list[float] = []
@@ -94,7 +94,7 @@ def test_the_state_never_overshoots(interpolant: str, wt: str, solver: str, step
 @pytest.mark.parametrize("last_step", ["mean", "tweedie", "euler"])
 @pytest.mark.parametrize("interpolant", names.INTERPOLANTS)
 def test_last_step_lands_near_the_data(interpolant: str, last_step: str, solver: str) -> None:
-    """Fault: a last step of the wrong length or sign leaves the residual noise or adds to it."""
+    """Catches: a last step of the wrong length or sign leaves the residual noise or adds to it."""
     sde = Sde(
         w=wt_of("sigma"),
         wt="sigma",
@@ -113,7 +113,7 @@ def test_last_step_lands_near_the_data(interpolant: str, last_step: str, solver:
     ("sde_solver", "ode_solver"), [("euler-maruyama", "euler"), ("heun", "heun")]
 )
 def test_without_noise_the_sde_is_the_ode(sde_solver: str, ode_solver: str) -> None:
-    """Fault: any term that does not vanish with w: the two must agree bit for bit."""
+    """Catches: any term that does not vanish with w: the two must agree bit for bit."""
     flow, network, x = Flow(interpolant="gvp"), DATA.network("gvp", "velocity"), states().float()
     sde = Sde(w=wt_of("sigma", scale=0.0), wt="sigma", solver=sde_solver)
 
@@ -128,7 +128,7 @@ def test_without_noise_the_sde_is_the_ode(sde_solver: str, ode_solver: str) -> N
 
 
 def test_stochastic_heun_is_weakly_second_order() -> None:
-    """Fault: noise added after the corrector, which leaves the variance first order."""
+    """Catches: noise added after the corrector, which leaves the variance first order."""
     flow, network = Flow(interpolant="linear"), DATA.network("linear", "velocity")
     exact = DATA.marginal("linear", 0.3)
 
@@ -148,7 +148,7 @@ def test_stochastic_heun_is_weakly_second_order() -> None:
 
 
 def test_one_step_of_kl_is_finite() -> None:
-    """Fault: a last step with w_KL at its beginning, infinite on linear and gvp."""
+    """Catches: a last step with w_KL at its beginning, infinite on linear and gvp."""
     for interpolant in names.INTERPOLANTS:
         sde = Sde(w=wt_of("kl"), wt="kl", steps=1)
         flow, network = Flow(interpolant=interpolant), DATA.network(interpolant, "velocity")
@@ -157,7 +157,7 @@ def test_one_step_of_kl_is_finite() -> None:
 
 
 def test_drift_is_the_reverse_sde() -> None:
-    """Fault: the sign of the score term (SiT eq. 10: v - w score / 2 in forward time)."""
+    """Catches: the sign of the score term (SiT eq. 10: v - w score / 2 in forward time)."""
     one = torch.ones(1)
     drift = Drift(velocity=3 * one, score=2 * one, data=one, w=4 * one)
     assert drift.sde.item() == -1.0

@@ -13,7 +13,7 @@ from sitcli.core.times import Times, natural_shift, shifted, time_grid
 
 
 def test_shift_is_sd3s() -> None:
-    """Fault: the inverse shift, or ends that move (SD3 eq. 23)."""
+    """Catches: the inverse shift, or ends that move (SD3 eq. 23)."""
     assert shifted(0.5, 3.0) == 0.75
     assert [shifted(t, 3.0) for t in (0.0, 1.0)] == [0.0, 1.0]
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
@@ -23,7 +23,7 @@ def test_shift_is_sd3s() -> None:
 
 
 def test_shifted_grid() -> None:
-    """Fault: ends that are not exact, a grid that goes up, or a default that changed its bits."""
+    """Catches: ends that are not exact, a grid that goes up, or a default that changed its bits."""
     interval = Interval(1 - 1e-5, 1e-5)
     for shift in (0.4, 1.0, 3.0):
         grid = time_grid(interval, 7, shift)
@@ -34,7 +34,7 @@ def test_shifted_grid() -> None:
 
 
 def test_training_times() -> None:
-    """Fault: a mean of the wrong sign, a shift the other way, other uniform draws than before."""
+    """Catches: a mean of the wrong sign, a shift the other way, other uniform draws than before."""
     flow, number = Flow(), 200_000
 
     def draw(**options) -> torch.Tensor:

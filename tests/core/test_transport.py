@@ -35,7 +35,7 @@ def noise_of(interpolant: str, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("interpolant", "prediction"), PAIRS)
 @pytest.mark.parametrize("solver", names.MAP_SOLVERS)
 def test_there_and_back(interpolant: str, prediction: str, solver: str) -> None:
-    """Fault: a NaN or a wrong end at either side, or a way back that is not the inverse."""
+    """Catches: a NaN or a wrong end at either side, or a way back that is not the inverse."""
     flow, network = Flow(interpolant=interpolant, prediction=prediction), DATA.network
     network = network(interpolant, prediction)
     steps = {"euler": 1000, "heun": 60, "rk4": 30}.get(solver, 1)
@@ -47,7 +47,7 @@ def test_there_and_back(interpolant: str, prediction: str, solver: str) -> None:
 
 @pytest.mark.parametrize("solver", ODE_STEPS)
 def test_round_trip_converges_at_the_solvers_order(solver: str) -> None:
-    """Fault: a step that is of another order when time goes up, or a grid with a kink."""
+    """Catches: a step that is of another order when time goes up, or a grid with a kink."""
     flow, network = Flow(interpolant="gvp"), DATA.network("gvp", "velocity")
 
     def error(steps: int) -> float:
@@ -60,7 +60,7 @@ def test_round_trip_converges_at_the_solvers_order(solver: str) -> None:
 
 
 def test_the_discrete_process_has_the_same_map() -> None:
-    """Fault: an ODE that takes DiT's integer steps for times."""
+    """Catches: an ODE that takes DiT's integer steps for times."""
     process = Diffusion()
     path = process.path(torch.ones(1).double(), X)
 
@@ -78,7 +78,7 @@ def test_the_discrete_process_has_the_same_map() -> None:
 
 @pytest.mark.parametrize("solver", names.MAP_SOLVERS)
 def test_no_sample_depends_on_its_batch(solver: str) -> None:
-    """Fault: labels or rows mixed up where samples end at different times."""
+    """Catches: labels or rows mixed up where samples end at different times."""
     flow, ode = Flow(), Ode(solver=solver, steps=5)
     y = torch.arange(5)
 
@@ -92,7 +92,7 @@ def test_no_sample_depends_on_its_batch(solver: str) -> None:
 
 
 def test_times_and_ends() -> None:
-    """Fault: an end that is not exact, or a jump interval entered where the velocity is 0/0."""
+    """Catches: an end that is not exact, or a jump interval entered where the velocity is 0/0."""
     times = times_between(ends_of(Flow(interpolant="vp")), 7)
     assert (times[0], times[-1], len(times)) == (1e-5, 1.0, 8)
     assert times == sorted(times)

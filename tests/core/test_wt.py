@@ -16,7 +16,7 @@ LOSS_CURVE = LossCurve(values=(0.5, 0.3, 0.2, 0.4))
 
 @pytest.mark.parametrize("wt", names.WTS)
 def test_w_values(wt: str) -> None:
-    """Fault: a factor of two between w_t and the official D = w/2; values by hand at t = 0.25."""
+    """Catches: a factor of two between w_t and the official D = w/2; values by hand at t = 0.25."""
     t = torch.tensor([0.25], dtype=torch.float64)
     path = path_at("linear", t, t)
     kl = 2 * 0.25 / 0.75
@@ -39,7 +39,8 @@ def test_w_values(wt: str) -> None:
 
 @pytest.mark.parametrize("interpolant", names.INTERPOLANTS)
 def test_kl_closed_forms_and_limits(interpolant: str) -> None:
-    """Fault: w_KL other than 2t/(1-t), pi tan(pi t/2), beta_t; kl-eta infinite or NaN at t = 1."""
+    """Catches: w_KL other than 2t/(1-t), pi tan(pi t/2), beta_t; kl-eta infinite or NaN at t =
+    1."""
     t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     path = path_at(interpolant, t, t)
     expected = {
@@ -55,7 +56,7 @@ def test_kl_closed_forms_and_limits(interpolant: str) -> None:
 
 
 def test_loss_curve() -> None:
-    """Fault: empty bins read as zero loss, which would switch the noise off."""
+    """Catches: empty bins read as zero loss, which would switch the noise off."""
     curve = LossCurve.from_bins([0.0, 6.0, 0.0, 2.0], [0, 3, 0, 4])
     assert curve.values == (2.0, 2.0, 2.0, 0.5)
     assert LossCurve(values=(0.5,))(torch.tensor([0.0, 1.0])).tolist() == [0.5, 0.5]

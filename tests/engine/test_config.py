@@ -31,7 +31,7 @@ def write(path: Path, value) -> Path:
 
 
 def test_the_file_adds_what_no_option_says(tmp_path: Path) -> None:
-    """Fault: the file ignored, or a section of it replacing ours as a whole."""
+    """Catches: the file ignored, or a section of it replacing ours as a whole."""
     file = write(
         tmp_path / "ds.json",
         {
@@ -75,7 +75,7 @@ def test_the_file_adds_what_no_option_says(tmp_path: Path) -> None:
     ],
 )
 def test_contradictions_name_both(tmp_path: Path, theirs, message: str) -> None:
-    """Fault: one of two that contradict winning in silence."""
+    """Catches: one of two that contradict winning in silence."""
     with pytest.raises(UsageError) as error:
         merged_with(write(tmp_path / "ds.json", theirs))
     assert message in error.value.message
@@ -83,7 +83,7 @@ def test_contradictions_name_both(tmp_path: Path, theirs, message: str) -> None:
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
-    """Fault: a traceback for a file that is missing or not JSON."""
+    """Catches: a traceback for a file that is missing or not JSON."""
     with pytest.raises(UsageError, match="cannot read"):
         read_file(tmp_path / "none.json")
     (tmp_path / "ds.json").write_text("{1: 2}")
@@ -93,7 +93,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("offload", "zero"), [("optimizer", 0), ("params", 2)])
 def test_offload_needs_its_stage(offload: str, zero: int) -> None:
-    """Fault: an option that DeepSpeed ignores, or its own traceback."""
+    """Catches: an option that DeepSpeed ignores, or its own traceback."""
     with pytest.raises(
         UsageError, match=rf"--offload {offload} needs --zero \d, not --zero {zero}"
     ):
@@ -113,7 +113,7 @@ def test_offload_needs_its_stage(offload: str, zero: int) -> None:
     ],
 )
 def test_the_stage_that_no_option_says(size: int, offload: str, file: dict, stage: int) -> None:
-    """Fault: one process that shards for nobody, an offload refused for want of a stage, or a
+    """Catches: one process that shards for nobody, an offload refused for want of a stage, or a
     file's stage called a contradiction of an option that nobody gave."""
     assert default_stage(offload, World(0, size), file) == stage
     assert engine_config(

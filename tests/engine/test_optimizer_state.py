@@ -13,7 +13,7 @@ from tests.tiny import finish, train_settings
 
 
 def test_state_that_is_not_whole(store: Path, tmp_path: Path) -> None:
-    """Fault: training on with moments of zero where a file of the state is missing or damaged."""
+    """Catches: training on with moments of zero where a file of the state is missing or damaged."""
     finish(train(train_settings(store, tmp_path / "run", steps=2)))
     state = RunDir(tmp_path / "run").newest() / "state"
     (file,) = state.iterdir()

@@ -91,7 +91,7 @@ def test_fp16_applies_the_gradients_of_fp32(zero: int, clip: float) -> None:
 
 @every_stage
 def test_an_overflow_is_skipped_and_halves_the_scale(zero: int) -> None:
-    """Fault: a step with infinite gradients applied; or, as DeepSpeed's stages 1 to 3 do by
+    """Catches: a step with infinite gradients applied; or, as DeepSpeed's stages 1 to 3 do by
     themselves, a scale that stays, so that every step is skipped for ever."""
     with engine(torch.float16, zero=zero) as half:
         load_scaler_state(half, {"scale": 2.0**40, "good_steps": 7})
@@ -107,7 +107,8 @@ def test_an_overflow_is_skipped_and_halves_the_scale(zero: int) -> None:
 
 @every_stage
 def test_the_scale_doubles_where_it_would_have(zero: int) -> None:
-    """Fault: a resumed run whose scale doubles at another step than that of one run throughout."""
+    """Catches: a resumed run whose scale doubles at another step than that of one run
+    throughout."""
     other = (zero + 1) % 4
     with engine(torch.float16, zero=zero) as half:
         load_scaler_state(half, {"scale": 1024.0, "good_steps": 1996})
@@ -129,7 +130,8 @@ def test_the_scale_doubles_where_it_would_have(zero: int) -> None:
 
 @every_stage
 def test_fp32_after_fp16_has_no_scale(zero: int) -> None:
-    """Fault: DeepSpeed's memory of an earlier engine's float16 making a scaler for a later one."""
+    """Catches: DeepSpeed's memory of an earlier engine's float16 making a scaler for a later
+    one."""
     with engine(torch.float16, zero=1) as half:
         assert loss_scale(half) == 65536
     with engine(torch.float32, zero=zero) as exact:

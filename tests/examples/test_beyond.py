@@ -22,7 +22,7 @@ def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_choice_is_one_that_sit_takes() -> None:
-    """Options are fields of the settings, and every name is there once."""
+    """Catches: an option that the settings do not have, or a name that is there twice."""
     from mechanisms import BASE, BY_NAME, DRAWINGS, MECHANISMS
 
     from sitcli.settings.sample import SampleSettings
@@ -39,7 +39,7 @@ def test_every_choice_is_one_that_sit_takes() -> None:
 
 @pytest.mark.parametrize("name", ["fast", "fast-sync", "lightning"])
 def test_a_preset_is_measured_as_it_is(name: str) -> None:
-    """The learning rate and AdamW's beta2 are the base's in the study; all else is the preset."""
+    """Catches: a preset changed in more than its learning rate and beta2, which are the base's."""
     from mechanisms import BY_NAME
 
     from sitcli.settings.presets import TRAIN
@@ -60,6 +60,7 @@ def test_a_preset_is_measured_as_it_is(name: str) -> None:
     ],
 )
 def test_verdicts(values: list[float], base: list[float], verdict: str) -> None:
+    """Catches: a difference within the spread of the seeds told as a finding."""
     from report import difference
 
     cells = [dict(enumerate(dict(fd=v) for v in row)) for row in (values, base)]
@@ -67,6 +68,7 @@ def test_verdicts(values: list[float], base: list[float], verdict: str) -> None:
 
 
 def test_equal_time_is_another_checkpoint_where_there_is_one() -> None:
+    """Catches: figures at equal steps given for figures at equal time."""
     from report import Results
 
     cells = {
@@ -82,6 +84,7 @@ def test_equal_time_is_another_checkpoint_where_there_is_one() -> None:
 
 @pytest.mark.slow
 def test_a_tiny_study_from_end_to_end(tmp_path: Path) -> None:
+    """Catches: a study whose parts do not fit together, or that measures again what it has."""
     random = np.random.default_rng(0)
     for label in range(10):
         folder = tmp_path / "pictures" / str(label)

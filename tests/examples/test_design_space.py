@@ -21,7 +21,7 @@ def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("size", ["Mi", "Ti", "S"])
 def test_the_tables_name_only_what_there_is(size: str) -> None:
-    """A row or claim whose name is misspelt would be lost, or fail after an hour."""
+    """Catches: a row or claim whose name is misspelt, lost or found after an hour."""
     from cells import SAMPLERS, runs, sections
 
     used = set()
@@ -37,7 +37,7 @@ def test_the_tables_name_only_what_there_is(size: str) -> None:
 
 
 def test_every_choice_is_one_that_sit_takes() -> None:
-    """Options are fields of the settings, and one that sit has renamed is found here."""
+    """Catches: an option that sit has renamed since."""
     from cells import SAMPLERS, Budget, runs
 
     from sitcli.settings.sample import SampleSettings
@@ -64,7 +64,7 @@ def test_every_choice_is_one_that_sit_takes() -> None:
     ],
 )
 def test_verdicts(better: list[float], worse: list[float], tie: bool, verdict: str) -> None:
-    """A difference within the spread of the seeds must not be told as a finding."""
+    """Catches: a difference within the spread of the seeds told as a finding."""
     from cells import Claim, Row, Section
     from report import Results, judge
 
@@ -78,7 +78,7 @@ def test_verdicts(better: list[float], worse: list[float], tie: bool, verdict: s
 
 
 def test_split_is_a_function_of_the_names(tmp_path: Path) -> None:
-    """A held-out image that a network has seen would flatter the classifier."""
+    """Catches: a held-out image that a network has seen, which would flatter the classifier."""
     from prepare import split
 
     from sitcli.images.source import open_source
@@ -97,7 +97,7 @@ def test_split_is_a_function_of_the_names(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_tiny_study_from_end_to_end(tmp_path: Path) -> None:
-    """Two sections in little; a second call has nothing left to do."""
+    """Catches: sections that do not fit together, or a second call that does work again."""
     _write_pictures(tmp_path / "pictures", 30)
     words = [sys.executable, str(EXAMPLE / "study.py"), "--data", str(tmp_path / "pictures")]
     words += ["--out", str(tmp_path / "out"), "--scale", "0.002", "--seeds", "1"]

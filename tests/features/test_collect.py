@@ -12,7 +12,7 @@ from tests.commands.evaluate.measuring import events_and_result, first_done, pix
 
 
 def test_nothing_is_extracted_twice(pipeline):
-    """Catches kept features that are not used, and the figures changing because of them."""
+    """Catches: kept features that are not used, and the figures changing because of them."""
     _, first = events_and_result(evaluate(pixel_settings(fid=True, kid=True)))
     kept = list((pipeline / "out.stats").iterdir())
     assert sorted(path.suffix for path in kept) == [".features", ".npz"]
@@ -28,7 +28,7 @@ def test_nothing_is_extracted_twice(pipeline):
 
 
 def test_an_interrupted_evaluation_goes_on_with_the_same_figures(pipeline, monkeypatch):
-    """Catches rows flagged before they are written, or written to the wrong place on resuming."""
+    """Catches: rows flagged before they are written, or written to the wrong place on resuming."""
     from sitcli.features import collect as extraction
 
     monkeypatch.setattr(extraction, "BLOCK", 4)
@@ -46,7 +46,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_same_figures(pipeline, monke
 
 
 def test_damaged_leftovers_are_made_again(pipeline):
-    """Catches a half-written statistics or feature file that stops every later evaluation."""
+    """Catches: a half-written statistics or feature file that stops every later evaluation."""
     _, expected = events_and_result(evaluate(pixel_settings(fid=True, kid=True)))
     for path in [*(pipeline / "out.stats").iterdir(), pipeline / "samples/a/metrics.json"]:
         path.write_bytes(path.read_bytes()[:100])
@@ -56,7 +56,7 @@ def test_damaged_leftovers_are_made_again(pipeline):
 
 
 def test_more_images_than_can_be_kept_give_the_same_distance(pipeline, monkeypatch):
-    """Catches the streaming path differing from the kept one, and a metric that needs features
+    """Catches: the streaming path differing from the kept one, and a metric that needs features
     being tried without them."""
     from sitcli.features import collect as extraction
 
@@ -72,7 +72,7 @@ def test_more_images_than_can_be_kept_give_the_same_distance(pipeline, monkeypat
 
 
 def test_sums_of_a_large_set_go_on_where_they_were(pipeline, monkeypatch):
-    """Fault: chunks counted twice or lost when features are too many to keep and a run is cut."""
+    """Catches: chunks counted twice or lost when features are too many to keep and a run is cut."""
     from sitcli.features import collect as extraction
 
     _, expected = events_and_result(evaluate(pixel_settings()))

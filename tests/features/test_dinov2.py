@@ -10,9 +10,9 @@ CPU = torch.device("cpu")
 
 
 def test_dinov2_is_its_own_papers_network(tmp_path):
-    """Faults: another class token, norm or activation than DINOv2's, pictures that are rounded or
-    not antialiased, and the position grid resized by timm's recipe: written out from the weights.
-    """
+    """Catches: another class token, norm or activation than DINOv2's, pictures that are rounded or
+    not antialiased, and the position grid resized by timm's recipe: written out from the
+    weights."""
     import timm
     import torch.nn.functional as F
 

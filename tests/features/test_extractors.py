@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 def test_pixels_are_area_averages():
-    """Catches a resize that samples instead of averaging, and sizes of features."""
+    """Catches: a resize that samples instead of averaging, and sizes of features."""
     extract = load_extractor(choose_features("pixels", None), CPU).extract
     images = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     features = extract(images.to(torch.uint8))["pool"]
@@ -21,7 +21,7 @@ def test_pixels_are_area_averages():
 
 
 def test_wrong_files_and_combinations_are_refused(tmp_path):
-    """Catches tracebacks for files that are not what the option says."""
+    """Catches: tracebacks for files that are not what the option says."""
     junk = tmp_path / "junk.pt"
     junk.write_bytes(b"no module" * 100)
     with pytest.raises(SitError, match="not a TorchScript module"):

@@ -9,7 +9,7 @@ from sitcli.features.inception import INCEPTION_FILE
 
 
 def test_missing_inception_weights_are_named_and_never_fetched(tmp_path, monkeypatch):
-    """Catches a silent download (or a hang offline), and an error that does not help."""
+    """Catches: a silent download (or a hang offline), and an error that does not help."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     with pytest.raises(SitError) as caught:

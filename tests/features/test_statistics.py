@@ -10,7 +10,7 @@ from tests.tiny import moments
 
 
 def test_statistics_files_come_back_and_damage_is_one_line(tmp_path):
-    """Catches statistics that change on the way, and numpy's or zipfile's own errors."""
+    """Catches: statistics that change on the way, and numpy's or zipfile's own errors."""
     path = tmp_path / "s.npz"
     gaussian = gaussian_of(moments(np.random.default_rng(6).normal(size=(20, 5))))
     save_statistics(path, gaussian, features="pixels")

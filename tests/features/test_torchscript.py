@@ -23,7 +23,7 @@ class Mean(torch.nn.Module):
 
 
 def test_a_torchscript_module_is_an_extractor(tmp_path):
-    """Catches a change of layout or dtype before the user's module; and outputs of wrong form."""
+    """Catches: a change of layout or dtype before the user's module; and outputs of wrong form."""
     path = tmp_path / "mean.pt"
     torch.jit.save(torch.jit.script(Mean()), path)
     features = choose_features(str(path), None)

@@ -13,7 +13,7 @@ from tests.images.archives import encoded, flat_image
 
 
 def test_every_mode_becomes_rgb():
-    """Catches palettes, greyscale, CMYK or bilevel images with wrong colours."""
+    """Catches: palettes, greyscale, CMYK or bilevel images with wrong colours."""
     red = flat_image((200, 30, 40))
     exact = {"PNG": encoded(red), "WebP": encoded(red, "WEBP", lossless=True),
              "BMP": encoded(red, "BMP"), "P": encoded(red.quantize(4)),
@@ -31,7 +31,7 @@ def test_every_mode_becomes_rgb():
 
 
 def test_transparency_is_composited_on_white():
-    """Catches the garbage colours under transparent pixels shining through."""
+    """Catches: the garbage colours under transparent pixels shining through."""
     clear = (255, 255, 255)
     rgba = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
     half = Image.new("RGBA", (2, 2), (0, 0, 0, 128))
@@ -62,7 +62,7 @@ def png16(values, colour_type):
 
 
 def test_16_bit_images_are_scaled_not_clipped():
-    """Catches every value above 255 turning white, as Pillow's own conversion does."""
+    """Catches: every value above 255 turning white, as Pillow's own conversion does."""
     values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
     expected = values / 257
     grey = np.array(decode(png16(values, 0)))
@@ -75,7 +75,7 @@ def test_16_bit_images_are_scaled_not_clipped():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_undone(orientation):
-    """Catches photographs that lie on their side."""
+    """Catches: photographs that lie on their side."""
     upright = np.zeros((16, 32, 3), np.uint8)
     upright[:8, :8] = 250  # a bright corner, top left
     stored = {
@@ -93,7 +93,7 @@ def test_exif_rotation_is_undone(orientation):
 
 
 def test_broken_files_say_why():
-    """Catches a half-read JPEG that would be encoded with grey below."""
+    """Catches: a half-read JPEG that would be encoded with grey below."""
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     for format in ("JPEG", "PNG", "WEBP"):
         whole = encoded(Image.fromarray(noise), format)
@@ -120,7 +120,7 @@ def reference_center_crop(image, size):
     "shape", [(300, 200), (64, 64), (65, 130), (127, 600), (40, 30), (257, 33)]
 )
 def test_adm_crop_is_adms(shape):
-    """Catches another filter, order or rounding than the published models were trained with."""
+    """Catches: another filter, order or rounding than the published models were trained with."""
     picture = np.random.default_rng(1).integers(0, 255, (*shape, 3), np.uint8)
     image = Image.fromarray(picture)
     result = to_square(image, 32, "adm")
@@ -129,7 +129,7 @@ def test_adm_crop_is_adms(shape):
 
 
 def test_other_crops():
-    """Catches `resize` that crops, and `none` that touches pixels or lets a wrong size pass."""
+    """Catches: `resize` that crops, and `none` that touches pixels or lets a wrong size pass."""
     picture = np.random.default_rng(1).integers(0, 255, (32, 48, 3), np.uint8)
     picture[:, :4] = 0
     wide = Image.fromarray(picture)

@@ -18,7 +18,7 @@ def mask(picture):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_are_whole_plain_and_anti_aliased(name):
-    """Would catch a shape cut off by the frame, lost in its ground, or with jagged edges."""
+    """Catches: a shape cut off by the frame, lost in its ground, or with jagged edges."""
     for index in range(30):
         picture = draw_shape(name, index, size=32, seed=3)
         assert picture.shape == (32, 32, 3)
@@ -33,7 +33,7 @@ def test_shapes_are_whole_plain_and_anti_aliased(name):
 
 
 def test_classes_are_told_apart():
-    """Would catch two classes that look alike: nearest neighbours must name the shape."""
+    """Catches: two classes that look alike: nearest neighbours must name the shape."""
 
     def masks(indices):
         found = [
@@ -50,7 +50,7 @@ def test_classes_are_told_apart():
 
 
 def test_pictures_are_a_function_of_seed_name_and_index():
-    """Would catch a generator shared between pictures, or Python's salted hash as a seed."""
+    """Catches: a generator shared between pictures, or Python's salted hash as a seed."""
     picture = draw_shape("heart", 7, size=32, seed=1)
     assert not np.array_equal(picture, draw_shape("heart", 8, size=32, seed=1))
     assert not np.array_equal(picture, draw_shape("heart", 7, size=32, seed=2))

@@ -8,7 +8,7 @@ from tests.images.archives import TREE, write_folder
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
-    """Catches an endless listing, and class folders that are links left out."""
+    """Catches: an endless listing, and class folders that are links left out."""
     write_folder(tmp_path / "real", TREE)
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "k").symlink_to(tmp_path / "real" / "a")

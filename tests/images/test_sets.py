@@ -23,7 +23,7 @@ def read_all(images, indices=None, batch_size=4):
 @pytest.mark.parametrize("kind", ["folder", "sample set", "npz", "deflated"])
 @pytest.mark.parametrize("indices", [list(range(9)), [0, 3, 4, 8]])
 def test_the_images_asked_for_come_in_order(tmp_path, kind, indices):
-    """Catches rows at wrong offsets of an npz or store, and threads that overtake each other."""
+    """Catches: rows at wrong offsets of an npz or store, and threads that overtake each other."""
     images = pixels(9, 5, 7)
     path = tmp_path / "it"
     if kind == "folder":
@@ -40,14 +40,14 @@ def test_the_images_asked_for_come_in_order(tmp_path, kind, indices):
 
 
 def test_batches_are_uint8_and_channels_first(tmp_path):
-    """Catches an extractor that is given NHWC or floats."""
+    """Catches: an extractor that is given NHWC or floats."""
     path = write_folder(tmp_path / "it", pixels(5))
     shapes = [(tuple(b.shape), b.dtype) for b in batches(open_images(path), range(5), 4)]
     assert shapes == [((4, 3, 6, 6), torch.uint8), ((1, 3, 6, 6), torch.uint8)]
 
 
 def test_a_reference_folder_is_cropped_to_the_samples(tmp_path):
-    """Catches photographs compared at their own size or shape."""
+    """Catches: photographs compared at their own size or shape."""
     path = write_folder(tmp_path / "it", pixels(3, 20, 30))
     opened = open_images(path, size=(8, 8))
     assert read_all(opened).shape == (3, 8, 8, 3)
@@ -57,7 +57,7 @@ def test_a_reference_folder_is_cropped_to_the_samples(tmp_path):
 
 
 def test_mixed_sizes_and_broken_pictures_are_named(tmp_path):
-    """Catches a stack of unequal arrays, and a decoder's own exception."""
+    """Catches: a stack of unequal arrays, and a decoder's own exception."""
     path = write_folder(tmp_path / "it", pixels(3))
     Image.fromarray(pixels(1, 6, 8)[0]).save(path / "wide.png")
     with pytest.raises(SitError, match=r"wide\.png is 8x6, not 6x6"):
@@ -68,7 +68,7 @@ def test_mixed_sizes_and_broken_pictures_are_named(tmp_path):
 
 
 def test_a_damaged_npz_is_one_line(tmp_path):
-    """Catches zipfile's, zlib's and numpy's own errors, and damage that is not noticed."""
+    """Catches: zipfile's, zlib's and numpy's own errors, and damage that is not noticed."""
     path = tmp_path / "it.npz"
     for save in (np.savez, np.savez_compressed):
         save(path, arr_0=pixels(40))
@@ -93,14 +93,14 @@ def test_a_damaged_npz_is_one_line(tmp_path):
     ],
 )
 def test_an_npz_of_other_arrays_is_refused(tmp_path, array):
-    """Catches bytes of floats, grey or Fortran-ordered arrays read as colours."""
+    """Catches: bytes of floats, grey or Fortran-ordered arrays read as colours."""
     np.savez(tmp_path / "it.npz", arr_0=array)
     with pytest.raises(SitError, match="arr_0 is"):
         open_images(tmp_path / "it.npz")
 
 
 def test_fingerprints_follow_the_pixels(tmp_path):
-    """Catches kept features of old images used for new ones of the same name and size."""
+    """Catches: kept features of old images used for new ones of the same name and size."""
     a = write_samples(tmp_path / "a", pixels(4))
     b = write_samples(tmp_path / "b", pixels(4))
     c = write_samples(tmp_path / "c", pixels(4, seed=1))
@@ -123,14 +123,14 @@ def test_fingerprints_follow_the_pixels(tmp_path):
 
 
 def test_unfinished_samples_are_refused(tmp_path):
-    """Catches black rows measured as samples."""
+    """Catches: black rows measured as samples."""
     path = write_samples(tmp_path / "a", pixels(4), finish=False)
     with pytest.raises(SitError, match="not finished"):
         open_images(path)
 
 
 def test_kinds(tmp_path):
-    """Catches a sample set's file taken for something else, and nonsense for a folder."""
+    """Catches: a sample set's file taken for something else, and nonsense for a folder."""
     path = write_samples(tmp_path / "a", pixels(4))
     assert kind_of(path) == kind_of(path / "samples.h5") == "sample set"
     (tmp_path / "x.txt").write_text("x")

@@ -41,7 +41,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_source(tmp_path, layout):
-    """Catches wrong byte offsets, labels that are not sorted order, wrappers taken for classes."""
+    """Catches: wrong byte offsets, labels that are not sorted order, wrappers taken for classes."""
     source = pickle.loads(pickle.dumps(open_source(LAYOUTS[layout](tmp_path))))
     assert source.class_names == ["a", "b"]
     assert [item.name for item in source.items] == sorted(TREE)
@@ -53,7 +53,7 @@ def test_every_layout_gives_the_same_source(tmp_path, layout):
 
 
 def test_flat_sources_have_no_classes(tmp_path):
-    """Catches a flat folder's wrapper taken for a class."""
+    """Catches: a flat folder's wrapper taken for a class."""
     flat = {f"{i}.jpg": encoded(flat_image(i), "JPEG") for i in range(3)}
     wrapped = {f"photos/{name}": data for name, data in flat.items()}
     for path in (
@@ -69,7 +69,7 @@ def test_flat_sources_have_no_classes(tmp_path):
 
 
 def test_one_class_folder_is_a_class(tmp_path):
-    """Catches a single class that is seen through, so that its name is lost."""
+    """Catches: a single class that is seen through, so that its name is lost."""
     one = {name: data for name, data in TREE.items() if name.startswith("a/")}
     for path in (
         write_folder(tmp_path / "x", one),
@@ -80,7 +80,7 @@ def test_one_class_folder_is_a_class(tmp_path):
 
 
 def test_other_files_are_skipped_and_counted(tmp_path):
-    """Catches notes and a file manager's litter encoded as images, or mistaken for classes."""
+    """Catches: notes and a file manager's litter encoded as images, or mistaken for classes."""
     litter = {"readme.txt": b"x", "a/.DS_Store": b"x", "__MACOSX/a/._0.png": b"x", "._a": b"x"}
     for path in (
         write_folder(tmp_path / "x", {**TREE, **litter}),
@@ -92,7 +92,7 @@ def test_other_files_are_skipped_and_counted(tmp_path):
 
 
 def test_the_fingerprint_sees_names_and_sizes(tmp_path):
-    """Catches a changed source that would be mixed into an old store."""
+    """Catches: a changed source that would be mixed into an old store."""
     kinds = [TREE, {**TREE, "a/9.png": b""}, {**TREE, "a/0.png": TREE["a/0.png"] + b"x"}]
     prints = {open_source(write_folder(tmp_path / str(i), f)).fingerprint
               for i, f in enumerate(kinds)}  # fmt: skip
@@ -100,7 +100,7 @@ def test_the_fingerprint_sees_names_and_sizes(tmp_path):
 
 
 def test_sources_that_cannot_be_used_are_named(tmp_path):
-    """Catches tracebacks, and a compressed tar read as if it had byte offsets."""
+    """Catches: tracebacks, and a compressed tar read as if it had byte offsets."""
     write_folder(tmp_path / "mixed", {**TREE, "top.png": TREE["a/0.png"]})
     write_folder(tmp_path / "none", {"a.txt": b"", "b/c.csv": b""})
     (tmp_path / "empty").mkdir()

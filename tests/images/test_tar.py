@@ -7,7 +7,7 @@ from tests.images.archives import TREE, encoded, flat_image, write_tar
 
 
 def test_a_member_written_again_replaces_the_first(tmp_path):
-    """Catches images doubled by `tar -r`, and hard links that tar stores once."""
+    """Catches: images doubled by `tar -r`, and hard links that tar stores once."""
     path = write_tar(tmp_path / "x.tar", TREE)
     write_tar(path, {"a/0.png": encoded(flat_image(99))}, mode="a")
     with tarfile.open(path, "a") as archive:

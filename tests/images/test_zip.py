@@ -10,7 +10,7 @@ from tests.images.archives import TREE, write_zip
 
 
 def test_damage_inside_an_archive_is_one_broken_image(tmp_path):
-    """Catches a bad member that stops the whole source, or passes unnoticed."""
+    """Catches: a bad member that stops the whole source, or passes unnoticed."""
     path = write_zip(tmp_path / "x.zip", TREE)
     source = open_source(path)
     data = bytearray(path.read_bytes())

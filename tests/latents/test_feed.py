@@ -15,7 +15,7 @@ from sitcli.latents.feed import Feed, Order
 
 
 def test_every_image_once_an_epoch_in_another_order():
-    """Fault: images left out or read twice within an epoch, or every epoch in the same order."""
+    """Catches: images left out or read twice within an epoch, or every epoch in the same order."""
     order = Order(10, seed=3)
     items = np.concatenate([order.batch(step, 4) for step in range(5)])
     epochs = items.reshape(2, 10)
@@ -24,7 +24,7 @@ def test_every_image_once_an_epoch_in_another_order():
 
 
 def test_the_order_is_a_function_of_seed_and_step():
-    """Fault: a resumed run that reads other images than the one it goes on for."""
+    """Catches: a resumed run that reads other images than the one it goes on for."""
     expected = [Order(10, seed=3).batch(step, 7).tolist() for step in range(6)]
     order = Order(10, seed=3)
     assert [order.batch(step, 7).tolist() for step in (5, 0, 3)] == [expected[i] for i in (5, 0, 3)]
@@ -32,7 +32,7 @@ def test_the_order_is_a_function_of_seed_and_step():
 
 
 def test_steps_come_in_order_and_all():
-    """Fault: a step lost, doubled or swapped between the threads."""
+    """Catches: a step lost, doubled or swapped between the threads."""
     feed = Feed(lambda step: step * step, 3, 50)
     assert [feed.get(step) for step in range(3, 50)] == [step * step for step in range(3, 50)]
     with pytest.raises(ValueError, match="step 50"):
@@ -41,7 +41,7 @@ def test_steps_come_in_order_and_all():
 
 
 def test_another_step_than_the_next_is_refused():
-    """Fault: a batch trained on as another step's, silently."""
+    """Catches: a batch trained on as another step's, silently."""
     feed = Feed(lambda step: step, 0, 5)
     with pytest.raises(ValueError, match="step 1 of a feed that is at 0"):
         feed.get(1)
@@ -49,7 +49,7 @@ def test_another_step_than_the_next_is_refused():
 
 
 def test_no_more_than_asked_is_prepared_ahead():
-    """Fault: a feed that fills the memory with batches, or that prepares nothing ahead."""
+    """Catches: a feed that fills the memory with batches, or that prepares nothing ahead."""
     begun = []
     feed = Feed(begun.append, 0, 100, ahead=2)
     for step in range(4):
@@ -63,7 +63,7 @@ def test_no_more_than_asked_is_prepared_ahead():
 
 
 def test_an_error_comes_at_its_step():
-    """Fault: an error that ends the thread in silence, so that training waits for ever."""
+    """Catches: an error that ends the thread in silence, so that training waits for ever."""
 
     def prepare(step):
         if step == 2:
@@ -80,7 +80,7 @@ def test_an_error_comes_at_its_step():
 
 @pytest.mark.parametrize("taken", [0, 1, 5])
 def test_closing_ends_the_thread(taken):
-    """Fault: a thread that reads on, or hangs, after training was interrupted or has ended."""
+    """Catches: a thread that reads on, or hangs, after training was interrupted or has ended."""
     feed = Feed(lambda step: step, 0, 5)
     for step in range(taken):
         feed.get(step)
@@ -92,7 +92,7 @@ def test_closing_ends_the_thread(taken):
 
 
 def test_the_interpreter_ends_with_a_feed_at_work():
-    """Fault: an unclosed feed that keeps the process alive or aborts it at its end."""
+    """Catches: an unclosed feed that keeps the process alive or aborts it at its end."""
     program = (
         "import torch\n"
         "from sitcli.latents.feed import Feed\n"
@@ -104,7 +104,7 @@ def test_the_interpreter_ends_with_a_feed_at_work():
 
 
 def test_other_threads_keep_their_number_of_threads():
-    """Fault: a training step that runs on one processor because its feed does."""
+    """Catches: a training step that runs on one processor because its feed does."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     seen = []
@@ -120,7 +120,7 @@ def test_other_threads_keep_their_number_of_threads():
 
 
 def test_order_visits_everything_once_an_epoch() -> None:
-    """Fault: an order that repeats or drops items, or is the same every epoch."""
+    """Catches: an order that repeats or drops items, or is the same every epoch."""
     order = Order(10, seed=3)
     seen = np.concatenate([order.batch(step, 4) for step in range(5)])
     assert sorted(seen[:10]) == list(range(10))

@@ -12,7 +12,7 @@ from tests.latents.stores import NUM, SIDE, SPEC, C, make_store, make_two
 
 
 def test_several_stores_are_read_as_one(tmp_path):
-    """Fault: items of one store taken from another, at a wrong place, or out of their order."""
+    """Catches: items of one store taken from another, at a wrong place, or out of their order."""
     paths = make_two(tmp_path)
     with Rows(paths[1], writable=True) as file:
         latents, status = np.array(file.array("latents")), file.written
@@ -37,8 +37,8 @@ def test_several_stores_are_read_as_one(tmp_path):
 
 
 def test_one_store_is_itself_and_the_order_of_several_counts(tmp_path):
-    """Fault: a run on one store that no longer finds itself; and the other order, in which an item
-    has another number, taken for the same data."""
+    """Catches: a run on one store that no longer finds itself; and the other order, in which an
+    item has another number, taken for the same data."""
     paths = make_two(tmp_path)
     assert open_stores(paths[:1]).fingerprint == LatentStore.open(paths[0]).fingerprint
     there, back = open_stores(paths).fingerprint, open_stores(paths[::-1]).fingerprint
@@ -47,7 +47,7 @@ def test_one_store_is_itself_and_the_order_of_several_counts(tmp_path):
 
 
 def test_classes_are_joined_by_name(tmp_path):
-    """Fault: class 0 of one store trained as class 0 of another that calls it otherwise."""
+    """Catches: class 0 of one store trained as class 0 of another that calls it otherwise."""
     make_store(tmp_path / "a.h5", class_names=["k0", "k2", "k5"])
     make_store(tmp_path / "b.h5", class_names=["k1", "k2", "k9"], source_fingerprint="g")
     joined = open_stores([tmp_path / "b.h5", tmp_path / "a.h5"])
@@ -58,7 +58,7 @@ def test_classes_are_joined_by_name(tmp_path):
 
 
 def test_without_classes(tmp_path):
-    """Fault: stores of unlabelled images that cannot be joined, or only with labelled ones."""
+    """Catches: stores of unlabelled images that cannot be joined, or only with labelled ones."""
     plain = dict(class_names=[], labels=np.zeros(NUM))
     paths = make_two(tmp_path, **plain)
     with pytest.raises(UsageError, match=r"a\.h5 holds classes and .*b\.h5 none"):
@@ -80,13 +80,13 @@ def test_without_classes(tmp_path):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_stores_that_do_not_fit_together_are_refused(tmp_path, change, message):
-    """Fault: latents of two scales or two autoencoders in one training."""
+    """Catches: latents of two scales or two autoencoders in one training."""
     with pytest.raises(UsageError, match=f"a.h5 and .*b.h5 cannot be read as one: .*{message}"):
         open_stores(make_two(tmp_path, **change))
 
 
 def test_the_same_images_twice_are_refused(tmp_path):
-    """Fault: a store named twice by mistake, whose images then count double."""
+    """Catches: a store named twice by mistake, whose images then count double."""
     paths = make_two(tmp_path)
     with pytest.raises(UsageError, match=r"a\.h5 and .*a\.h5 hold the same images"):
         open_stores([paths[0], paths[1], tmp_path / "." / "a.h5"])

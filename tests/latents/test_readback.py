@@ -9,7 +9,7 @@ from tests.latents.stores import NUM, SIDE, SPEC, C, make_store
 
 
 def test_statistics_are_those_of_the_latents_training_draws(tmp_path):
-    """Catches broken rows counted, the posterior's spread or the scaling left out."""
+    """Catches: broken rows counted, the posterior's spread or the scaling left out."""
     scale = np.array([0.5, 2.0, 3.0])
     data = make_store(tmp_path / "a.h5", scaling=scale.tolist())
     check = ReadBack(LatentStore.open(tmp_path / "a.h5"))
@@ -25,7 +25,7 @@ def test_statistics_are_those_of_the_latents_training_draws(tmp_path):
 
 
 def test_reading_back_finds_damaged_rows(tmp_path, monkeypatch):
-    """Catches a verification that compares a file with itself, or looks at one copy only."""
+    """Catches: a verification that compares a file with itself, or looks at one copy only."""
     monkeypatch.setattr("sitcli.latents.store.READ_BYTES", 1000)  # several pieces
     path = tmp_path / "a.h5"
     make_store(path)

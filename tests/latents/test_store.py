@@ -13,7 +13,7 @@ from tests.latents.stores import NUM, SIDE, SPEC, C, make_store
 
 
 def test_items_are_the_readable_images(tmp_path):
-    """Catches a broken image's zeros reaching training, or labels shifted by it."""
+    """Catches: a broken image's zeros reaching training, or labels shifted by it."""
     data = make_store(tmp_path / "a.h5")
     store = LatentStore.open(tmp_path / "a.h5")
     good = np.delete(np.arange(NUM), 4)
@@ -28,7 +28,7 @@ def test_items_are_the_readable_images(tmp_path):
 
 
 def test_batch_reads_what_h5py_reads(tmp_path):
-    """Catches wrong offsets, mean and std mixed up, and flips taken from the wrong rows."""
+    """Catches: wrong offsets, mean and std mixed up, and flips taken from the wrong rows."""
     path = tmp_path / "a.h5"
     make_store(path, scaling=[0.5, 2.0, 3.0])
     indices = np.array([7, 0, 3, 7, 10])
@@ -49,7 +49,7 @@ def test_batch_reads_what_h5py_reads(tmp_path):
 
 
 def test_a_deterministic_store_ignores_noise(tmp_path):
-    """Catches channels taken for a posterior's std where there is none."""
+    """Catches: channels taken for a posterior's std where there is none."""
     data = make_store(tmp_path / "a.h5", kind="latents", flips=False)
     store = LatentStore.open(tmp_path / "a.h5")
     assert store.latent_shape == (C, SIDE, SIDE)
@@ -60,7 +60,7 @@ def test_a_deterministic_store_ignores_noise(tmp_path):
 
 
 def test_reading_never_changes_the_store(tmp_path):
-    """Catches an in-place operation on the mapped file."""
+    """Catches: an in-place operation on the mapped file."""
     make_store(tmp_path / "a.h5", kind="latents")
     before = (tmp_path / "a.h5").read_bytes()
     store = LatentStore.open(tmp_path / "a.h5")
@@ -70,7 +70,7 @@ def test_reading_never_changes_the_store(tmp_path):
 
 
 def test_checksum_sees_latents_flips_and_labels(tmp_path):
-    """Catches a checksum blind to part of the contents, or different for equal ones."""
+    """Catches: a checksum blind to part of the contents, or different for equal ones."""
     sums = set()
     for name, change in [("a", {}), ("b", {}), ("c", {"labels": np.zeros(NUM)})]:
         make_store(tmp_path / f"{name}.h5", **change)
@@ -84,7 +84,7 @@ def test_checksum_sees_latents_flips_and_labels(tmp_path):
 
 
 def test_fingerprint_is_of_the_contents_not_of_the_file(tmp_path):
-    """Catches two different stores that a run would take for the same, and the reverse."""
+    """Catches: two different stores that a run would take for the same, and the reverse."""
     fingerprints = []
     variants = [{}, {"batch_size": 8}, {"image_size": 64}, {"crop": "resize"},
                 {"autoencoder": {**SPEC, "hash": "cd"}}, {"source_fingerprint": "g"}]  # fmt: skip
@@ -96,7 +96,7 @@ def test_fingerprint_is_of_the_contents_not_of_the_file(tmp_path):
 
 
 def test_what_is_not_a_complete_store_is_refused(tmp_path):
-    """Catches training on half a store, and a hint that does not continue it."""
+    """Catches: training on half a store, and a hint that does not continue it."""
     make_store(tmp_path / "part.h5", complete=False)
     with pytest.raises(SitError, match="not complete: 12 of 12") as failure:
         LatentStore.open(tmp_path / "part.h5")
@@ -114,7 +114,7 @@ def test_what_is_not_a_complete_store_is_refused(tmp_path):
 
 
 def test_the_autoencoders_arrays_come_back(tmp_path):
-    """Catches a store whose latents could not be decoded again."""
+    """Catches: a store whose latents could not be decoded again."""
     make_store(tmp_path / "a.h5")
     store = LatentStore.open(tmp_path / "a.h5")
     assert store.autoencoder == SPEC

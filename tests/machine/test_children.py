@@ -64,7 +64,7 @@ def start(tmp_path, what: str) -> subprocess.Popen:
     ],
 )
 def test_how_processes_end(tmp_path, what: str, code: int, words: str) -> None:
-    """Fault: processes that outlive one that failed, another exit code, a reason not told."""
+    """Catches: processes that outlive one that failed, another exit code, a reason not told."""
     began = time.monotonic()
     process = start(tmp_path, what)
     _, errors = process.communicate(timeout=30)
@@ -74,7 +74,7 @@ def test_how_processes_end(tmp_path, what: str, code: int, words: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_signals_reach_all(tmp_path, number: int) -> None:
-    """Fault: processes that go on when the one that started them is told to end, or killed."""
+    """Catches: processes that go on when the one that started them is told to end, or killed."""
     process = start(tmp_path, "sleep")
     pids = [int(process.stdout.readline().split()[2]) for _ in range(3)]
     process.send_signal(number)

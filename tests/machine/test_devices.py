@@ -22,7 +22,7 @@ def pretend_gpus(monkeypatch: pytest.MonkeyPatch, number: int, capability: int =
 
 
 def test_gpus_always_have_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: `--device cuda` without an index, which torch.cuda.set_device refuses, or all ranks
+    """Catches: `--device cuda` without an index, which torch.cuda.set_device refuses, or all ranks
     of a launcher on GPU 0."""
     pretend_gpus(monkeypatch, 4)
     assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 0)
@@ -42,7 +42,7 @@ def test_gpus_always_have_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_missing_devices(monkeypatch, gpus: int, rank: str, name: str, message: str) -> None:
-    """Fault: a missing device, or more processes than GPUs, found by a CUDA traceback."""
+    """Catches: a missing device, or more processes than GPUs, found by a CUDA traceback."""
     pretend_gpus(monkeypatch, gpus)
     monkeypatch.setenv("LOCAL_RANK", rank)
     with pytest.raises(UsageError, match=message):
@@ -50,7 +50,7 @@ def test_missing_devices(monkeypatch, gpus: int, rank: str, name: str, message: 
 
 
 def test_auto_precision_needs_real_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: bf16 chosen on a V100 or T4, which only emulates it."""
+    """Catches: bf16 chosen on a V100 or T4, which only emulates it."""
     device = torch.device("cuda", 0)
     pretend_gpus(monkeypatch, 1, capability=8)
     assert resolve_precision("auto", device) == torch.bfloat16
@@ -59,13 +59,14 @@ def test_auto_precision_needs_real_bf16(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_fp16_is_not_bound_to_a_gpu() -> None:
-    """Fault: fp16 refused on a CPU, where alone most tests of its loss scale can run."""
+    """Catches: fp16 refused on a CPU, where alone most tests of its loss scale can run."""
     assert resolve_precision("fp16", torch.device("cpu")) == torch.float16
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone gives pages back")
 def test_freed_memory_is_kept() -> None:
-    """Fault: every large tensor waits for fresh pages, thousands of them; counted by the kernel."""
+    """Catches: every large tensor waits for fresh pages, thousands of them; counted by the
+    kernel."""
     lines = [
         "import resource, torch",
         "from sitcli.machine.devices import tune_cpu",
@@ -91,7 +92,7 @@ def test_freed_memory_is_kept() -> None:
     ],
 )
 def test_threads_are_those_of_the_share(environment, processors, threads) -> None:
-    """Fault: every process with as many threads as the machine has cores, or a user overruled."""
+    """Catches: every process with as many threads as the machine has cores, or a user overruled."""
     lines = [
         "import torch",
         "from sitcli.machine import devices, world",

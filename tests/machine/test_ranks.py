@@ -123,7 +123,7 @@ def test_a_rank_that_never_comes_is_not_waited_for_but_one_at_work_is() -> None:
 
 
 def test_three_ranks() -> None:
-    """Fault: a failure of one rank that the others do not see, that is said by all or names no
+    """Catches: a failure of one rank that the others do not see, that is said by all or names no
     rank; work of the first done by each; a rank that does not wait, or does not notice that
     another has gone (its end, 10 s later, would say lost: False)."""
     said = [json.loads(text) for text in run_ranks(PROGRAM, 3)]

@@ -22,13 +22,13 @@ def environment(monkeypatch):
 
 
 def test_alone_without_a_launcher(environment) -> None:
-    """Fault: a process that waits for others nobody started."""
+    """Catches: a process that waits for others nobody started."""
     assert World.from_environment() == World(0, 1)
     assert World(1, 4).slice(8) == slice(2, 4)
 
 
 def test_torchrun_and_an_option_that_contradicts(environment) -> None:
-    """Fault: eight processes of a launcher that each start two more, or ignore --procs 2."""
+    """Catches: eight processes of a launcher that each start two more, or ignore --procs 2."""
     environment |= {"RANK": "3", "WORLD_SIZE": "8"}
     assert world_for(gpus=None, procs=None) == world_for(gpus=8, procs=None) == World(3, 8)
     with pytest.raises(UsageError, match=r"--procs 2: a launcher has started 8"):
@@ -38,7 +38,7 @@ def test_torchrun_and_an_option_that_contradicts(environment) -> None:
 
 
 def test_the_device_of_gpus_and_procs() -> None:
-    """Fault: --gpus that trains on a CPU, or --device cuda under --procs ignored."""
+    """Catches: --gpus that trains on a CPU, or --device cuda under --procs ignored."""
     assert device_name("auto", gpus=2, procs=None) == "cuda"
     assert device_name("auto", gpus=None, procs=2) == "cpu"
     assert device_name("mps", gpus=None, procs=None) == "mps"
@@ -53,7 +53,7 @@ def test_the_device_of_gpus_and_procs() -> None:
     [("gpu[007-012,020],other3", "gpu007"), ("a3,b[1-2]", "a3"), ("n[1,5]", "n1"), ("one", "one")],
 )
 def test_srun(environment, nodes: str, first: str) -> None:
-    """Fault: tasks of srun that each train alone, or look for the first node in vain."""
+    """Catches: tasks of srun that each train alone, or look for the first node in vain."""
     environment |= {
         "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1",
         "SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "1234567",
@@ -68,7 +68,7 @@ def test_srun(environment, nodes: str, first: str) -> None:
 
 
 def test_a_batch_script_is_no_task_of_srun(environment) -> None:
-    """Fault: a command typed in sbatch's script that waits for tasks srun never started."""
+    """Catches: a command typed in sbatch's script that waits for tasks srun never started."""
     environment |= {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}
     adopt_slurm()
     assert World.from_environment() == World(0, 1)
@@ -87,7 +87,7 @@ def test_a_batch_script_is_no_task_of_srun(environment) -> None:
     ],
 )
 def test_a_containers_share_is_what_there_is(tmp_path, monkeypatch, files, number) -> None:
-    """Fault: 64 threads in a container that has two of 64 processors."""
+    """Catches: 64 threads in a container that has two of 64 processors."""
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

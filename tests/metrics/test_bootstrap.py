@@ -10,8 +10,9 @@ from tests.tiny import moments
 
 
 def test_the_bootstraps_spread_is_that_of_new_samples():
-    """Fault: resamples of the wrong size, or without replacement, whose spread is another than the
-    one fresh samples have: here the distance of 300 draws of a known Gaussian, drawn 200 times."""
+    """Catches: resamples of the wrong size, or without replacement, whose spread is another than
+    the one fresh samples have: here the distance of 300 draws of a known Gaussian, drawn 200
+    times."""
     rng = np.random.default_rng(3)
     target = Gaussian(np.zeros(4), np.eye(4), None)
 
@@ -24,7 +25,7 @@ def test_the_bootstraps_spread_is_that_of_new_samples():
 
 
 def test_resamples_give_the_distance_of_repeated_images():
-    """Fault: moments of counts that differ from those of the images written out."""
+    """Catches: moments of counts that differ from those of the images written out."""
     features = np.random.default_rng(4).normal(size=(50, 6)).astype(np.float32)
     target = Gaussian(np.ones(6), np.diag(np.arange(1.0, 7.0)), None)
 

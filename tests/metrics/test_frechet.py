@@ -10,7 +10,7 @@ from tests.tiny import moments
 
 
 def test_frechet_distance_of_commuting_gaussians_is_the_closed_form():
-    """Catches a wrong trace term: sum (sqrt a - sqrt b)^2 + |m|^2 when both are diagonal."""
+    """Catches: a wrong trace term: sum (sqrt a - sqrt b)^2 + |m|^2 when both are diagonal."""
     rotation = np.linalg.qr(np.random.default_rng(2).normal(size=(6, 6)))[0]
     a, b = np.arange(1.0, 7.0), np.array([4.0, 0.5, 9.0, 1.0, 2.0, 0.0])
     first = Gaussian(np.zeros(6), rotation @ np.diag(a) @ rotation.T, None)
@@ -22,7 +22,7 @@ def test_frechet_distance_of_commuting_gaussians_is_the_closed_form():
 
 @pytest.mark.parametrize("num", [5, 200])
 def test_a_shift_costs_its_square_and_nothing_costs_nothing(num):
-    """Catches rounding from square roots of zero eigenvalues when images are fewer than features
+    """Catches: rounding from square roots of zero eigenvalues when images are fewer than features
     (5 of 64), which an eigenvalue method leaves at 1e-6 of the trace."""
     vectors = np.random.default_rng(3).normal(size=(num, 64)) * 100
     same, shifted = gaussian_of(moments(vectors)), gaussian_of(moments(vectors + 3.0))
@@ -32,7 +32,7 @@ def test_a_shift_costs_its_square_and_nothing_costs_nothing(num):
 
 
 def test_constant_images_have_a_distance():
-    """Catches a crash or nan for covariances that are exactly zero."""
+    """Catches: a crash or nan for covariances that are exactly zero."""
     constant = gaussian_of(moments(np.ones((10, 8))))
     other = gaussian_of(moments(np.zeros((10, 8))))
     assert frechet_distance(constant, other) == pytest.approx(8.0, rel=1e-12)
@@ -40,7 +40,7 @@ def test_constant_images_have_a_distance():
 
 
 def test_frechet_distance_equals_torch_fidelitys_and_is_exact_where_that_is_not():
-    """Catches a difference in formula; and, for fewer images than features, in precision: the
+    """Catches: a difference in formula; and, for fewer images than features, in precision: the
     factors are then known, torch-fidelity is off by 1e-7 and we may be by 1e-12."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
@@ -66,7 +66,7 @@ def test_frechet_distance_equals_torch_fidelitys_and_is_exact_where_that_is_not(
 
 @pytest.mark.parametrize(("num", "width"), [(40, 12), (6, 12), (2, 12)])
 def test_the_square_roots_error_is_what_is_said(num, width):
-    """Fault: a square root that loses half the digits, when images are fewer than features too:
+    """Catches: a square root that loses half the digits, when images are fewer than features too:
     against 60 digits, tr((S1 S2)^(1/2)) from the eigenvalues of S1 S2, which mpmath can afford."""
     mpmath = pytest.importorskip("mpmath")
     rng = np.random.default_rng(num)

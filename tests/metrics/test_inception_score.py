@@ -7,7 +7,7 @@ from sitcli.metrics.inception_score import inception_score
 
 
 def test_inception_score_of_certain_and_balanced_classes_is_their_number():
-    """Catches splits of sorted files that do not see all classes, and a wrong number of them."""
+    """Catches: splits of sorted files that do not see all classes, and a wrong number of them."""
     logits = torch.eye(4).repeat_interleave(250, dim=0) * 100
     score, spread, recipe = inception_score(logits, seed=0, ordered=False)
     assert recipe == {"splits": 10, "shuffled": True}
@@ -20,7 +20,7 @@ def test_inception_score_of_certain_and_balanced_classes_is_their_number():
 
 
 def test_inception_score_takes_the_splits_it_is_told():
-    """Fault: --isc-splits that does nothing; one split of all is the score without a spread."""
+    """Catches: --isc-splits that does nothing; one split of all is the score without a spread."""
     logits = torch.randn(120, 5, generator=torch.Generator().manual_seed(0)) * 3
     one, none, recipe = inception_score(logits, seed=0, ordered=False, splits=1)
     p = logits.double().softmax(1)

@@ -9,7 +9,7 @@ from tests.tiny import moments
 
 
 def test_blocks_give_numpys_mean_and_covariance_even_far_from_zero():
-    """Catches a wrong merge of blocks, and sums of squares that cancel."""
+    """Catches: a wrong merge of blocks, and sums of squares that cancel."""
     vectors = np.random.default_rng(0).normal(size=(50, 5)) + 1e6
     gaussian = gaussian_of(moments(vectors))
     np.testing.assert_allclose(gaussian.mean, vectors.mean(0), rtol=1e-14)
@@ -18,7 +18,7 @@ def test_blocks_give_numpys_mean_and_covariance_even_far_from_zero():
 
 
 def test_merged_halves_are_the_whole():
-    """Catches a reference whose statistics differ from those of its two halves together."""
+    """Catches: a reference whose statistics differ from those of its two halves together."""
     vectors = np.random.default_rng(1).normal(size=(31, 4))
     first, second = moments(vectors[:9]), moments(vectors[9:])
     first.merge(second)
@@ -27,6 +27,6 @@ def test_merged_halves_are_the_whole():
 
 
 def test_one_vector_has_no_covariance():
-    """Catches a division by zero reported as a figure."""
+    """Catches: a division by zero reported as a figure."""
     with pytest.raises(SitError, match="at least 2"):
         gaussian_of(moments(np.ones((1, 3))))

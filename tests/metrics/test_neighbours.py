@@ -9,7 +9,7 @@ from sitcli.metrics.neighbours import density_coverage, precision_recall
 
 
 def test_precision_and_recall_are_not_swapped():
-    """Catches generated and real exchanged: few modes are precise and recall little."""
+    """Catches: generated and real exchanged: few modes are precise and recall little."""
     real = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).numpy()
     generated = real[:30] * 0.3
     precision, recall = precision_recall(generated, real)
@@ -18,15 +18,15 @@ def test_precision_and_recall_are_not_swapped():
 
 
 def test_constant_images_are_precise_and_recalled():
-    """Catches ties of distances that rounding turns into misses."""
+    """Catches: ties of distances that rounding turns into misses."""
     constant = np.full((30, 768), 0.3, np.float32)
     assert precision_recall(constant, constant[:20]) == (1.0, 1.0)
     assert precision_recall(constant, constant[:20] + 1) == (0.0, 0.0)
 
 
 def test_density_and_coverage_of_identical_disjoint_and_constant_sets():
-    """Fault: closed balls, or a neighbour counted wrongly: of a set against itself each image lies
-    in exactly 5 open balls on average and all balls are covered; far sets share nothing."""
+    """Catches: closed balls, or a neighbour counted wrongly: of a set against itself each image
+    lies in exactly 5 open balls on average and all balls are covered; far sets share nothing."""
     real = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
     density, coverage = density_coverage(real, real)
     assert density.mean() == pytest.approx(1.0, abs=1e-12)
@@ -38,7 +38,7 @@ def test_density_and_coverage_of_identical_disjoint_and_constant_sets():
 
 
 def test_density_and_coverage_equal_a_loop_over_their_definition():
-    """Fault: radii of the wrong set, or sums along the wrong axis (Naeem 2020, eqs. 3, 4)."""
+    """Catches: radii of the wrong set, or sums along the wrong axis (Naeem 2020, eqs. 3, 4)."""
     rng = np.random.default_rng(1)
     real, fake = rng.normal(size=(40, 3)), rng.normal(size=(25, 3)) * 0.7
     balls = [(x, sorted(np.linalg.norm(x - other) for other in real)[5]) for x in real]

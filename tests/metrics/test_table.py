@@ -7,6 +7,6 @@ from sitcli.settings.evaluate import EvaluateSettings
 
 
 def test_every_metric_has_its_flag():
-    """Fault: a row of METRICS that no option asks for."""
+    """Catches: a row of METRICS that no option asks for."""
     fields = {field.name for field in dataclasses.fields(EvaluateSettings)}
     assert set(METRICS) <= fields

@@ -25,6 +25,7 @@ needs_compiler = pytest.mark.skipif(can_compile(CPU) is not None, reason=str(can
 
 @needs_compiler
 def test_gelu_is_torchs_however_it_is_compiled() -> None:
+    """Catches: a GELU or a slope of it that differs from torch's in the compiled code."""
     x = torch.linspace(-12, 12, 2001, requires_grad=True)
     expected = torch.nn.functional.gelu(x, approximate="tanh")
     (slope,) = torch.autograd.grad(expected.sum(), x)
@@ -121,7 +122,7 @@ def in_context(model: Transformer, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("definition", [adaln, cross_attention, in_context])
 def test_networks_equal_their_definition(definition) -> None:
-    """Fault: shift taken for scale, layers in another order or with another LayerNorm, k and v
+    """Catches: shift taken for scale, layers in another order or with another LayerNorm, k and v
     from the image, the appended tokens kept or image tokens dropped for them."""
     model = network(definition.__name__.replace("_", "-"))
     torch.testing.assert_close(model(*inputs()), definition(model, *inputs()), **CLOSE)
@@ -129,7 +130,7 @@ def test_networks_equal_their_definition(definition) -> None:
 
 @every_block
 def test_every_design_depends_on_time_and_label(block: str) -> None:
-    """Fault: a condition that never reaches the image, or reaches another sample's."""
+    """Catches: a condition that never reaches the image, or reaches another sample's."""
     model = network(block)
     x, t, y = inputs()
     before = model(x, t, y)
@@ -142,7 +143,7 @@ def test_every_design_depends_on_time_and_label(block: str) -> None:
 
 @pytest.mark.parametrize("block", ["cross-attention", "in-context"])
 def test_time_and_label_are_tokens_of_their_own(block: str) -> None:
-    """Fault: the sum of the two embeddings where the paper has a sequence of them: then, and only
+    """Catches: the sum of the two embeddings where the paper has a sequence of them: then, and only
     then, moving a vector from one to the other changes nothing."""
     model = network(block)
     before = model(*inputs())
@@ -154,7 +155,7 @@ def test_time_and_label_are_tokens_of_their_own(block: str) -> None:
 
 @every_block
 def test_every_parameter_has_a_gradient(block: str) -> None:
-    """Fault: a layer that is made, saved and counted but never used."""
+    """Catches: a layer that is made, saved and counted but never used."""
     model = network(block)
     model(*inputs()).square().sum().backward()
     for name, parameter in model.named_parameters():
@@ -164,7 +165,8 @@ def test_every_parameter_has_a_gradient(block: str) -> None:
 
 @every_block
 def test_initialisation(block: str) -> None:
-    """Fault: a design whose own layers keep torch's defaults, or a modulation that is not zero."""
+    """Catches: a design whose own layers keep torch's defaults, or a modulation that is not
+    zero."""
     model = Transformer(dataclasses.replace(TINY, block=block))
     for name, parameter in model.blocks.named_parameters():
         if "adaLN_modulation" in name or name.endswith("bias"):
@@ -178,7 +180,7 @@ def test_initialisation(block: str) -> None:
 
 @every_block
 def test_designs_compute_in_bf16(block: str) -> None:
-    """Fault: embeddings of different types that cannot be joined under autocast."""
+    """Catches: embeddings of different types that cannot be joined under autocast."""
     model = network(block)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = model(*inputs()).float()
@@ -188,13 +190,13 @@ def test_designs_compute_in_bf16(block: str) -> None:
 
 @pytest.mark.parametrize("block", ["cross-attention", "in-context"])
 def test_affine_norms_have_the_papers_eps(block: str) -> None:
-    """Fault: torch's default eps of 1e-5 in the designs that have LayerNorm modules."""
+    """Catches: torch's default eps of 1e-5 in the designs that have LayerNorm modules."""
     modules = Transformer(dataclasses.replace(TINY, block=block)).modules()
     assert {m.eps for m in modules if isinstance(m, torch.nn.LayerNorm)} == {1e-6}
 
 
 def test_final_layers_fit_their_blocks() -> None:
-    """Fault: a modulated final layer after blocks that modulate nothing, or the reverse."""
+    """Catches: a modulated final layer after blocks that modulate nothing, or the reverse."""
     for design in BLOCKS.values():
         keys = design.final(WIDTH, 2, 4).state_dict()
         assert any("adaLN" in key for key in keys) == bool(design.vectors)
@@ -204,7 +206,7 @@ def test_final_layers_fit_their_blocks() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [64, blocks.MOST_KEPT_SCORES + 1])
 def test_attention_is_its_definition_in_every_dtype(dtype: torch.dtype, tokens: int) -> None:
-    """Fault: a way of computing it, chosen by dtype and length, that is another function."""
+    """Catches: a way of computing it, chosen by dtype and length, that is another function."""
     random = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, tokens, 16, generator=random).to(dtype) for _ in range(3))
     wide = [part.double() for part in (q, k, v)]
@@ -216,7 +218,7 @@ def test_attention_is_its_definition_in_every_dtype(dtype: torch.dtype, tokens: 
 
 
 def test_swiglu_by_hand() -> None:
-    """Fault: the gate on the other half, or a width that costs more than the plain one's."""
+    """Catches: the gate on the other half, or a width that costs more than the plain one's."""
     layer = SwiGLU(6, 24)
     x = torch.randn(2, 6)
     hidden = F.linear(x, layer.w12.weight, layer.w12.bias)
@@ -226,7 +228,8 @@ def test_swiglu_by_hand() -> None:
 
 
 def test_qk_norm_forgets_lengths() -> None:
-    """Fault: normalised over all heads, or before the projection: attention would see the scale."""
+    """Catches: normalised over all heads, or before the projection: attention would see the
+    scale."""
     attention = Attention(32, 4, qk_norm=True)
     x = torch.randn(2, 5, 32)
     before = attention(x)
@@ -239,7 +242,7 @@ def test_qk_norm_forgets_lengths() -> None:
 
 
 def test_rms_norm_by_hand() -> None:
-    """Fault: a mean that is subtracted."""
+    """Catches: a mean that is subtracted."""
     block = BLOCKS["adaln-zero"].block(4, 1, Style(norm="rms"))
     x = torch.tensor([[3.0, 3.0, 3.0, 3.0], [1.0, -1.0, 2.0, 0.0]])
     expected = x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt()

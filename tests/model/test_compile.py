@@ -42,7 +42,7 @@ def passed(network: Transformer, *, batch: int = 3) -> list[torch.Tensor]:
 @needs_compiler
 @every_block
 def test_one_graph_serves_all_blocks(block: str) -> None:
-    """Fault: a graph for each block (28 compilations of an XL), a block that breaks into several
+    """Catches: a graph for each block (28 compilations of an XL), a block that breaks into several
     (an error here, by fullgraph), other results, other state-dict keys, or recompilations that are
     not counted."""
     network = filled(dataclasses.replace(TINY, block=block, depth=4))
@@ -61,7 +61,7 @@ def test_one_graph_serves_all_blocks(block: str) -> None:
 
 @needs_compiler
 def test_compiled_blocks_are_recomputed_under_autocast() -> None:
-    """Fault: activation checkpointing that does not go with compiled blocks or with bf16."""
+    """Catches: activation checkpointing that does not go with compiled blocks or with bf16."""
     network = filled(TINY)
     with autocast(CPU, torch.bfloat16):
         eager = passed(network)
@@ -73,7 +73,7 @@ def test_compiled_blocks_are_recomputed_under_autocast() -> None:
 
 
 def test_compile_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: a training on a machine without a compiler that ends in inductor's traceback."""
+    """Catches: a training on a machine without a compiler that ends in inductor's traceback."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "g++-0")
     assert can_compile(CPU) == "there is no C++ compiler (g++-0)"
@@ -85,7 +85,7 @@ def test_compile_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_compiler
 def test_auto_compiles_on_a_cpu_for_long_work_alone() -> None:
-    """Fault: a minute of compiling for ten seconds of work."""
+    """Catches: a minute of compiling for ten seconds of work."""
     assert resolve_compile("auto", CPU, flops=WORTH_COMPILING["cpu"])
     assert not resolve_compile("auto", CPU, flops=WORTH_COMPILING["cpu"] / 2)
     assert not resolve_compile("auto", CPU, flops=None)
@@ -104,7 +104,7 @@ def test_auto_compiles_on_a_cpu_for_long_work_alone() -> None:
 def test_auto_compiles_on_gpus(
     monkeypatch: pytest.MonkeyPatch, tmp_path, capability, triton, compiler, works
 ) -> None:
-    """Fault: blocks left uncompiled on a GPU that could, or a first step that fails on one that
+    """Catches: blocks left uncompiled on a GPU that could, or a first step that fails on one that
     lacks triton, a C compiler, or the instructions."""
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -122,7 +122,7 @@ def test_auto_compiles_on_gpus(
 @needs_compiler
 @torch.no_grad()
 def test_a_compiled_network_is_the_network_for_every_batch() -> None:
-    """Fault: images that were filled up with, a graph for every batch size, or other values."""
+    """Catches: images that were filled up with, a graph for every batch size, or other values."""
     network = filled(TINY).eval().requires_grad_(False)
     before = compile_count()
     compiled = CompiledNetwork(network, CPU, sizes={3, 6})

@@ -12,19 +12,19 @@ from tests.model.networks import TINY
 
 @pytest.mark.parametrize("name", ["SiT-XXL/2", "SiT-S", "UViT-S/2", "SiT-S/0", "sit-s/2"])
 def test_unknown_models_are_refused(name: str) -> None:
-    """Fault: a misspelt model silently taken for another."""
+    """Catches: a misspelt model silently taken for another."""
     with pytest.raises(ValueError, match="no model"):
         parse_model(name)
 
 
 def test_presets() -> None:
-    """Fault: a preset's size changed by accident."""
+    """Catches: a preset's size changed by accident."""
     assert PRESETS["XL"] == (28, 1152, 16)
     assert parse_model("SiT-XL/2") == ("SiT", "XL", 2)
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    """Fault: a floor division that silently drops pixels."""
+    """Catches: a floor division that silently drops pixels."""
     with pytest.raises(ValueError, match="patch"):
         dataclasses.replace(TINY, patch=3)
     with pytest.raises(ValueError, match="heads"):
@@ -32,6 +32,6 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 
 def test_unknown_block_designs_are_refused() -> None:
-    """Fault: a misspelt design found only when the network is built."""
+    """Catches: a misspelt design found only when the network is built."""
     with pytest.raises(ValueError, match="no block design is called 'adaln0'"):
         dataclasses.replace(TINY, block="adaln0")

@@ -13,7 +13,7 @@ from tests.model.networks import TINY
 
 
 def test_position_embedding_values() -> None:
-    """Fault: row and column halves swapped, or another frequency ladder."""
+    """Catches: row and column halves swapped, or another frequency ladder."""
     model = Transformer(TINY)
     row, column, i = 2, 3, 5
     token = model.pos_embed[0, row * 4 + column]
@@ -24,7 +24,7 @@ def test_position_embedding_values() -> None:
 
 
 def test_time_features_are_cosines_first() -> None:
-    """Fault: [sin|cos] order, or times multiplied by 1000."""
+    """Catches: [sin|cos] order, or times multiplied by 1000."""
     from sitcli.model.embed import sinusoid
 
     features = sinusoid(torch.tensor([0.7]), 256)[0]
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 def test_rope_knows_offsets_alone() -> None:
-    """Fault: axes exchanged or positions added: q . k would change when both move."""
+    """Catches: axes exchanged or positions added: q . k would change when both move."""
     rope = rotary_embedding(16, 5, 7, 1, CPU)
     q, k = torch.randn(2, 1, 1, 1, 16)
 
@@ -55,8 +55,8 @@ def test_rope_knows_offsets_alone() -> None:
 
 
 def test_rope_by_hand() -> None:
-    """Fault: other frequencies: 1 and 1/100 for eight channels, the first half of the pairs by the
-    row."""
+    """Catches: other frequencies: 1 and 1/100 for eight channels, the first half of the pairs by
+    the row."""
     rope = rotary_embedding(8, 3, 3, 0, CPU)
     x = torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0]).view(1, 1, 1, 8)
     found = rope.of(torch.tensor([[2 * 3 + 1]])).rotate(x).flatten()

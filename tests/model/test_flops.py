@@ -30,7 +30,7 @@ STYLES = list(itertools.product(["gelu", "swiglu"], ["layer", "rms"], [False, Tr
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize(("mlp", "norm", "rope", "qk_norm"), STYLES)
 def test_costs_of_every_style(block: str, mlp: str, norm: str, rope: bool, qk_norm: bool) -> None:
-    """Fault: a formula that forgets a gain, or the odd hidden width of SwiGLU."""
+    """Catches: a formula that forgets a gain, or the odd hidden width of SwiGLU."""
     made = plain_config(
         block=block, mlp=mlp, norm=norm, rope=rope, qk_norm=qk_norm, width=40, heads=5,
         aux_block=2, align_block=1, align_width=7,
@@ -40,7 +40,7 @@ def test_costs_of_every_style(block: str, mlp: str, norm: str, rope: bool, qk_no
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_costs_of_a_routed_step(block: str) -> None:
-    """Fault: an MFU that counts the tokens that were skipped."""
+    """Catches: an MFU that counts the tokens that were skipped."""
     made = plain_config(block=block, aux_block=2, align_block=1, align_width=7)
     with torch.device("meta"):
         built = Transformer(made)
@@ -55,7 +55,7 @@ def test_costs_of_a_routed_step(block: str) -> None:
 
 @pytest.mark.parametrize(("model", "published"), PUBLISHED_256.items(), ids=str)
 def test_presets_cost_what_the_paper_says(model, published):
-    """Would catch a preset with a wrong depth or width, and a part left out of the sum."""
+    """Catches: a preset with a wrong depth or width, and a part left out of the sum."""
     cost = total_cost(preset(*model))
     # The paper prints whole millions and two decimals: S/8's 0.36 is only known to 1.4%.
     assert cost.params / 1e6 == pytest.approx(published.mparams, rel=5e-3)
@@ -63,7 +63,7 @@ def test_presets_cost_what_the_paper_says(model, published):
 
 
 def test_resolution_512_costs_what_the_paper_says():
-    """Would catch attention counted as linear in the number of tokens."""
+    """Catches: attention counted as linear in the number of tokens."""
     cost = total_cost(preset("XL", 2, input_size=64))
     published = PUBLISHED_512["XL", 2]
     assert cost.macs / 1e9 == pytest.approx(published.gmacs, rel=5e-3)
@@ -72,7 +72,7 @@ def test_resolution_512_costs_what_the_paper_says():
 
 @pytest.mark.parametrize(("block", "published"), PUBLISHED_BLOCKS.items(), ids=BLOCKS)
 def test_block_designs_cost_what_the_paper_says(block, published):
-    """Would catch another reading of a design: gates in adaLN, a bottleneck or a single token in
+    """Catches: another reading of a design: gates in adaLN, a bottleneck or a single token in
     cross-attention, a modulated final layer where the paper's figures have none."""
     config = preset("XL", 2, block=block)
     cost = total_cost(config)
@@ -102,21 +102,21 @@ ODD |= dict(width=36, depth=2, heads=3)
     ids=str,
 )
 def test_formula_equals_the_network(block, changes):
-    """Would catch any term that holds only for the presets: patch 2, 4 channels, 1000 classes."""
+    """Catches: any term that holds only for the presets: patch 2, 4 channels, 1000 classes."""
     config = TransformerConfig(**(ODD | changes), block=block)
     assert total_cost(config) == measure_cost(config)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_preset_equals_its_network(block):
-    """Would catch a formula that drifts from the module at the size people use."""
+    """Catches: a formula that drifts from the module at the size people use."""
     config = preset("S", 2, block=block)
     assert total_cost(config) == measure_cost(config)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_parts_are_the_modules_parts(block):
-    """Would catch parameters booked under the wrong part while the sum stays right."""
+    """Catches: parameters booked under the wrong part while the sum stays right."""
     config = TransformerConfig(**ODD, block=block)
     with torch.device("meta"):
         network = Transformer(config)
@@ -143,7 +143,7 @@ def test_parts_are_the_modules_parts(block):
 
 
 def test_attention_is_quadratic_and_modulation_per_sample():
-    """Would catch a modulation counted per token, the common error of other counters."""
+    """Catches: a modulation counted per token, the common error of other counters."""
     small, large = (count_costs(preset("S", 2, input_size=side)) for side in (32, 64))
     assert large["modulation"] == small["modulation"]
     assert large["mlp"].macs == 4 * small["mlp"].macs
@@ -165,13 +165,13 @@ def test_attention_is_quadratic_and_modulation_per_sample():
     ids=str,
 )
 def test_paper_figures_only_where_they_apply(changes):
-    """Would catch a model of another shape set beside the paper's figure."""
+    """Catches: a model of another shape set beside the paper's figure."""
     assert published_cost(preset("S", 2)) == PUBLISHED_256["S", 2]
     assert published_cost(preset("S", 2, **changes)) is None
 
 
 def test_block_designs_have_paper_figures_at_one_size():
-    """Would catch a design's figure at 512 pixels or patch 4, where the paper has none."""
+    """Catches: a design's figure at 512 pixels or patch 4, where the paper has none."""
     assert published_cost(preset("XL", 2, block="adaln", input_size=64)) is None
     assert published_cost(preset("XL", 4, block="adaln")) is None
 
@@ -179,7 +179,7 @@ def test_block_designs_have_paper_figures_at_one_size():
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 @pytest.mark.parametrize("block", [*BLOCKS])
 def test_products_add_up_to_the_costs(block, mlp):
-    """Would catch a peak that is measured at other sizes than the model's, or a layer left out."""
+    """Catches: a peak that is measured at other sizes than the model's, or a layer left out."""
     config, batch = preset("S", 4, block=block, mlp=mlp), 3
     tokens = config.tokens + BLOCKS[block].appended
     attention = 2 * tokens**2 * config.width

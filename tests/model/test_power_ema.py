@@ -20,7 +20,7 @@ from sitcli.model.power_ema import (
 
 
 def test_exponents_are_the_papers() -> None:
-    """Fault: another root of the equation: 16.97 and 6.94 are the paper's for 5 and 10 %."""
+    """Catches: another root of the equation: 16.97 and 6.94 are the paper's for 5 and 10 %."""
     assert power_exponent(0.05) == pytest.approx(16.97, abs=0.005)
     assert power_exponent(0.10) == pytest.approx(6.94, abs=0.005)
     with pytest.raises(ValueError, match="between"):
@@ -29,7 +29,7 @@ def test_exponents_are_the_papers() -> None:
 
 @pytest.mark.parametrize("std", [0.03, 0.05, 0.1, 0.2])
 def test_the_decays_have_this_profile(std: float) -> None:
-    """Fault: a step count that begins at the wrong end: the weights' std must be std * t."""
+    """Catches: a step count that begins at the wrong end: the weights' std must be std * t."""
     steps, gamma = 4000, power_exponent(std)
     weights = torch.zeros(steps, dtype=torch.float64)
     for step in range(steps):
@@ -45,7 +45,7 @@ def test_the_decays_have_this_profile(std: float) -> None:
 
 
 def test_overlaps_are_integrals() -> None:
-    """Fault: powers of the wrong one of two times."""
+    """Catches: powers of the wrong one of two times."""
     for a, b in (((300, 0.05), (700, 0.1)), ((700, 0.05), (300, 0.1)), ((500, 0.2), (500, 0.07))):
         a, b = Snapshot(*a), Snapshot(*b)
         tau = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000 * min(a.step, b.step)
@@ -60,7 +60,7 @@ def test_overlaps_are_integrals() -> None:
 
 
 def test_a_snapshot_is_itself() -> None:
-    """Fault: a solution that mixes others in where one is exact."""
+    """Catches: a solution that mixes others in where one is exact."""
     snapshots = [Snapshot(step, std) for step in (100, 200, 300, 400) for std in (0.05, 0.1)]
     for target in snapshots:
         found = posthoc_coefficients(snapshots, target)
@@ -73,7 +73,7 @@ def test_a_snapshot_is_itself() -> None:
 
 @pytest.mark.parametrize(("std", "tolerance"), [(0.07, 0.01), (0.1, 1e-5), (0.15, 0.02)])
 def test_an_average_nobody_tracked(std: float, tolerance: float) -> None:
-    """Fault: factors that fit the formula and not the weights: a random walk's true average."""
+    """Catches: factors that fit the formula and not the weights: a random walk's true average."""
     torch.manual_seed(0)
     network = nn.Linear(40, 30)
     tracks = {std: ShardedEma(network) for std in (0.05, 0.1)}

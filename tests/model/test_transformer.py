@@ -23,7 +23,7 @@ from tests.model.networks import (
 
 @every_block
 def test_output_is_exactly_zero_at_initialisation(block: str) -> None:
-    """Fault: an adaLN gate or the final layer that does not begin at zero."""
+    """Catches: an adaLN gate or the final layer that does not begin at zero."""
     model = Transformer(dataclasses.replace(TINY, block=block))
     out = model(torch.randn(3, 4, 8, 8), torch.rand(3), torch.tensor([0, 5, 10]))
     assert out.shape == (3, 8, 8, 8)
@@ -31,7 +31,7 @@ def test_output_is_exactly_zero_at_initialisation(block: str) -> None:
 
 
 def test_blocks_are_the_identity_at_initialisation() -> None:
-    """Fault: a gate applied to the wrong branch."""
+    """Catches: a gate applied to the wrong branch."""
     model = Transformer(TINY)
     x, c = torch.randn(2, 16, 32), torch.randn(2, 32)
     assert torch.equal(model.blocks[0](x, c), x)
@@ -39,7 +39,7 @@ def test_blocks_are_the_identity_at_initialisation() -> None:
 
 @every_block
 def test_modulation_at_once_changes_nothing(block: str) -> None:
-    """Fault: a block that gets another block's part, or its own layer applied once more."""
+    """Catches: a block that gets another block's part, or its own layer applied once more."""
     model = filled(dataclasses.replace(TINY, block=block, depth=3))
     x, t, y = torch.randn(3, 4, 8, 8), torch.rand(3), torch.tensor([0, 5, 10])
     before = model(x, t, y)
@@ -52,7 +52,7 @@ def test_modulation_at_once_changes_nothing(block: str) -> None:
 
 
 def test_unpatchify_undoes_patch_order() -> None:
-    """Fault: tokens read in (c, p, q) instead of the official (p, q, c) order."""
+    """Catches: tokens read in (c, p, q) instead of the official (p, q, c) order."""
     config = dataclasses.replace(TINY, out_channels=3)
     model = Transformer(config)
     image = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).view(2, 3, 8, 8)
@@ -61,7 +61,7 @@ def test_unpatchify_undoes_patch_order() -> None:
 
 
 def test_patch_tokens_are_rows_first() -> None:
-    """Fault: transposed token grid, which the position embedding would not notice by itself."""
+    """Catches: transposed token grid, which the position embedding would not notice by itself."""
     model = filled(TINY)
     x = torch.zeros(1, 4, 8, 8)
     x[0, :, 0:2, 2:4] = 1.0  # second patch of the first row
@@ -72,7 +72,7 @@ def test_patch_tokens_are_rows_first() -> None:
 
 @every_block
 def test_every_block_gets_rows_of_memory(block: str) -> None:
-    """Fault: blocks that work across a convolution's layout, tokens apart and channels along."""
+    """Catches: blocks that work across a convolution's layout, tokens apart and channels along."""
     model = filled(dataclasses.replace(TINY, block=block))
     layouts = []
     for module in model.blocks:
@@ -82,7 +82,7 @@ def test_every_block_gets_rows_of_memory(block: str) -> None:
 
 
 def test_state_dict_has_the_official_keys() -> None:
-    """Fault: a renamed layer, which would make official weights unloadable."""
+    """Catches: a renamed layer, which would make official weights unloadable."""
     top = {key for key in Transformer(TINY).state_dict() if not key.startswith("blocks.")}
     assert top == {
         "pos_embed",
@@ -108,7 +108,7 @@ def test_state_dict_has_the_official_keys() -> None:
 
 
 def test_attention_equals_its_definition() -> None:
-    """Fault: heads and channels mixed up in the packed projection."""
+    """Catches: heads and channels mixed up in the packed projection."""
     attention = filled(TINY).blocks[0].attn
     x = torch.randn(2, 16, 32)
     q, k, v = attention.qkv(x).split(32, dim=2)
@@ -123,7 +123,7 @@ def test_attention_equals_its_definition() -> None:
 
 @every_block
 def test_samples_do_not_influence_each_other(block: str) -> None:
-    """Fault: a reduction over the batch, or tokens appended along it."""
+    """Catches: a reduction over the batch, or tokens appended along it."""
     model = filled(dataclasses.replace(TINY, block=block))
     x, t, y = torch.randn(3, 4, 8, 8), torch.rand(3), torch.tensor([1, 2, 3])
     together, alone = model(x, t, y)[1], model(x[1:2], t[1:2], y[1:2])[0]
@@ -142,7 +142,7 @@ def gradients(network: Transformer) -> list[torch.Tensor]:
 @every_block
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_recomputed_activations_give_the_same_gradients(block: str, dtype: torch.dtype) -> None:
-    """Fault: blocks recomputed from other inputs, left out of the gradient, or backward in fp32
+    """Catches: blocks recomputed from other inputs, left out of the gradient, or backward in fp32
     what was bf16 forward."""
     network = filled(dataclasses.replace(TINY, block=block, depth=3))
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -156,7 +156,7 @@ def test_recomputed_activations_give_the_same_gradients(block: str, dtype: torch
 
 @every_block
 def test_every_recomputed_block_frees_its_activations(block: str) -> None:
-    """Fault: an option that saves nothing, or recomputes other blocks than it says."""
+    """Catches: an option that saves nothing, or recomputes other blocks than it says."""
     network = filled(dataclasses.replace(TINY, block=block, depth=6))
     own = {p.data_ptr() for p in network.parameters()}
     kept = {}
@@ -181,7 +181,7 @@ def test_every_recomputed_block_frees_its_activations(block: str) -> None:
 
 
 def test_a_grid_that_is_not_square() -> None:
-    """Faults: rows and columns exchanged in the embedding, the patches or their inverse; a grid
+    """Catches: rows and columns exchanged in the embedding, the patches or their inverse; a grid
     that is not found again from the embedding alone."""
     config = dataclasses.replace(TINY, input_size=4, input_width=12)
     assert (config.grid, config.latent_shape, config.tokens) == ((2, 6), (4, 4, 12), 12)
@@ -206,7 +206,7 @@ STYLES = list(itertools.product(["gelu", "swiglu"], ["layer", "rms"], [False, Tr
 
 @pytest.mark.parametrize("style", STYLES, ids=str)
 def test_every_style_begins_as_zero_and_sees_positions(style) -> None:
-    """Fault: an output that is not zero at first, or a part that is built and never used."""
+    """Catches: an output that is not zero at first, or a part that is built and never used."""
     mlp, norm, rope, qk_norm = style
     made = dict(mlp=mlp, norm=norm, rope=rope, qk_norm=qk_norm)
     assert Transformer(plain_config(**made))(*some_inputs()).count_nonzero() == 0
@@ -217,7 +217,7 @@ def test_every_style_begins_as_zero_and_sees_positions(style) -> None:
 
 
 def test_the_default_has_the_official_keys() -> None:
-    """Fault: a module that adds keys where its option is off."""
+    """Catches: a module that adds keys where its option is off."""
     keys = set(Transformer(plain_config()).state_dict())
     blocks = {key.split(".", 2)[2] for key in keys if key.startswith("blocks.")}
     linear = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"]
@@ -228,7 +228,7 @@ def test_the_default_has_the_official_keys() -> None:
 @pytest.mark.parametrize("rope", [False, True])
 @pytest.mark.parametrize("block", BLOCKS)
 def test_routing_all_tokens_changes_nothing(block: str, rope: bool) -> None:
-    """Fault: tokens that come back at other places, or turned by other positions."""
+    """Catches: tokens that come back at other places, or turned by other positions."""
     made = random_network(block=block, rope=rope)
     order = torch.stack([torch.randperm(16) for _ in range(3)])
     plain = made(*some_inputs())
@@ -238,7 +238,7 @@ def test_routing_all_tokens_changes_nothing(block: str, rope: bool) -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_skipping_tokens_wait(block: str) -> None:
-    """Fault: tokens that skip blocks are seen by the others, changed, or lost."""
+    """Catches: tokens that skip blocks are seen by the others, changed, or lost."""
     made = random_network(block=block)
     x, t, y = some_inputs()
     places = torch.tensor([[0, 3, 5], [1, 2, 15], [7, 8, 9]])
@@ -263,7 +263,7 @@ def test_skipping_tokens_wait(block: str) -> None:
 
 
 def test_the_second_head_is_a_shorter_network() -> None:
-    """Fault: a head that reads other tokens than those after its block."""
+    """Catches: a head that reads other tokens than those after its block."""
     made = random_network(aux_block=2)
     short = random_network(depth=2)
     state = made.state_dict()
@@ -278,7 +278,7 @@ def test_the_second_head_is_a_shorter_network() -> None:
 
 
 def test_the_backbone_is_untouched() -> None:
-    """Fault: a head or projector without which the weights are no official network's."""
+    """Catches: a head or projector without which the weights are no official network's."""
     made = random_network(aux_block=2, align_block=1, align_width=6)
     plain = Transformer(made.config.backbone)
     more = {k for k in made.state_dict() if not k.startswith(("aux_", "projectors."))}
@@ -288,7 +288,7 @@ def test_the_backbone_is_untouched() -> None:
 
 
 def test_parts_that_do_not_fit() -> None:
-    """Fault: heads of three channels turned in pairs, a head after the last block."""
+    """Catches: heads of three channels turned in pairs, a head after the last block."""
     with pytest.raises(ValueError, match="multiple of 4 channels"):
         plain_config(width=24, heads=4, rope=True)
     with pytest.raises(ValueError, match="auxiliary block 4"):

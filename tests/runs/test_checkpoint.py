@@ -14,7 +14,7 @@ from tests.tiny import draw, finish
 
 
 def test_damaged_or_missing_checkpoints(run: Path, tmp_path: Path) -> None:
-    """Fault: a traceback for a truncated file."""
+    """Catches: a traceback for a truncated file."""
     with pytest.raises(SitError, match="there is no run"):
         draw(tmp_path / "nothing" / "x", "out")
     weights = open_checkpoint(run).path / "ema.safetensors"
@@ -26,14 +26,14 @@ def test_damaged_or_missing_checkpoints(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("meta", ["", "[]", "{}", '{"format": "sit-checkpoint"}'])
 def test_a_damaged_checkpoint_is_one_line(run: Path, meta: str) -> None:
-    """Fault: a traceback from a meta.json that is cut short or was edited."""
+    """Catches: a traceback from a meta.json that is cut short or was edited."""
     (run / "step-0000007" / "meta.json").write_text(meta)
     with pytest.raises(SitError, match=r"is damaged|is not a checkpoint"):
         plan(SampleSettings(checkpoint=run))
 
 
 def test_missing_weights_are_named(run: Path) -> None:
-    """Fault: no way out of a checkpoint that lost a file."""
+    """Catches: no way out of a checkpoint that lost a file."""
     (run / "step-0000007" / "ema.safetensors").unlink()
     with pytest.raises(SitError, match=r"cannot read .*ema.safetensors: there is no such") as info:
         finish(sample(SampleSettings(checkpoint=run, out=run.parent / "s", num=2, steps=1)))

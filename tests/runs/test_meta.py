@@ -10,7 +10,7 @@ from tests.tiny import finish, train_settings
 
 
 def test_checkpoints_without_it_read_as_before(store: Path, tmp_path: Path) -> None:
-    """Fault: fields in every meta.json that older versions do not know."""
+    """Catches: fields in every meta.json that older versions do not know."""
     finish(train(train_settings(store, tmp_path / "run", steps=1)))
     meta = open_checkpoint(tmp_path / "run").meta
     assert meta["process"].keys() == {"interpolant", "prediction", "loss_weight"}

@@ -15,7 +15,7 @@ from tests.tiny import finish
 
 
 def test_a_set_without_its_facts_is_one_line(run: Path, tmp_path: Path) -> None:
-    """Fault: a traceback from a sample set that another tool rewrote."""
+    """Catches: a traceback from a sample set that another tool rewrote."""
     result = finish(sample(SampleSettings(checkpoint=run, out=tmp_path / "s", num=2, steps=1)))
     with h5py.File(result.path / "samples.h5", "r+") as file:
         del file["evaluations"]

@@ -10,7 +10,7 @@ from sitcli.storage.files import hash_file, hash_json, replacing, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    """Fault: a file cut short by an error in the middle, or a temporary one left behind."""
+    """Catches: a file cut short by an error in the middle, or a temporary one left behind."""
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
     before = path.read_bytes()
@@ -30,7 +30,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_write_replaces(tmp_path: Path, durable: bool) -> None:
-    """Fault: a temporary file that never gets its name, or stands in the way after a kill."""
+    """Catches: a temporary file that never gets its name, or stands in the way after a kill."""
     path = tmp_path / "a.txt"
     (tmp_path / ".a.txt.tmp").write_text("left behind by a kill, and longer than the new one")
     with replacing(path, durable=durable) as temporary:
@@ -40,7 +40,7 @@ def test_a_write_replaces(tmp_path: Path, durable: bool) -> None:
 
 
 def test_hashes(tmp_path: Path) -> None:
-    """Fault: names of runs and sets that change with the order of a dict, or between versions."""
+    """Catches: names of runs and sets that change with the order of a dict, or between versions."""
     assert hash_json({"a": 1, "b": [2]}) == hash_json({"b": [2], "a": 1})
     assert hash_json([1, "x"])[:8] == "23b788ec"
     (tmp_path / "abc").write_bytes(b"abc")

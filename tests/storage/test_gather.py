@@ -24,7 +24,7 @@ def write(path, offsets, *, seed=0):
 
 @pytest.mark.parametrize("offsets", [[0], [0, 216], [512, 728], [4096, 8192], [100, 317], [900, 2]])
 def test_rows_come_from_their_arrays(tmp_path, offsets):
-    """Fault: rows from wrong places where arrays do not lie a multiple of a row apart, end the
+    """Catches: rows from wrong places where arrays do not lie a multiple of a row apart, end the
     file, or begin within a page."""
     arrays = write(tmp_path / "a", offsets)
     gather = Gather(
@@ -41,7 +41,7 @@ def test_rows_come_from_their_arrays(tmp_path, offsets):
 
 
 def test_only_the_rows_come_from_the_disk(tmp_path):
-    """Fault: rows read one after the other with all that lies around them, or the kernel asked
+    """Catches: rows read one after the other with all that lies around them, or the kernel asked
     for other pages than are read."""
     if not Path("/proc/self/io").exists():
         pytest.skip("the system does not count what is read")

@@ -25,14 +25,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_cached_is_found_and_paths_are_left_alone(cache: Path) -> None:
-    """Fault: a fetch for what is here, or a path that is taken for a name."""
+    """Catches: a fetch for what is here, or a path that is taken for a name."""
     assert local_path("hf:owner/name") == cache
     assert local_path(Path("hf:owner/name/inner/w.pt")).read_bytes() == b"weights"
     assert local_path("runs/hf") == Path("runs/hf")
 
 
 def test_what_cannot_be_had_is_one_line(cache: Path) -> None:
-    """Fault: huggingface_hub's own traceback, or no way out offline."""
+    """Catches: huggingface_hub's own traceback, or no way out offline."""
     with pytest.raises(SitError, match="cannot fetch hf:owner/other") as caught:
         local_path("hf:owner/other")
     assert "hf download" in caught.value.hint

@@ -22,7 +22,7 @@ def path(tmp_path):
 
 
 def test_only_one_process_holds_the_lock(tmp_path):
-    """Catches two writers on one file, a lock that outlives its holder, and litter."""
+    """Catches: two writers on one file, a lock that outlives its holder, and litter."""
     path = tmp_path / "a.h5"
     script = (
         "import sys, time, os; from pathlib import Path; from sitcli.storage.locks import lock\n"

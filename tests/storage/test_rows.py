@@ -27,7 +27,7 @@ def path(tmp_path):
 
 
 def test_rows_are_what_was_written_and_plain_h5py_reads_the_same(path):
-    """Catches offsets or row sizes that differ from HDF5's own."""
+    """Catches: offsets or row sizes that differ from HDF5's own."""
     data = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float16)
     with Rows(path, writable=True) as rows:
         rows.write([7, 8, 2, 0], data=data, label=np.arange(4), note=["a", "é", "", "d" * 12])
@@ -41,7 +41,7 @@ def test_rows_are_what_was_written_and_plain_h5py_reads_the_same(path):
 
 
 def test_status_tells_broken_rows_from_done_and_missing_ones(path):
-    """Catches a status that is written to the wrong row or not at all."""
+    """Catches: a status that is written to the wrong row or not at all."""
     with Rows(path, writable=True) as rows:
         rows.write([4, 5], status=[BROKEN, DONE], label=np.array([1, 2]))
         rows.write([9], status=BROKEN, note=["cut short"])
@@ -50,7 +50,7 @@ def test_status_tells_broken_rows_from_done_and_missing_ones(path):
 
 
 def test_unwritten_rows_are_zero(path):
-    """Catches creation that leaves old disk contents in the rows."""
+    """Catches: creation that leaves old disk contents in the rows."""
     rows = Rows(path)
     assert rows.num_rows == 10
     assert rows.shape("data") == (10, 3, 2)
@@ -67,7 +67,7 @@ def test_unwritten_rows_are_zero(path):
     ],
 )
 def test_wrong_rows_are_refused_and_not_flagged(path, rows, failure):
-    """Catches silent broadcasting, cutting of text, or rounding."""
+    """Catches: silent broadcasting, cutting of text, or rounding."""
     with Rows(path, writable=True) as file:
         with pytest.raises(failure):
             file.write([0, 1], **rows)
@@ -84,7 +84,7 @@ def test_wrong_rows_are_refused_and_not_flagged(path, rows, failure):
     ],
 )  # fmt: skip
 def test_attributes_come_back_as_they_were(path, value):
-    """Catches text that is mistaken for JSON, and values HDF5 has no room or type for."""
+    """Catches: text that is mistaken for JSON, and values HDF5 has no room or type for."""
     Rows(path).set_attrs(value=value)
     Rows(path).set_attrs(value=value)
     assert Rows(path).attrs["value"] == value
@@ -94,7 +94,7 @@ def test_attributes_come_back_as_they_were(path, value):
 
 
 def test_arrays_known_at_creation(tmp_path):
-    """Catches arrays that end up at a wrong place, and file names that are not utf-8."""
+    """Catches: arrays that end up at a wrong place, and file names that are not utf-8."""
     path = tmp_path / "b.h5"
     names = ["b.png", "\udcff.png", "a" * 300]
     basis = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -116,7 +116,7 @@ def _write_stripe(path, first):
 
 
 def test_many_processes_write_disjoint_rows(tmp_path):
-    """Catches a writer that rewrites its neighbours' rows or flags."""
+    """Catches: a writer that rewrites its neighbours' rows or flags."""
     path = tmp_path / "a.h5"
     create(path, {"data": ((400, 8), "int32")}, attrs={})
     context = multiprocessing.get_context("fork")
@@ -131,7 +131,7 @@ def test_many_processes_write_disjoint_rows(tmp_path):
 
 
 def test_killed_writers_leave_flagged_rows_whole(tmp_path):
-    """Catches a flag that is set before its row, and attributes that break the file's tables."""
+    """Catches: a flag that is set before its row, and attributes that break the file's tables."""
     path = tmp_path / "a.h5"
     create(path, {"data": ((2000, 10_000), "uint8")}, attrs={"round": 0})
     script = textwrap.dedent("""
@@ -159,7 +159,7 @@ def test_killed_writers_leave_flagged_rows_whole(tmp_path):
 
 
 def test_a_file_too_large_is_refused_before_anything_is_written(tmp_path):
-    """Catches a full disk that shows only in the middle of the work, or leaves a torso."""
+    """Catches: a full disk that shows only in the middle of the work, or leaves a torso."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
@@ -172,7 +172,7 @@ def test_a_file_too_large_is_refused_before_anything_is_written(tmp_path):
 
 @pytest.mark.parametrize("free", [0, 3000, 300_000])
 def test_a_full_disk_is_one_clear_error(tmp_path, free):
-    """Catches HDF5's own many-line errors, SIGBUS, and a torso on the full disk."""
+    """Catches: HDF5's own many-line errors, SIGBUS, and a torso on the full disk."""
     disk = tmp_path / "disk"
     disk.mkdir()
     size = 1_000_000
@@ -200,7 +200,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path, free):
     ],
 )
 def test_impossible_targets_are_named(tmp_path, name, message):
-    """Catches a traceback for a target that cannot be written."""
+    """Catches: a traceback for a target that cannot be written."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(SitError, match=message):
@@ -208,7 +208,7 @@ def test_impossible_targets_are_named(tmp_path, name, message):
 
 
 def test_files_that_are_no_row_files_are_named(tmp_path, path):
-    """Catches HDF5's own errors reaching the user."""
+    """Catches: HDF5's own errors reaching the user."""
     (tmp_path / "text.h5").write_text("hello")
     (tmp_path / "short.h5").write_bytes(path.read_bytes()[:-100])
     with h5py.File(tmp_path / "other.h5", "w") as file:

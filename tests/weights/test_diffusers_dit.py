@@ -13,7 +13,7 @@ from tests.weights.official_files import CONFIG, bring, equal, official, save, t
 
 
 def test_diffusers_own_folder(tmp_path: Path) -> None:
-    """Fault: a stock folder, without our notes, that is not read, or read under other keys."""
+    """Catches: a stock folder, without our notes, that is not read, or read under other keys."""
     first = bring(save(tmp_path / "DiT-Mi-2-64x64.pt", official()), tmp_path / "a")
     folder = take(tmp_path / "a", tmp_path / "folder", "diffusers")
     (folder / "sit.safetensors").unlink()

@@ -26,7 +26,7 @@ REFUSED = [
 def test_what_a_layout_cannot_hold_is_refused(
     tmp_path: Path, process: Flow, format: str, message: str
 ) -> None:
-    """Fault: weights that load elsewhere and draw noise."""
+    """Catches: weights that load elsewhere and draw noise."""
     run = make_run(tmp_path, process=process)
     with pytest.raises(UsageError, match=message):
         take(run, tmp_path / "x", format)

@@ -17,14 +17,14 @@ from tests.weights.official_files import CONFIG, bring, equal, official, save, t
 
 
 def test_lists_are_their_tables() -> None:
-    """Fault: a lineage or format that no option names, or one that does nothing."""
+    """Catches: a lineage or format that no option names, or one that does nothing."""
     assert tuple(LINEAGES) == names.LINEAGES
     assert tuple(FORMATS) == names.EXPORT_FORMATS
 
 
 def test_a_trainers_checkpoint_says_what_it_is(tmp_path: Path) -> None:
-    """Faults: a Namespace refused; the model taken for the average; path or prediction lost; a step
-    that is forgotten."""
+    """Catches: a Namespace refused; the model taken for the average; path or prediction lost; a
+    step that is forgotten."""
     args = dict(path_type="GVP", prediction="score", loss_weight="velocity", model="SiT-Mi/2")
     content = trainer(**args)
     run = bring(save(tmp_path / "0400000.pt", content), tmp_path / "a")
@@ -42,7 +42,7 @@ def test_a_trainers_checkpoint_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_repas_projectors_are_set_aside(tmp_path: Path) -> None:
-    """Fault: REPA's weights refused for their projectors, or run in the official direction."""
+    """Catches: REPA's weights refused for their projectors, or run in the official direction."""
     state = official(dataclasses.replace(CONFIG, out_channels=4))
     extra = {"projectors.0.0.weight": torch.ones(3, 3)}
     run = bring(save(tmp_path / "last.pt", {**state, **extra}), tmp_path / "run")

@@ -18,7 +18,7 @@ from tests.weights.official_files import bring, official, save
 
 @every_block
 def test_config_is_inferred_from_shapes(block: str) -> None:
-    """Fault: learned-sigma outputs, the class count or the block design read from a flag instead
+    """Catches: learned-sigma outputs, the class count or the block design read from a flag instead
     of the weights."""
     for classes in (0, 10):
         config = dataclasses.replace(TINY, num_classes=classes, block=block)
@@ -26,7 +26,7 @@ def test_config_is_inferred_from_shapes(block: str) -> None:
 
 
 def test_other_blocks_are_not_taken_for_one_of_ours() -> None:
-    """Fault: weights with more or fewer layers in a block loaded as the next best design."""
+    """Catches: weights with more or fewer layers in a block loaded as the next best design."""
     state = Transformer(TINY).state_dict()
     with pytest.raises(ValueError, match="no known design"):
         infer_config(state | {"blocks.0.attn.q_norm.weight": torch.ones(8)}, heads=4)
@@ -63,7 +63,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("content", "message"), WRONG, ids=[m for _, m in WRONG])
 def test_a_wrong_file_is_one_line_that_names_the_key(tmp_path: Path, content, message: str) -> None:
-    """Fault: torch's page of keys, or a network that is not the file's."""
+    """Catches: torch's page of keys, or a network that is not the file's."""
     file = save(tmp_path / "SiT-x.pt", content)
     with pytest.raises(SitError) as caught:
         bring(file, tmp_path / "run")

@@ -53,7 +53,7 @@ PARITY = [
 def test_diffusers_draws_what_we_draw(
     tmp_path: Path, noise: Path, file: str, more: dict, options: dict, told: dict
 ) -> None:
-    """Fault: diffusers' frequencies, LayerNorms, guidance or steps, not ours, beyond 1e-5."""
+    """Catches: diffusers' frequencies, LayerNorms, guidance or steps, not ours, beyond 1e-5."""
     from sitcli.machine.seeds import generator
 
     bring(save(tmp_path / file, official()), tmp_path / "run", **more)
@@ -78,7 +78,7 @@ def test_diffusers_draws_what_we_draw(
 
 
 def test_pixels_become_pictures_in_diffusers(tmp_path: Path) -> None:
-    """Fault: a folder without a vae that gives no images where the latents are the image."""
+    """Catches: a folder without a vae that gives no images where the latents are the image."""
     pipe = pipeline_of(take(make_run(tmp_path), tmp_path / "folder", "diffusers"))
     images = pipe(class_labels=[0, 2], num_inference_steps=2).images
     assert [image.size for image in images] == [(8, 8), (8, 8)]
@@ -87,7 +87,7 @@ def test_pixels_become_pictures_in_diffusers(tmp_path: Path) -> None:
 
 
 def test_a_vae_goes_with_the_folder(tmp_path: Path) -> None:
-    """Fault: an exported folder that cannot decode, or a vae of another kind than the run's."""
+    """Catches: an exported folder that cannot decode, or a vae of another kind than the run's."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(

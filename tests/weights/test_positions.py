@@ -16,7 +16,8 @@ from tests.weights.official_files import CONFIG, bring, draw_latents, equal, off
 
 
 def test_positions_are_kept_recomputed_or_refused(tmp_path: Path) -> None:
-    """Faults: another size than asked, rows and columns exchanged, learned positions recomputed."""
+    """Catches: another size than asked, rows and columns exchanged, learned positions
+    recomputed."""
     state = official()
     file = save(tmp_path / "SiT-Mi-2.pt", state)
     run = bring(file, tmp_path / "a", image_size="32x96")

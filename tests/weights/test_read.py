@@ -22,7 +22,7 @@ class Touch:
 
 
 def test_a_files_code_is_never_run(tmp_path: Path) -> None:
-    """Fault: arbitrary unpickling, of a trainer's arguments or of a bare pickle."""
+    """Catches: arbitrary unpickling, of a trainer's arguments or of a bare pickle."""
     marker = tmp_path / "ran"
     content = trainer(path_type="Linear", evil=Touch(marker))
     save(tmp_path / "SiT-a.pt", content)

@@ -48,7 +48,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 def test_everything_resumes_to_the_last_bit(trained: Path, tmp_path: Path) -> None:
-    """Fault: tracks that begin anew, a step's tokens drawn from a generator that is not the
+    """Catches: tracks that begin anew, a step's tokens drawn from a generator that is not the
     step's, terms of the log that are lost."""
     latents = Path(open_checkpoint(trained).latents["store"])
     for steps in (3, 6):
@@ -64,7 +64,7 @@ def test_everything_resumes_to_the_last_bit(trained: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("zero", ["1", "3"])
 def test_two_processes_train_the_same(trained: Path, tmp_path: Path, zero: str) -> None:
-    """Fault: routes drawn by rank, heads whose weights ZeRO 3 gathers too late, tracks of halves
+    """Catches: routes drawn by rank, heads whose weights ZeRO 3 gathers too late, tracks of halves
     that are put together wrongly."""
     latents = open_checkpoint(trained).latents["store"]
     options = {**TRAINING, **EVERYTHING, "procs": 2, "steps": 6, "zero": zero, "save_every": 6}
@@ -82,7 +82,7 @@ def test_two_processes_train_the_same(trained: Path, tmp_path: Path, zero: str) 
 
 
 def test_every_guidance_and_solver_of_one_run(trained: Path, tmp_path: Path) -> None:
-    """Fault: an option that is taken and does nothing; evaluations that are planned and not
+    """Catches: an option that is taken and does nothing; evaluations that are planned and not
     spent."""
     seen = {}
     guide = trained / "step-0000005"
@@ -112,7 +112,7 @@ def test_every_guidance_and_solver_of_one_run(trained: Path, tmp_path: Path) -> 
 
 
 def test_internal_guidance_is_the_formula(trained: Path, tmp_path: Path) -> None:
-    """Fault: a scale at the wrong end: one Euler step from t = 1 is x - v."""
+    """Catches: a scale at the wrong end: one Euler step from t = 1 is x - v."""
     one = dict(solver="euler", steps=1, num=2)
     drawn(trained, tmp_path / "a", **one)
     samples = drawn(trained, tmp_path / "b", internal_scale=2.5, **one)
@@ -146,7 +146,7 @@ def test_internal_guidance_is_the_formula(trained: Path, tmp_path: Path) -> None
     ids=str,
 )
 def test_sampling_refusals(store: Path, tmp_path: Path, options: dict, message: str) -> None:
-    """Fault: an option that is silently left out."""
+    """Catches: an option that is silently left out."""
     finish(train(train_settings(store, tmp_path / "run", steps=1)))
     with pytest.raises(UsageError, match=message):
         drawn(tmp_path / "run", tmp_path / "out", **options)
@@ -154,7 +154,7 @@ def test_sampling_refusals(store: Path, tmp_path: Path, options: dict, message: 
 
 
 def test_guides_that_do_not_fit(store: Path, trained: Path, tmp_path: Path) -> None:
-    """Fault: velocities of other latents, or of another path, taken for a guide's."""
+    """Catches: velocities of other latents, or of another path, taken for a guide's."""
     finish(train(train_settings(store, tmp_path / "gvp", steps=1, interpolant="gvp")))
     with pytest.raises(UsageError, match="other path"):
         drawn(trained, tmp_path / "out", guide=tmp_path / "gvp")
@@ -163,7 +163,7 @@ def test_guides_that_do_not_fit(store: Path, trained: Path, tmp_path: Path) -> N
 
 
 def test_export_of_what_is_beyond(trained: Path, store: Path, tmp_path: Path) -> None:
-    """Fault: weights written in a layout whose code computes something else with them."""
+    """Catches: weights written in a layout whose code computes something else with them."""
     for layout in ("official-sit", "diffusers"):
         with pytest.raises(UsageError, match="no SwiGLU, RMSNorm, QK-norm, RoPE"):
             finish(export(ExportSettings(checkpoint=trained, out=tmp_path / "o", format=layout)))

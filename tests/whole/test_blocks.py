@@ -25,7 +25,7 @@ from tests.tiny import finish, losses, train_settings
 
 @pytest.mark.parametrize("block", names.BLOCKS)
 def test_every_block_trains_and_samples(store: Path, tmp_path: Path, block: str) -> None:
-    """Fault: a design that the options accept but that does not learn, or whose checkpoint is
+    """Catches: a design that the options accept but that does not learn, or whose checkpoint is
     loaded as another one."""
     options = dict(block=block, steps=40, save_every=40, lr=3e-3)
     assert plan(train_settings(store, tmp_path / "run", **options)).data["block"] == block
@@ -42,7 +42,7 @@ def test_every_block_trains_and_samples(store: Path, tmp_path: Path, block: str)
 
 
 def test_block_is_part_of_the_name(store: Path) -> None:
-    """Fault: runs of two designs that only a hash tells apart, or a default that is spelt out."""
+    """Catches: runs of two designs that only a hash tells apart, or a default that is spelt out."""
     opened = LatentStore.open(store)
     name = run_name(train_settings(store, None, block="in-context", steps=5), opened)
     assert name.startswith("SiT-Mi-4-in-context-")
@@ -50,7 +50,7 @@ def test_block_is_part_of_the_name(store: Path) -> None:
 
 
 def test_inspect_names_the_block(store: Path, tmp_path: Path) -> None:
-    """Fault: two checkpoints of different designs described alike."""
+    """Catches: two checkpoints of different designs described alike."""
     finish(train(train_settings(store, tmp_path / "run", block="cross-attention", steps=1)))
     result = finish(inspect(InspectSettings(path=tmp_path / "run", verify=True)))
     network = dict(result.tables[0].rows)["network"]
@@ -58,7 +58,7 @@ def test_inspect_names_the_block(store: Path, tmp_path: Path) -> None:
 
 
 def test_another_block_does_not_go_on(store: Path, tmp_path: Path) -> None:
-    """Fault: a run resumed with another network, one of a version without `--block` included."""
+    """Catches: a run resumed with another network, one of a version without `--block` included."""
     finish(train(train_settings(store, tmp_path / "run", steps=1)))
     with pytest.raises(UsageError, match="--block adaln-zero, not adaln"):
         finish(train(train_settings(store, tmp_path / "run", steps=2, block="adaln")))

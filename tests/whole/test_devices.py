@@ -89,7 +89,7 @@ def batch() -> tuple[torch.Tensor, ...]:
 
 
 def test_two_devices_are_refused_here() -> None:
-    """Fault: a torch that no longer tells, under which every test below would pass."""
+    """Catches: a torch that no longer tells, under which every test below would pass."""
     with pytest.raises(RuntimeError, match="device"):
         torch.empty(3, device=GPU) + torch.empty(3)
     with pytest.raises(Exception, match="local_scalar"):
@@ -98,7 +98,7 @@ def test_two_devices_are_refused_here() -> None:
 
 @pytest.mark.parametrize("process", [*FLOWS, *CHAINS], ids=str)
 def test_a_loss_stays_on_the_gpu(process: Flow) -> None:
-    """Fault: a table or a time left in the main memory, or a step that waits for the host."""
+    """Catches: a table or a time left in the main memory, or a step that waits for the host."""
     process = dataclasses.replace(process)  # a fake table it keeps would outlive the test
     network = on_gpu(TransformerConfig(**TINY | {"out_channels": process.out_channels(4)}))
     x, y, t, eps = batch()
@@ -112,7 +112,8 @@ def test_a_loss_stays_on_the_gpu(process: Flow) -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_what_is_beyond_the_papers_too(block: str) -> None:
-    """Fault: an appended token, a rotation, a route or a term of the loss from the main memory."""
+    """Catches: an appended token, a rotation, a route or a term of the loss from the main
+    memory."""
     more = dict(block=block, rope=True, qk_norm=True, mlp="swiglu", norm="rms")
     taps = dict(depth=3, aux_block=1, align_block=1, align_width=24)
     config = TransformerConfig(**TINY | more | taps)
@@ -128,7 +129,7 @@ def test_what_is_beyond_the_papers_too(block: str) -> None:
 
 
 def test_averages_stay_on_the_gpu() -> None:
-    """Fault: an average in the main memory, to which every step would copy the weights."""
+    """Catches: an average in the main memory, to which every step would copy the weights."""
     average = ShardedEma(torch.nn.Linear(4, 4, device=GPU))
     average.update(0.9)
     assert {shard.device.type for shard in average.shards.values()} == {"cuda"}
@@ -137,14 +138,14 @@ def test_averages_stay_on_the_gpu() -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{s.solver}-{getattr(s, 'wt', '')}")
 @pytest.mark.parametrize("process", [Flow(interpolant="vp"), Diffusion()], ids=["flow", "chain"])
 def test_sampling_stays_on_the_gpu(process: Flow, sampler: Ode | Sde) -> None:
-    """Fault: a time, a coefficient or a label that is not where the state is."""
+    """Catches: a time, a coefficient or a label that is not where the state is."""
     draw(process, sampler)
 
 
 @pytest.mark.parametrize("sampler", [Ddpm(steps=2), Ddim(steps=2), Ddim(steps=2, eta=1.0)], ids=str)
 @pytest.mark.parametrize("process", CHAINS, ids=str)
 def test_a_chain_stays_on_the_gpu(process: Diffusion, sampler: Ddpm | Ddim) -> None:
-    """Fault: a step's number or a table that is not where the state is."""
+    """Catches: a step's number or a table that is not where the state is."""
     draw(process, sampler)
 
 

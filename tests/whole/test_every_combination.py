@@ -74,8 +74,8 @@ def build(process: str, prediction: str) -> Flow:
 
 @pytest.mark.parametrize(("process", "prediction", "sampler"), CASES)
 def test_the_data_are_reached(process: str, prediction: str, sampler: str) -> None:
-    """Fault: a NaN, a wrong sign, factor or end of an interval in any combination that the command
-    line accepts."""
+    """Catches: a NaN, a wrong sign, factor or end of an interval in any combination that the
+    command line accepts."""
     flow = build(process, prediction)
     solver = samplers(flow)[sampler]
     mean, std = propagated(flow, solver, GAUSSIAN)

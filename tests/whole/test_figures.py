@@ -14,7 +14,7 @@ from tests.tiny import inception_file, moments
 
 
 def test_identical_and_disjoint_sets():
-    """Fault: any metric that does not know equal sets from sets that have nothing in common."""
+    """Catches: any metric that does not know equal sets from sets that have nothing in common."""
     rng = np.random.default_rng(2)
     a = rng.normal(size=(200, 8)).astype(np.float32)
     far = a + 1000
@@ -42,7 +42,7 @@ def inception_weights(tmp_path_factory):
 
 @pytest.mark.parametrize("fid", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_figures_equal_torch_fidelitys_own(inception_weights, fid):
-    """Catches any difference from torch-fidelity's preprocessing, network or formulas, with the
+    """Catches: any difference from torch-fidelity's preprocessing, network or formulas, with the
     real architecture and seeded random weights. (Its eigenvalues of 2048 features are slow.)"""
     import torch_fidelity
 

@@ -489,14 +489,14 @@ def run_fuzz(number: int, first: int, folder_: Path) -> dict[str, collections.Co
 
 
 def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
-    """Fault: a traceback, code that is run, memory without bound, or leftovers, for any file that
+    """Catches: a traceback, code that is run, memory without bound, or leftovers, for any file that
     a user may be given."""
     run_fuzz(2 * len(KINDS), 1, tmp_path)
 
 
 @pytest.mark.slow
 def test_hundreds_of_damaged_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """The same, 360 files or as many as SIT_FUZZ says."""
+    """Catches: the same on 360 files, or on as many as SIT_FUZZ says."""
     number, start = int(os.environ.get("SIT_FUZZ", 30 * len(KINDS))), time.monotonic()
     outcomes = run_fuzz(number, int(os.environ.get("SIT_FUZZ_SEED", 2)), tmp_path)
     with capsys.disabled():
@@ -507,7 +507,8 @@ def test_hundreds_of_damaged_files(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_whole_files_are_read(tmp_path: Path) -> None:
-    """Fault: a fuzz run in which everything is refused because nothing was right to begin with."""
+    """Catches: a fuzz run in which everything is refused because nothing was right to begin
+    with."""
     for number, (make, use) in enumerate(KINDS.values()):
         place = tmp_path / str(number)
         place.mkdir()

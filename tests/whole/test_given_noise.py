@@ -49,7 +49,7 @@ def draw(run: Path, out: str, **more) -> SampleSet:
 
 
 def test_official_weights_are_integrated_as_their_sampler_does(run: Path, noise: Path) -> None:
-    """Fault: time or sign turned once too often: a loop in the official convention, from t = 0 at
+    """Catches: time or sign turned once too often: a loop in the official convention, from t = 0 at
     the noise up to 1 with dx = u dt guided by the null class, must agree."""
     network = open_checkpoint(run).network("ema", torch.device("cpu"))
     x, y = torch.from_numpy(np.load(noise)), torch.tensor([0, 1, 2, 0, 1])
@@ -73,8 +73,8 @@ def test_official_weights_are_integrated_as_their_sampler_does(run: Path, noise:
 
 @pytest.mark.parametrize("prediction", ["velocity", "score", "noise"])
 def test_reversed_time_turns_the_sign_of_a_velocity_alone(prediction: str) -> None:
-    """Fault: a sign for score or noise, or none for velocity: for Gaussian data N(m, 1/4) the exact
-    output of either convention is known, and the data must come out the same."""
+    """Catches: a sign for score or noise, or none for velocity: for Gaussian data N(m, 1/4) the
+    exact output of either convention is known, and the data must come out the same."""
     flow, m = Flow(prediction=prediction), 0.7
 
     def exact(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -101,8 +101,8 @@ def test_reversed_time_turns_the_sign_of_a_velocity_alone(prediction: str) -> No
 
 
 def test_given_noise_is_where_each_image_begins(run: Path, noise: Path) -> None:
-    """Faults: rows given to other images after a batch; noise that changes what an SDE draws later;
-    a set that goes on with other noise than it was begun with."""
+    """Catches: rows given to other images after a batch; noise that changes what an SDE draws
+    later; a set that goes on with other noise than it was begun with."""
     first = draw(run, "a", noise=noise, latents=True, batch_size=2)
     assert first.num == 5
     alone = draw(run, "b", noise=noise, latents=True, batch_size=5)
@@ -127,7 +127,7 @@ def test_given_noise_is_where_each_image_begins(run: Path, noise: Path) -> None:
 def test_latents_alone_need_no_autoencoder_and_are_called_so(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Faults: an autoencoder loaded for nothing; a set without images that crashes its readers or
+    """Catches: an autoencoder loaded for nothing; a set without images that crashes its readers or
     is taken for the newest samples."""
     meta = open_checkpoint(run).path / "meta.json"
     facts = json.loads(meta.read_text())
@@ -168,14 +168,14 @@ def test_latents_alone_need_no_autoencoder_and_are_called_so(
 def test_noise_that_is_none_is_refused(
     run: Path, tmp_path: Path, array: np.ndarray, more: dict, message: str
 ) -> None:
-    """Fault: a traceback, unpickled objects, or images of nan."""
+    """Catches: a traceback, unpickled objects, or images of nan."""
     np.save(tmp_path / "n.npy", array)
     with pytest.raises(SitError, match=message):
         draw(run, "x", noise=tmp_path / "n.npy", latents_only=True, **more)
 
 
 def test_imported_weights_say_which_channels_and_which_weights(run: Path) -> None:
-    """Fault: a figure of published weights guided on other channels than the published one, or a
+    """Catches: a figure of published weights guided on other channels than the published one, or a
     missing average that is taken for damage."""
     meta = open_checkpoint(run).path / "meta.json"
     facts = json.loads(meta.read_text())

@@ -37,7 +37,7 @@ def settings(run: Path, **more) -> EvaluateSettings:
 
 
 def test_each_checkpoint_is_drawn_from_and_scored(run: Path) -> None:
-    """Faults: figures of the newest under every step; a table, plot or file that lacks one; the
+    """Catches: figures of the newest under every step; a table, plot or file that lacks one; the
     same warning said for each."""
     stage, told = history(settings(run, fid=True, kid=True)), []
     try:
@@ -72,7 +72,7 @@ def test_each_checkpoint_is_drawn_from_and_scored(run: Path) -> None:
 
 
 def test_what_it_would_do_and_what_it_cannot(run: Path) -> None:
-    """Fault: a plan that draws, or options of another mode that are ignored."""
+    """Catches: a plan that draws, or options of another mode that are ignored."""
     before = sorted(run.parent.rglob("*"))
     assert plan(settings(run)).data["steps"] == RunDir(run).steps() == [7, 9]
     assert sorted(run.parent.rglob("*")) == before

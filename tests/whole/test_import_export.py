@@ -36,7 +36,7 @@ def noise(tmp_path: Path) -> Path:
     [("SiT-Mi-2-64x64.pt", "official-sit"), ("DiT-Mi-2-64x64.pt", "official-dit")],
 )
 def test_official_weights_come_back_bit_for_bit(tmp_path: Path, file: str, format: str) -> None:
-    """Fault: any tensor touched, lost, renamed or reordered between import and export."""
+    """Catches: any tensor touched, lost, renamed or reordered between import and export."""
     state = official()
     checkpoint = bring(save(tmp_path / file, state), tmp_path / "run")
     assert checkpoint.config == CONFIG
@@ -56,7 +56,7 @@ def test_official_weights_come_back_bit_for_bit(tmp_path: Path, file: str, forma
 @pytest.mark.parametrize("layout", ["safetensors", "diffusers"])
 @pytest.mark.parametrize("file", ["SiT-Mi-2-64x64.pt", "DiT-Mi-2-64x64.pt"])
 def test_everything_returns_from_our_own_formats(tmp_path: Path, file: str, layout: str) -> None:
-    """Fault: a bit or a fact that is lost on the way, and with it what the samples would be."""
+    """Catches: a bit or a fact that is lost on the way, and with it what the samples would be."""
     first = bring(save(tmp_path / file, official()), tmp_path / "a")
     out = tmp_path / ("x.safetensors" if layout == "safetensors" else "x")
     second = bring(take(tmp_path / "a", out, layout), tmp_path / "b")
@@ -69,7 +69,7 @@ def test_everything_returns_from_our_own_formats(tmp_path: Path, file: str, layo
 
 
 def test_a_run_of_ours_returns_with_its_autoencoder(tmp_path: Path) -> None:
-    """Fault: a run that can be exported but not used again."""
+    """Catches: a run that can be exported but not used again."""
     run = make_run(tmp_path, process=Flow(interpolant="gvp"))
     again = bring(take(run, tmp_path / "x.safetensors", "safetensors"), tmp_path / "again")
     assert again.step == 7
@@ -84,7 +84,7 @@ def test_a_run_of_ours_returns_with_its_autoencoder(tmp_path: Path) -> None:
 def test_our_weights_run_in_the_official_convention(
     tmp_path: Path, prediction: str, noise: Path
 ) -> None:
-    """Fault: a time that is not turned, or turned without its sign: our network of t and the
+    """Catches: a time that is not turned, or turned without its sign: our network of t and the
     exported one of 1 - t must say the same, and twice the channels are there as the official
     sampler at 256 builds them."""
     run = make_run(tmp_path, process=Flow(prediction=prediction))
@@ -116,7 +116,7 @@ def test_our_weights_run_in_the_official_convention(
 
 
 def test_an_official_loop_draws_what_we_draw(tmp_path: Path, noise: Path) -> None:
-    """Fault: any disagreement with the official sampler on its own weights: its Euler steps with
+    """Catches: any disagreement with the official sampler on its own weights: its Euler steps with
     guidance on three channels, from the same noise, written out."""
     weights = save(tmp_path / "SiT-Mi-2-64x64.pt", official())
     bring(weights, tmp_path / "run")
@@ -137,7 +137,7 @@ def test_an_official_loop_draws_what_we_draw(tmp_path: Path, noise: Path) -> Non
 
 
 def test_the_likelihood_of_imported_weights_needs_a_store(tmp_path: Path) -> None:
-    """Fault: a traceback where the run knows no store, or a store of unseen weights refused."""
+    """Catches: a traceback where the run knows no store, or a store of unseen weights refused."""
     state = official(dataclasses.replace(CONFIG, channels=3, out_channels=3))
     file = save(tmp_path / "SiT-Mi-2.pt", state)
     bring(file, tmp_path / "run", vae="pixels")
@@ -156,7 +156,7 @@ def test_the_likelihood_of_imported_weights_needs_a_store(tmp_path: Path) -> Non
 
 
 def test_training_does_not_go_on_from_imported_weights(tmp_path: Path) -> None:
-    """Fault: a traceback, or moments made up, where the optimizer's state is missing."""
+    """Catches: a traceback, or moments made up, where the optimizer's state is missing."""
     from sitcli.commands.train.stage import train
     from sitcli.settings.train import TrainSettings
 

@@ -54,13 +54,13 @@ def kill_training(store: Path, tmp_path: Path, kills: int, steps: int, seed: int
 
 
 def test_training_killed_once(store: Path, tmp_path: Path) -> None:
-    """Fault: a checkpoint or a log that a kill -9 leaves unreadable or out of step."""
+    """Catches: a checkpoint or a log that a kill -9 leaves unreadable or out of step."""
     kill_training(store, tmp_path, kills=1, steps=12, seed=0)
 
 
 @pytest.mark.slow
 def test_training_killed_five_times(store: Path, tmp_path: Path) -> None:
-    """Fault: as above, at five random moments."""
+    """Catches: as above, at five random moments."""
     kill_training(store, tmp_path, kills=5, steps=60, seed=1)
 
 
@@ -84,13 +84,13 @@ def kill_sampling(run: Path, kills: int) -> None:
 
 
 def test_sampling_killed_once(run: Path) -> None:
-    """Fault: a sample set that a kill -9 leaves unreadable or with wrong images."""
+    """Catches: a sample set that a kill -9 leaves unreadable or with wrong images."""
     kill_sampling(run, kills=1)
 
 
 @pytest.mark.slow
 def test_sampling_killed_five_times(run: Path) -> None:
-    """Fault: as above, at five random moments."""
+    """Catches: as above, at five random moments."""
     kill_sampling(run, kills=5)
 
 
@@ -138,11 +138,11 @@ def check_kills(tmp_path, moments):
 
 
 def test_killed_once_and_the_same_command_again(tmp_path):
-    """Catches a store that kill -9 breaks, or that ends up different from an unbroken one."""
+    """Catches: a store that kill -9 breaks, or that ends up different from an unbroken one."""
     check_kills(tmp_path, [random.randrange(1, 150)])
 
 
 @pytest.mark.slow
 def test_killed_at_five_random_moments(tmp_path):
-    """Catches what one kill leaves for the next, and a kill while the file is laid out."""
+    """Catches: what one kill leaves for the next, and a kill while the file is laid out."""
     check_kills(tmp_path, [-1, *sorted(random.sample(range(220), 4))])

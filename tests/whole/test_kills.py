@@ -150,7 +150,7 @@ def whole(store: Path, tmp_path_factory) -> RunDir:
     [("rank", "step"), ("all", "step"), ("rank", "save"), ("all", "save")],
 )
 def test_training(store: Path, whole: RunDir, tmp_path: Path, whom: str, moment: str) -> None:
-    """Fault: a checkpoint that counts and is not whole, steps lost or counted twice, a rank that
+    """Catches: a checkpoint that counts and is not whole, steps lost or counted twice, a rank that
     goes on alone; at a random step, or while a checkpoint is being written."""
     random = np.random.default_rng([len(whom), len(moment)])
     run = RunDir(tmp_path / "run")
@@ -180,7 +180,7 @@ def encode_command(images: Path, out: Path) -> list[str]:
 
 @pytest.mark.parametrize("whom", ["rank", "all"])
 def test_encoding(tmp_path: Path, whom: str) -> None:
-    """Fault: rows flagged and not written, rows lost, or a store that cannot be opened."""
+    """Catches: rows flagged and not written, rows lost, or a store that cannot be opened."""
     random = np.random.default_rng(len(whom))
     images = write_folder(tmp_path / "images", pictures(4000)[0])
     finish(encode_command(images, tmp_path / "whole.h5"))
@@ -206,7 +206,7 @@ def sample_command(run: Path, out: Path) -> list[str]:
 
 @pytest.mark.parametrize("whom", ["rank", "all"])
 def test_sampling(whole: RunDir, tmp_path: Path, whom: str) -> None:
-    """Fault: images flagged and not drawn, drawn with other noise, lost, or drawn twice."""
+    """Catches: images flagged and not drawn, drawn with other noise, lost, or drawn twice."""
     random = np.random.default_rng(len(whom))
     finish(sample_command(whole.path, tmp_path / "whole"))
     expected, out = SampleSet.open(tmp_path / "whole"), tmp_path / "out"
@@ -224,7 +224,8 @@ def test_sampling(whole: RunDir, tmp_path: Path, whom: str) -> None:
 
 @pytest.mark.parametrize("whom", ["rank", "all"])
 def test_scoring(tmp_path: Path, whom: str) -> None:
-    """Fault: features flagged and not written, or of another image; figures that tell of a kill."""
+    """Catches: features flagged and not written, or of another image; figures that tell of a
+    kill."""
     random = np.random.default_rng(len(whom))
     for number, name in enumerate(("samples", "real")):
         np.savez(tmp_path / f"{name}.npz", arr_0=pictures(6000, seed=number)[0])
@@ -273,7 +274,7 @@ def enlarge(folder: Path, size: int) -> None:
 
 
 def test_training_on_a_full_disk(store: Path, tmp_path: Path) -> None:
-    """Fault: the last good checkpoint lost when the next does not fit, or a half-written one that
+    """Catches: the last good checkpoint lost when the next does not fit, or a half-written one that
     counts; the disk fills at another byte every time."""
     random = np.random.default_rng(0)
     whole = RunDir(tmp_path / "whole")
@@ -298,7 +299,7 @@ def test_training_on_a_full_disk(store: Path, tmp_path: Path) -> None:
 
 
 def test_encoding_on_a_full_disk(tmp_path: Path) -> None:
-    """Fault: a store begun that cannot be finished, a traceback, or room not given back."""
+    """Catches: a store begun that cannot be finished, a traceback, or room not given back."""
     random = np.random.default_rng(0)
     images = write_folder(tmp_path / "images", pictures(400)[0])
     finish(encode_command(images, tmp_path / "whole.h5"))

@@ -86,7 +86,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 def test_three_processes_encode_the_same_store(images, encoded, tmp_path: Path) -> None:
-    """Fault: rows encoded twice, padded, missed or shuffled; a line said by every process."""
+    """Catches: rows encoded twice, padded, missed or shuffled; a line said by every process."""
     out = tmp_path / "three.h5"
     done = run(words([*SIT, "encode-latents", str(images), str(out)], procs=3, **ENCODE))
     assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def test_three_processes_encode_the_same_store(images, encoded, tmp_path: Path) 
 
 
 def test_torchrun_samples_the_same_images(trained: Path, tmp_path: Path) -> None:
-    """Fault: noise or labels that depend on the rank; evaluations counted twice."""
+    """Catches: noise or labels that depend on the rank; evaluations counted twice."""
     finish(sample(SampleSettings(checkpoint=trained, out=tmp_path / "one", **SAMPLE)))
     command = words(
         [*TORCHRUN, "--nproc_per_node=2", "-m", "--", "sitcli", "sample", str(trained)],
@@ -121,7 +121,7 @@ def begun(path: Path, number: int) -> bool:
 
 
 def test_a_killed_rank_ends_all_and_another_number_goes_on(trained: Path, tmp_path: Path) -> None:
-    """Fault: ranks that work on when one has died, its images lost, or a set bound to its N."""
+    """Catches: ranks that work on when one has died, its images lost, or a set bound to its N."""
     options = dict(SAMPLE, num=400, steps=20)
     command = words([*SIT, "sample", str(trained)], out=tmp_path / "set", procs=2, **options)
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
@@ -145,7 +145,7 @@ def test_a_killed_rank_ends_all_and_another_number_goes_on(trained: Path, tmp_pa
 
 
 def test_errors_are_said_once(trained: Path, images: Path, tmp_path: Path) -> None:
-    """Fault: every rank's copy of an error, or a traceback of those that were left behind."""
+    """Catches: every rank's copy of an error, or a traceback of those that were left behind."""
     bad = [
         words([*SIT, "sample", str(trained)], procs=2, classes="purple"),
         words([*SIT, "sample", str(tmp_path / "none")], procs=2),
@@ -159,7 +159,7 @@ def test_errors_are_said_once(trained: Path, images: Path, tmp_path: Path) -> No
 
 
 def test_plans_and_refusals(trained: Path, images: Path, tmp_path: Path) -> None:
-    """Fault: a plan that starts processes, or --invert that ignores --procs."""
+    """Catches: a plan that starts processes, or --invert that ignores --procs."""
     s = EncodeSettings(source=images, out=tmp_path / "o.h5", procs=3, **ENCODE)
     assert plan_encoding(s).data["processes"] == 3
     done = run(words([*SIT, "sample", str(trained)], invert=images, procs=2))
@@ -170,7 +170,7 @@ def test_plans_and_refusals(trained: Path, images: Path, tmp_path: Path) -> None
 
 
 def test_two_processes_give_the_same_figures(tmp_path: Path) -> None:
-    """Faults: blocks of features that a rank writes to another's rows, leaves out or repeats; sums
+    """Catches: blocks of features that a rank writes to another's rows, leaves out or repeats; sums
     of a rank that are counted twice; a table said by each."""
     samples = write_samples(tmp_path / "a", pictures(700)[0])
     np.savez(tmp_path / "real.npz", arr_0=pictures(600, seed=1)[0])

@@ -16,7 +16,7 @@ from PIL import Image
     [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGKILL, True, -9)],
 )
 def test_signals_end_the_stage_too(tmp_path, number, to_group, code):
-    """Would catch an orphan that trains on after Ctrl-C or a scheduler's SIGTERM."""
+    """Catches: an orphan that trains on after Ctrl-C or a scheduler's SIGTERM."""
     out = tmp_path / "q"
     process = start(out, "--images-per-class", "3", "--steps", "100000")
     wait_for(process, "$ sit train")
@@ -68,7 +68,7 @@ def wait_for(process, beginning):
 
 @pytest.mark.slow
 def test_the_whole_story(tmp_path):
-    """Would catch stages that do not fit together, and a second run that starts again."""
+    """Catches: stages that do not fit together, and a second run that starts again."""
     out = tmp_path / "a folder"
     options = ["--images-per-class", "12", "--steps", "20", "--seed", "5"]
     process = start(out, *options)

@@ -55,7 +55,7 @@ def encoding(images: tuple[Path, Path], out: Path, **changes: Any) -> EncodeSett
 
 
 def test_features_are_of_their_images(images: tuple[Path, Path], tmp_path: Path) -> None:
-    """Fault: features of other rows, of the image where the mirrored one is meant, or in a broken
+    """Catches: features of other rows, of the image where the mirrored one is meant, or in a broken
     image's row."""
     result = finish(encode(encoding(images, tmp_path / "a.h5")))
     assert result.data["align"]["shape"] == [6, 2, 2]
@@ -74,7 +74,7 @@ def test_features_are_of_their_images(images: tuple[Path, Path], tmp_path: Path)
 
 
 def test_interrupted_features_go_on(images: tuple[Path, Path], tmp_path: Path) -> None:
-    """Fault: rows flagged before their features are there."""
+    """Catches: rows flagged before their features are there."""
     finish(encode(encoding(images, tmp_path / "whole.h5")))
     cut = encode(encoding(images, tmp_path / "cut.h5"))
     for _ in range(4):
@@ -89,7 +89,7 @@ def test_interrupted_features_go_on(images: tuple[Path, Path], tmp_path: Path) -
 
 
 def test_damaged_features_are_found(images: tuple[Path, Path], tmp_path: Path) -> None:
-    """Fault: a store whose features have rotted, and that says it is whole."""
+    """Catches: a store whose features have rotted, and that says it is whole."""
     finish(encode(encoding(images, tmp_path / "a.h5")))
     with Rows(tmp_path / "a.h5", writable=True) as file:
         row = np.array(file.array("features_flipped")[4:5])
@@ -100,7 +100,7 @@ def test_damaged_features_are_found(images: tuple[Path, Path], tmp_path: Path) -
 
 
 def test_repa_learns_the_features(images: tuple[Path, Path], tmp_path: Path) -> None:
-    """Fault: a projection that is not trained, or features of other images than the batch's."""
+    """Catches: a projection that is not trained, or features of other images than the batch's."""
     finish(encode(encoding(images, tmp_path / "a.h5")))
     more = dict(repa="1,1", depth=2, steps=60, lr=3e-3, log_every=10, save_every=30)
     finish(train(train_settings(tmp_path / "a.h5", tmp_path / "run", **more)))
@@ -112,7 +112,7 @@ def test_repa_learns_the_features(images: tuple[Path, Path], tmp_path: Path) -> 
 
 
 def test_feature_refusals(images: tuple[Path, Path], tmp_path: Path, store: Path) -> None:
-    """Fault: a hub asked in vain with a traceback, a vector taken for a map, a store without."""
+    """Catches: a hub asked in vain with a traceback, a vector taken for a map, a store without."""
     with pytest.raises(SitError, match="weights") as missing:
         finish(encode(encoding(images, tmp_path / "b.h5", align_features="dinov2",
                                align_weights=tmp_path / "none.pth")))  # fmt: skip
@@ -138,7 +138,7 @@ def test_feature_refusals(images: tuple[Path, Path], tmp_path: Path, store: Path
 
 
 def test_timm_features_need_their_weights(images: tuple[Path, Path], tmp_path: Path) -> None:
-    """Fault: prefix tokens taken for places, or a convolutional map turned round."""
+    """Catches: prefix tokens taken for places, or a convolutional map turned round."""
     import timm
 
     for name, shape in (("vit_tiny_patch16_224", (192, 14, 14)), ("resnet10t", (512, 6, 6))):

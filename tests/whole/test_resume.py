@@ -24,7 +24,7 @@ from tests.tiny import (
 
 
 def test_resume_is_exact(store: Path, tmp_path: Path) -> None:
-    """Fault: a resume that skips the optimizer, the average, the order or the randomness."""
+    """Catches: a resume that skips the optimizer, the average, the order or the randomness."""
     finish(train(train_settings(store, tmp_path / "whole", steps=6, save_every=3)))
     # 2 + 2 + 2 with a batch that does not divide the epoch, saved where no log line is written.
     for steps in (2, 4, 6):
@@ -39,7 +39,7 @@ def test_resume_is_exact(store: Path, tmp_path: Path) -> None:
 
 
 def test_log_window_survives_resume(store: Path, tmp_path: Path) -> None:
-    """Fault: the running mean of the loss forgotten when a save falls between two log lines."""
+    """Catches: the running mean of the loss forgotten when a save falls between two log lines."""
     finish(train(train_settings(store, tmp_path / "whole", steps=6, log_every=3)))
     for steps in (4, 6):
         finish(
@@ -52,7 +52,7 @@ def test_log_window_survives_resume(store: Path, tmp_path: Path) -> None:
 
 
 def test_every_zero_stage_goes_on_from_every_other(store: Path, tmp_path: Path) -> None:
-    """Fault: moments lost or misplaced when the stage changes: the next losses would differ."""
+    """Catches: moments lost or misplaced when the stage changes: the next losses would differ."""
     finish(train(train_settings(store, tmp_path / "whole", steps=10)))
     for steps, zero in ((2, "0"), (4, "3"), (6, "1"), (8, "2"), (10, "0")):
         finish(train(train_settings(store, tmp_path / "parts", steps=steps, zero=zero)))
@@ -63,7 +63,7 @@ def test_every_zero_stage_goes_on_from_every_other(store: Path, tmp_path: Path) 
 
 
 def test_the_chain_resumes_exactly(store: Path, tmp_path: Path) -> None:
-    """Fault: steps of the chain drawn from anything but (seed, step)."""
+    """Catches: steps of the chain drawn from anything but (seed, step)."""
     finish(train(train_settings(store, tmp_path / "whole", model="DiT-Mi/4", steps=4)))
     for steps in (2, 4):
         finish(train(train_settings(store, tmp_path / "parts", model="DiT-Mi/4", steps=steps)))
@@ -81,7 +81,7 @@ def zero_losses(store: Path, out: Path, zero: int, procs: int) -> list[tuple[int
 
 @pytest.mark.parametrize("zero", [pytest.param(0, marks=pytest.mark.slow), 1, 2, 3])
 def test_two_processes_equal_one(store: Path, tmp_path: Path, zero: int) -> None:
-    """Fault: ranks that see the same data, losses not reduced, an average of one rank's shard,
+    """Catches: ranks that see the same data, losses not reduced, an average of one rank's shard,
     a result printed by every rank."""
     finish(train(train_settings(store, tmp_path / "one", steps=4)))
     two = zero_losses(store, tmp_path / "two", zero, 2)
@@ -117,7 +117,7 @@ def test_two_processes_equal_one(store: Path, tmp_path: Path, zero: int) -> None
     ],
 )
 def test_resume_across_world_sizes_and_stages(store: Path, tmp_path: Path, parts) -> None:
-    """Fault: another order or noise under another number of processes, or moments misplaced."""
+    """Catches: another order or noise under another number of processes, or moments misplaced."""
     options = dict(batch_size=12)
     finish(train(train_settings(store, tmp_path / "whole", steps=parts[-1][0], **options)))
     for steps, procs, zero in parts:
@@ -136,7 +136,7 @@ def test_resume_across_world_sizes_and_stages(store: Path, tmp_path: Path, parts
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [1, 3])
 def test_two_processes_resume_exactly(store: Path, tmp_path: Path, zero: int) -> None:
-    """Fault: a shard that comes back to the wrong rank, or rounded."""
+    """Catches: a shard that comes back to the wrong rank, or rounded."""
     for name, parts in (("whole", (6,)), ("parts", (2, 6))):
         for steps in parts:
             words = train_command(store, tmp_path / name, steps=steps, procs=2, zero=zero)
@@ -147,7 +147,7 @@ def test_two_processes_resume_exactly(store: Path, tmp_path: Path, zero: int) ->
 
 
 def test_torchrun_and_one_voice(store: Path, tmp_path: Path) -> None:
-    """Fault: an error or a result said by every process; one failing for all of them."""
+    """Catches: an error or a result said by every process; one failing for all of them."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     words = [sys.executable, *launcher, *train_command(store, tmp_path / "run", steps=2)]
     done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=True)

@@ -27,7 +27,7 @@ def same_weights(a: Path, b: Path) -> bool:
 
 @pytest.mark.parametrize("zero", ["1", "3"])
 def test_recomputed_blocks_change_no_bit(tmp_path: Path, store: Path, zero: str) -> None:
-    """Fault: activation checkpointing that DeepSpeed's hooks do not go with."""
+    """Catches: activation checkpointing that DeepSpeed's hooks do not go with."""
     for blocks in ("none", "all", "every-2"):
         run = train_settings(store, tmp_path / blocks, steps=3, zero=zero, checkpoint_blocks=blocks)
         finish(train(run))
@@ -38,8 +38,8 @@ def test_recomputed_blocks_change_no_bit(tmp_path: Path, store: Path, zero: str)
 @needs_compiler
 @pytest.mark.parametrize("zero", ["1", pytest.param("3", marks=pytest.mark.slow)])
 def test_compiled_blocks_train_alike(tmp_path: Path, store: Path, zero: str) -> None:
-    """Fault: blocks compiled before DeepSpeed puts its hooks on them, other keys in what is saved,
-    or a compilation in every step."""
+    """Catches: blocks compiled before DeepSpeed puts its hooks on them, other keys in what is
+    saved, or a compilation in every step."""
     for compile in ("off", "on"):
         run = train_settings(store, tmp_path / compile, steps=3, zero=zero, compile=compile)
         finish(train(run))
@@ -52,7 +52,7 @@ def test_compiled_blocks_train_alike(tmp_path: Path, store: Path, zero: str) -> 
 
 
 def test_fp16_goes_on_with_its_loss_scale(tmp_path: Path, store: Path) -> None:
-    """Fault: a resumed fp16 run that begins with the first scale again: other skipped steps."""
+    """Catches: a resumed fp16 run that begins with the first scale again: other skipped steps."""
     # Few log lines: each measures a matrix product, and this takes seconds in fp16.
     more = dict(precision="fp16", depth=1, log_every=4)
     finish(train(train_settings(store, tmp_path / "whole", steps=4, **more)))
@@ -66,7 +66,7 @@ def test_fp16_goes_on_with_its_loss_scale(tmp_path: Path, store: Path) -> None:
 
 
 def test_misspelt_block_choice(tmp_path: Path, store: Path) -> None:
-    """Fault: a misspelling found after the run directory is made, or by a traceback."""
+    """Catches: a misspelling found after the run directory is made, or by a traceback."""
     with pytest.raises(UsageError, match="--checkpoint-blocks: 'every' is none of"):
         finish(train(train_settings(store, tmp_path / "run", steps=2, checkpoint_blocks="every")))
     assert not (tmp_path / "run").exists()

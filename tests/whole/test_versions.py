@@ -16,7 +16,7 @@ from tests.tiny import draw
 
 
 def test_newer_formats_are_refused(run: Path) -> None:
-    """Fault: an artefact of a later version read as if nothing had changed, or a traceback."""
+    """Catches: an artefact of a later version read as if nothing had changed, or a traceback."""
     samples, store = draw(run, "set"), run.parents[1] / "tiny.h5"
     for path in (samples.path, store):
         with Rows(path, writable=True) as file:

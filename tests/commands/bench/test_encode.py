@@ -12,7 +12,7 @@ from tests.tiny import finish
 
 
 def test_encoding_stands_beside_the_bare_autoencoder(tmp_path) -> None:
-    """Fault: images left behind, or a ratio of other rounds."""
+    """Catches: images left behind, or a ratio of other rounds."""
     settings = BenchSettings(
         what="encode", vae="pixels", image_size=16, images=6, batch_size=4, rounds=2,
         device="cpu", dir=tmp_path,

@@ -27,7 +27,7 @@ def settings(**more):
 
 
 def test_a_synthetic_store_is_measured_and_removed(tmp_path):
-    """Fault: readings that fail, gigabytes left on the disk, or ratios of other figures."""
+    """Catches: readings that fail, gigabytes left on the disk, or ratios of other figures."""
     folder = tmp_path / "room"
     folder.mkdir()
     result = finish(stage.bench_loader(settings(items=300, files=40, dir=folder, workers=2)))
@@ -51,7 +51,7 @@ def test_a_synthetic_store_is_measured_and_removed(tmp_path):
 
 @pytest.mark.parametrize("cold", [False, True])
 def test_the_newest_store_is_read_and_left_alone(tmp_path, cold):
-    """Fault: a store that is changed, and one without a posterior that cannot be read."""
+    """Catches: a store that is changed, and one without a posterior that cannot be read."""
     store = make_store(tmp_path / "a.h5", number=30)
     before = store.path.read_bytes()
     events, notes = stage.bench_loader(settings(cold=cold)), []
@@ -71,7 +71,7 @@ def test_the_newest_store_is_read_and_left_alone(tmp_path, cold):
 
 
 def test_every_reading_reads_as_many_images_of_the_same_store(tmp_path):
-    """Fault: a reading that is fast because it reads less."""
+    """Catches: a reading that is fast because it reads less."""
     folder = tmp_path / "room"
     folder.mkdir()
     list(synthetic.write_synthetic(folder / "s.h5", 100))
@@ -96,7 +96,7 @@ def test_every_reading_reads_as_many_images_of_the_same_store(tmp_path):
 
 
 def test_a_dead_reader_is_named(tmp_path, monkeypatch):
-    """Fault: a benchmark that waits for ever for a process that was killed."""
+    """Catches: a benchmark that waits for ever for a process that was killed."""
     path = make_store(tmp_path / "a.h5").path
     events = stage.bench_loader(settings(latents=path))
     next(events)
@@ -107,7 +107,7 @@ def test_a_dead_reader_is_named(tmp_path, monkeypatch):
 
 
 def test_contradictions_are_refused(tmp_path):
-    """Fault: an option that does nothing."""
+    """Catches: an option that does nothing."""
     with pytest.raises(UsageError, match="--items makes a store"):
         next(stage.bench_loader(settings(items=3, latents=tmp_path / "a.h5")))
     with pytest.raises(SitError, match="cannot write in"):

@@ -6,6 +6,7 @@ from tests.commands.bench.measuring import measured
 
 
 def test_products_are_measured_in_both_dtypes() -> None:
+    """Catches: products of other sizes than the model's, or one dtype's rate given for both."""
     result = measured("gemm", precision="bf16")
     rates = result.data["flops_per_second"]
     assert [*rates] == ["bf16", "fp32"]

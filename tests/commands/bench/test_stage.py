@@ -14,6 +14,7 @@ from tests.tiny import finish
 
 
 def test_an_option_that_is_not_looked_at_is_refused() -> None:
+    """Catches: an option that this benchmark accepts and ignores."""
     for what, option in [
         ("train", dict(vae="pixels")),
         ("sample", dict(find_batch=True)),
@@ -29,7 +30,7 @@ def test_an_option_that_is_not_looked_at_is_refused() -> None:
 
 @pytest.mark.parametrize("what", ["train", "sample"])
 def test_figures_follow_from_the_seconds(what: str, tmp_path, monkeypatch) -> None:
-    """Fault: a rate of other operations than were done, or of another batch size."""
+    """Catches: a rate of other operations than were done, or of another batch size."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     data = measured(what).data
     from sitcli.model.config import PRESETS, TransformerConfig

@@ -10,7 +10,7 @@ from tests.commands.bench.measuring import measured
 
 
 def test_the_suggested_batch_is_the_smallest_fast_one(monkeypatch) -> None:
-    """Fault: a suggestion that is not among the fastest, or that is larger than it need be."""
+    """Catches: a suggestion that is not among the fastest, or that is larger than it need be."""
     speeds = iter([1.0, 2.0, 3.9, 4.0, 3.8, 3.0])
 
     def tried(task):
@@ -25,6 +25,8 @@ def test_the_suggested_batch_is_the_smallest_fast_one(monkeypatch) -> None:
 
 @pytest.mark.parametrize("full", [torch.OutOfMemoryError("full"), None])
 def test_batches_that_do_not_fit_end_the_search(monkeypatch, full) -> None:
+    """Catches: a search that goes on past the memory, or an error for a batch it only tried."""
+
     def tried(task):
         if full is not None and task.batch == 8:
             raise full

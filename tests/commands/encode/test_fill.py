@@ -13,7 +13,7 @@ from tests.commands.encode.pictures import encoded, settings_for, texts
 
 
 def test_broken_images_are_counted_named_and_left_out(source, out):
-    """Catches broken images that are dropped silently, stop the work, or shift the labels."""
+    """Catches: broken images that are dropped silently, stop the work, or shift the labels."""
     (source / "cat" / "004.png").write_bytes(b"nonsense")
     whole = (source / "dog" / "009.jpg").read_bytes()
     (source / "dog" / "009.jpg").write_bytes(whole[: len(whole) // 2])
@@ -35,7 +35,7 @@ def test_broken_images_are_counted_named_and_left_out(source, out):
 
 
 def test_a_source_without_one_good_image_is_an_error(source, out):
-    """Catches a complete store of nothing."""
+    """Catches: a complete store of nothing."""
     with pytest.raises(SitError, match=r"none of the 10 images can be used.*pixels") as failure:
         encoded(settings_for(source, out, crop="none"))
     assert "--crop adm" in failure.value.hint
@@ -43,7 +43,7 @@ def test_a_source_without_one_good_image_is_an_error(source, out):
 
 
 def test_a_torn_batch_is_encoded_again_as_a_whole(source, out):
-    """Catches a resume whose batches hold other images than an unbroken run's."""
+    """Catches: a resume whose batches hold other images than an unbroken run's."""
     whole = encoded(settings_for(source, out, vae="patch-pca"))[0].data["checksum"]
     with Rows(out, writable=True) as file:
         file.set_attrs(complete=False)
@@ -58,7 +58,7 @@ def test_a_torn_batch_is_encoded_again_as_a_whole(source, out):
 
 
 def test_ctrl_c_says_how_to_go_on(source, out):
-    """Catches a traceback, a wrong exit code, or lost work on Ctrl-C."""
+    """Catches: a traceback, a wrong exit code, or lost work on Ctrl-C."""
     stage = encode(settings_for(source, out))
     while not (isinstance(event := next(stage), Progress) and event.done == 4):
         pass
@@ -74,7 +74,7 @@ def test_ctrl_c_says_how_to_go_on(source, out):
 
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_changed_source_is_refused(source, out, complete):
-    """Catches rows of the old and the new images mixed in one store."""
+    """Catches: rows of the old and the new images mixed in one store."""
     encoded(settings_for(source, out))
     Rows(out).set_attrs(complete=complete)
     before = out.read_bytes()
@@ -86,7 +86,7 @@ def test_a_changed_source_is_refused(source, out, complete):
 
 
 def test_a_moved_source_is_the_same_source(source, out, tmp_path):
-    """Catches a store that cannot be completed once its images were moved."""
+    """Catches: a store that cannot be completed once its images were moved."""
     encoded(settings_for(source, out))
     Rows(out).set_attrs(complete=False)
     source.rename(tmp_path / "elsewhere")
@@ -97,7 +97,7 @@ def test_a_moved_source_is_the_same_source(source, out, tmp_path):
 
 
 def test_another_batch_size_keeps_the_stores(source, out):
-    """Catches a resume whose batches are cut otherwise than before."""
+    """Catches: a resume whose batches are cut otherwise than before."""
     encoded(settings_for(source, out))
     Rows(out).set_attrs(complete=False)
     _, events = encoded(settings_for(source, out, batch_size=3))
@@ -105,7 +105,7 @@ def test_another_batch_size_keeps_the_stores(source, out):
 
 
 def test_rows_that_come_back_different_are_encoded_again(source, out):
-    """Catches `complete` on a store whose disk lost something."""
+    """Catches: `complete` on a store whose disk lost something."""
     stage = encode(settings_for(source, out))
     while not (isinstance(event := next(stage), Progress) and event.done == 10):
         pass

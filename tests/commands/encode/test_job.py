@@ -25,7 +25,7 @@ from tests.commands.encode.pictures import encoded, make_images, settings_for, t
     ],
 )
 def test_other_settings_are_refused(source, out, change, message, complete):
-    """Catches two kinds of latents in one store, and an OUT that is spoilt by the attempt."""
+    """Catches: two kinds of latents in one store, and an OUT that is spoilt by the attempt."""
     asked = dict(vae="patch-pca", image_size=32)
     encoded(settings_for(source, out, **asked))
     Rows(out).set_attrs(complete=complete)
@@ -40,7 +40,7 @@ def test_other_settings_are_refused(source, out, change, message, complete):
 
 
 def test_overwrite_goes_on_with_the_same_thing(source, out):
-    """Catches --overwrite that throws away finished work of the very same command."""
+    """Catches: --overwrite that throws away finished work of the very same command."""
     encoded(settings_for(source, out))
     inode = out.stat().st_ino
     _, events = encoded(settings_for(source, out, overwrite=True))
@@ -49,7 +49,7 @@ def test_overwrite_goes_on_with_the_same_thing(source, out):
 
 
 def test_a_complete_store_needs_neither_source_nor_autoencoder(source, out):
-    """Catches a repeated command that does work, or fails once the images are deleted."""
+    """Catches: a repeated command that does work, or fails once the images are deleted."""
     expected = encoded(settings_for(source, out, vae="patch-pca"))[0].data["checksum"]
     spec = LatentStore.open(out).autoencoder
     Rows(out).set_attrs(autoencoder=spec | {"hash": "0" * 64})
@@ -62,7 +62,7 @@ def test_a_complete_store_needs_neither_source_nor_autoencoder(source, out):
 
 
 def test_the_autoencoder_of_another_store(source, out, tmp_path):
-    """Catches a patch-pca fitted anew on held-out images, which no model of the first could read,
+    """Catches: a patch-pca fitted anew on held-out images, which no model of the first could read,
     and a resumed store that cannot find its basis."""
     encoded(settings_for(source, out, vae="patch-pca", pca_channels=6, image_size=32))
     held_out = make_images(tmp_path / "held-out", num=6, side=36)
@@ -91,14 +91,14 @@ def test_the_autoencoder_of_another_store(source, out, tmp_path):
     ],
 )
 def test_impossible_settings_write_nothing(source, out, changes, message):
-    """Catches a half-made store for a command that cannot work."""
+    """Catches: a half-made store for a command that cannot work."""
     with pytest.raises(UsageError, match=message):
         encoded(settings_for(source, out, **changes))
     assert [path.name for path in out.parent.iterdir()] == ["images"]
 
 
 def test_a_full_disk_is_found_before_the_work(source, tmp_path):
-    """Catches a disk that fills up after hours, and a torso left on it."""
+    """Catches: a disk that fills up after hours, and a torso left on it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -117,7 +117,7 @@ def test_a_full_disk_is_found_before_the_work(source, tmp_path):
 
 
 def test_dry_run_tells_and_touches_nothing(source, out):
-    """Catches a plan that differs from what is then done, or that leaves files."""
+    """Catches: a plan that differs from what is then done, or that leaves files."""
     settings = settings_for(source, out, vae="patch-pca", image_size=64)
     planned = plan(settings)
     assert [path.name for path in out.parent.iterdir()] == ["images"]

@@ -10,7 +10,7 @@ from sitcli.images.source import open_source
 
 
 def test_readers_can_be_sent_to_new_processes(source):
-    """Catches a source that only forked workers can use (macOS, Windows, Python 3.14 spawn)."""
+    """Catches: a source that only forked workers can use (macOS, Windows, Python 3.14 spawn)."""
     batches = PictureBatches(open_source(source), 32, "adm", [np.array([3, 1])])
     batches[0]
     pixels, problems = pickle.loads(pickle.dumps(batches))[0]

@@ -23,7 +23,7 @@ WEIGHTS = SHARED / "weights"
 
 
 def test_latents_are_the_images_and_their_mirror_images(source, out):
-    """Catches shuffled rows, wrong labels, wrong value range, and flips along the wrong axis."""
+    """Catches: shuffled rows, wrong labels, wrong value range, and flips along the wrong axis."""
     result, events = encoded(settings_for(source, out, image_size=40, crop="none"))
     # 7 of 10 are not square.
     assert result.data["images"] == 4
@@ -43,7 +43,7 @@ def test_latents_are_the_images_and_their_mirror_images(source, out):
 
 
 def test_what_the_store_says_of_itself(source, out):
-    """Catches provenance or statistics that are left at their placeholders."""
+    """Catches: provenance or statistics that are left at their placeholders."""
     result, _ = encoded(settings_for(source, out))
     store = LatentStore.open(out)
     assert (store.image_size, store.crop, store.kind) == (32, "adm", "latents")
@@ -57,7 +57,7 @@ def test_what_the_store_says_of_itself(source, out):
 
 
 def test_workers_and_archives_change_nothing(source, out, tmp_path):
-    """Catches results that depend on arrival order or on how the source is packed."""
+    """Catches: results that depend on arrival order or on how the source is packed."""
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         archive.add(source, "images")
     checksums = {
@@ -74,7 +74,7 @@ def test_workers_and_archives_change_nothing(source, out, tmp_path):
 
 
 def test_two_encoders_on_one_file(source, out):
-    """Catches two processes that write the same rows."""
+    """Catches: two processes that write the same rows."""
     first = encode(settings_for(source, out))
     next(first)
     with pytest.raises(SitError, match="another process is writing"):
@@ -95,7 +95,7 @@ def save_tiny_vae(folder, seed):
 
 
 def test_a_posterior_is_stored_as_mean_and_std(source, out, tmp_path):
-    """Catches log-variances stored for stds, a wrong scaling, and other weights on resume."""
+    """Catches: log-variances stored for stds, a wrong scaling, and other weights on resume."""
     vae = save_tiny_vae(tmp_path / "vae", 0)
     settings = dict(vae=vae, image_size=32, precision="fp32")
     expected = encoded(settings_for(source, out, **settings))[0].data["checksum"]
@@ -123,7 +123,7 @@ def test_a_posterior_is_stored_as_mean_and_std(source, out, tmp_path):
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="TAEF2's weights are not in ../shared/weights")
 def test_taef2_latents_decode_to_the_images(tmp_path):
-    """Catches a real autoencoder fed the wrong range, colour order or scaling."""
+    """Catches: a real autoencoder fed the wrong range, colour order or scaling."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
     (tmp_path / "images").mkdir()
@@ -142,6 +142,6 @@ def test_taef2_latents_decode_to_the_images(tmp_path):
 
 
 def test_the_lock_is_of_this_toolkit(source, out):
-    """Catches an encoder that does not ask for the lock other writers hold."""
+    """Catches: an encoder that does not ask for the lock other writers hold."""
     with locks.lock(out), pytest.raises(SitError, match="another process"):
         encoded(settings_for(source, out))

@@ -10,7 +10,7 @@ from tests.tiny import write_samples
 
 
 def test_what_cannot_be_compared_is_refused(pipeline):
-    """Catches figures from one image, of unequal sizes, or of more images than there are."""
+    """Catches: figures from one image, of unequal sizes, or of more images than there are."""
     small = write_samples(pipeline / "samples/small", pixels(20, 1, side=4))
     one = write_samples(pipeline / "samples/one", pixels(1, 1))
     store = pipeline / "out.h5"
@@ -27,7 +27,7 @@ def test_what_cannot_be_compared_is_refused(pipeline):
 
 
 def test_a_plan_writes_nothing(pipeline):
-    """Catches a dry run that extracts or makes folders."""
+    """Catches: a dry run that extracts or makes folders."""
     before = sorted(pipeline.rglob("*"))
     result = plan(pixel_settings(fid=True, reference_num=10))
     assert result.data["reference"]["num"] == 10
@@ -36,7 +36,7 @@ def test_a_plan_writes_nothing(pipeline):
 
 
 def test_without_samples_that_is_what_is_said(tmp_path, monkeypatch):
-    """A hunt for Inception's weights would end where there is nothing to measure."""
+    """Catches: an error about Inception's weights where there is nothing to measure."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nowhere"))
     with pytest.raises(SitError, match="no sample set"):

@@ -39,8 +39,8 @@ def store(tmp_path: Path) -> LatentStore:
 
 
 def test_a_network_of_zeros_leaves_the_prior(store: LatentStore) -> None:
-    """Fault: bytes not spread over their own level, a unit, an image, or its error bar wrong: with
-    v = 0 the likelihood is the normal density of the data, by hand."""
+    """Catches: bytes not spread over their own level, a unit, an image, or its error bar wrong:
+    with v = 0 the likelihood is the normal density of the data, by hand."""
     run = make_run(store, network=zero_network())
     document = measure(run, num=24)
     images = torch.from_numpy(pictures(24)[0]).permute(0, 3, 1, 2)
@@ -58,7 +58,7 @@ def test_a_network_of_zeros_leaves_the_prior(store: LatentStore) -> None:
 
 
 def test_no_image_depends_on_the_batch_or_on_how_many_there_are(store: LatentStore) -> None:
-    """Fault: probes drawn per batch, or by place in the evaluation instead of by item."""
+    """Catches: probes drawn per batch, or by place in the evaluation instead of by item."""
     run = make_run(store)
     whole = measure(run, num=24, batch_size=24)
     for size in (1, 5):
@@ -72,7 +72,7 @@ def test_no_image_depends_on_the_batch_or_on_how_many_there_are(store: LatentSto
 
 
 def test_posteriors_are_sampled_from_the_seed(tmp_path: Path) -> None:
-    """Fault: the mode instead of a sample, or latents without their scaling."""
+    """Catches: the mode instead of a sample, or latents without their scaling."""
     run = make_run(make_moments_store(tmp_path / "moments.h5"), network=zero_network())
     document = measure(run, num=6)
     noise = [torch.randn(3, 8, 8, generator=generator(0, "posterior", i)) for i in range(6)]
@@ -83,7 +83,7 @@ def test_posteriors_are_sampled_from_the_seed(tmp_path: Path) -> None:
 
 
 def test_labels_are_the_images_own(tmp_path: Path, store: LatentStore) -> None:
-    """Fault: every image under class 0, or class numbers of one store read in another."""
+    """Catches: every image under class 0, or class numbers of one store read in another."""
     run = make_run(store)
     conditional = measure(run)
     assert conditional["labels"] == "their own"
@@ -112,21 +112,21 @@ def test_labels_are_the_images_own(tmp_path: Path, store: LatentStore) -> None:
     ],
 )
 def test_bad_options(store: LatentStore, options: dict, message: str) -> None:
-    """Fault: an option accepted and ignored, or a traceback."""
+    """Catches: an option accepted and ignored, or a traceback."""
     with pytest.raises(UsageError, match=message):
         measure(make_run(store), **options)
 
 
 @pytest.mark.parametrize("name", ["num", "probes", "solver", "steps", "rtol", "atol"])
 def test_its_options_are_refused_without_it(name: str) -> None:
-    """Fault: `sit evaluate --num 1000` measuring all samples without a word."""
+    """Catches: `sit evaluate --num 1000` measuring all samples without a word."""
     settings = EvaluateSettings(**{name: "rk4" if name == "solver" else 3})
     with pytest.raises(UsageError, match=f"--{name} is an option of --nll"):
         finish(evaluate(settings))
 
 
 def test_stores_that_do_not_fit(tmp_path: Path, store: LatentStore) -> None:
-    """Fault: latents of other sizes or autoencoders measured, or a missing store a traceback."""
+    """Catches: latents of other sizes or autoencoders measured, or a missing store a traceback."""
     run = make_run(store, label_dropout=0)
     with pytest.raises(SitError, match="latents 3 x 4 x 4, and the run's 3 x 8 x 8"):
         measure(run, reference=make_store(tmp_path / "small.h5", side=4).path)
@@ -142,7 +142,7 @@ def test_stores_that_do_not_fit(tmp_path: Path, store: LatentStore) -> None:
 
 
 def test_a_run_on_several_stores(tmp_path: Path, store: LatentStore) -> None:
-    """Fault: the likelihood of the first store's images given for that of the training images."""
+    """Catches: the likelihood of the first store's images given for that of the training images."""
     other = make_store(tmp_path / "other.h5", number=8)
     run = make_run(open_stores([store.path, other.path]), network=zero_network())
     document = measure(run, num=32)
@@ -153,7 +153,8 @@ def test_a_run_on_several_stores(tmp_path: Path, store: LatentStore) -> None:
 
 
 def test_the_command(store: LatentStore) -> None:
-    """Fault: a command line that takes the run for samples, or a plan that is not what happens."""
+    """Catches: a command line that takes the run for samples, or a plan that is not what
+    happens."""
     run = make_run(store)
     words = ["evaluate", "--nll", "--num=4", "--steps=2", "--json", "--device=cpu"]
 

@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> LatentStore:
 
 
 def test_probes_average_to_the_exact_trace(store: LatentStore) -> None:
-    """Fault: one probe used for all, or --probes 0 meaning none."""
+    """Catches: one probe used for all, or --probes 0 meaning none."""
     run = make_run(store)
     exact, one, many = (measure(run, num=2, probes=p) for p in (0, 1, 64))
     assert exact["backward_passes_per_evaluation"] == SIZE
@@ -38,7 +38,7 @@ def test_probes_average_to_the_exact_trace(store: LatentStore) -> None:
 
 
 def test_a_discrete_model_has_its_bound(store: LatentStore) -> None:
-    """Fault: a bound reported as the likelihood, in other units, or that depends on the batch."""
+    """Catches: a bound reported as the likelihood, in other units, or that depends on the batch."""
     config = dataclasses.replace(CONFIG, out_channels=6)
     run = make_run(store, process=Diffusion(), config=config, model="DiT-Mi/2")
     document = measure(run, solver=None, steps=10, batch_size=6)

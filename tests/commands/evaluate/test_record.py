@@ -11,7 +11,8 @@ from tests.tiny import write_folder
 
 @pytest.mark.parametrize("kind", ["folder", "npz"])
 def test_other_samples_get_their_figures_beside_them(pipeline, kind):
-    """Catches metrics.json among the pictures of a folder, where it would be an image's sibling."""
+    """Catches: metrics.json among the pictures of a folder, where it would be an image's
+    sibling."""
     images = pixels(20, 3)
     if kind == "folder":
         path = write_folder(pipeline / "drawn", images)

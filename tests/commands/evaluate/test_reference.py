@@ -19,7 +19,7 @@ from tests.tiny import write_folder, write_samples
 
 @pytest.mark.parametrize("kind", ["folder", "npz", "store", "samples"])
 def test_every_kind_of_reference_gives_the_same_figure(pipeline, kind):
-    """Catches a kind whose images are read in another layout, size or order."""
+    """Catches: a kind whose images are read in another layout, size or order."""
     _, expected = events_and_result(evaluate(pixel_settings()))
     images = np.concatenate([pixels(12, 1), pixels(12, 2)])
     path = pipeline / ("ref.npz" if kind == "npz" else "ref")
@@ -36,7 +36,7 @@ def test_every_kind_of_reference_gives_the_same_figure(pipeline, kind):
 
 
 def test_several_stores_are_one_reference(pipeline):
-    """Fault: samples of a run on several stores compared with the images of the first alone."""
+    """Catches: samples of a run on several stores compared with the images of the first alone."""
     _, expected = events_and_result(evaluate(pixel_settings(samples=[pipeline / "samples/a"])))
     stores = [str(pipeline / f"{name}.h5") for name in ("cat", "dog")]
     for store in stores:
@@ -63,7 +63,7 @@ def test_several_stores_are_one_reference(pipeline):
 
 
 def test_statistics_alone_give_the_distance_but_no_floor(pipeline):
-    """Catches a floor made up for an npz without images, statistics of another extractor, and
+    """Catches: a floor made up for an npz without images, statistics of another extractor, and
     metrics that need images."""
     images = np.concatenate([pixels(12, 1), pixels(12, 2)]).transpose(0, 3, 1, 2)
     total = Moments(192)
@@ -83,7 +83,7 @@ def test_statistics_alone_give_the_distance_but_no_floor(pipeline):
 
 
 def test_a_reference_that_moved_or_lost_images_is_named(pipeline):
-    """Catches statistics of what is left of a reference."""
+    """Catches: statistics of what is left of a reference."""
     os.remove(pipeline / "images/cat/003.png")
     with pytest.raises(SitError, match=r"cat/003\.png") as caught:
         events_and_result(evaluate(pixel_settings()))
@@ -100,7 +100,7 @@ def test_a_reference_that_moved_or_lost_images_is_named(pipeline):
 
 
 def test_the_floor_and_kid_follow_the_seed(pipeline):
-    """Catches halves or subsets that are drawn from a global generator."""
+    """Catches: halves or subsets that are drawn from a global generator."""
     figures = [
         events_and_result(evaluate(pixel_settings(seed=s)))[1].data["figures"][0] for s in (0, 1, 0)
     ]
@@ -109,7 +109,7 @@ def test_the_floor_and_kid_follow_the_seed(pipeline):
 
 
 def test_an_unwritable_reference_folder_only_costs_the_keeping(pipeline):
-    """Catches an evaluation that fails because the data set is read-only."""
+    """Catches: an evaluation that fails because the data set is read-only."""
     (pipeline / "out.stats").write_text("in the way")
     events, result = events_and_result(evaluate(pixel_settings()))
     assert values(result)

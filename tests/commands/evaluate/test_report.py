@@ -12,7 +12,7 @@ from tests.tiny import write_samples
 
 
 def test_several_sets_stand_in_one_table(pipeline):
-    """Fault: figures under the wrong set, or a reference extracted for each of them."""
+    """Catches: figures under the wrong set, or a reference extracted for each of them."""
     for name, seed in (("b", 4), ("c", 5)):
         write_samples(pipeline / "samples" / name, pixels(20, seed, shift=10 * seed))
     paths = [pipeline / "samples" / name for name in "abc"]

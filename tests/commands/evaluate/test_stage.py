@@ -14,7 +14,7 @@ from tests.tiny import inception_file
 
 
 def test_the_newest_samples_are_compared_with_the_stores_images(pipeline):
-    """Catches a default that does not find its inputs, a figure without its provenance or floor,
+    """Catches: a default that does not find its inputs, a figure without its provenance or floor,
     and progress whose total is not what is done."""
     events, result = events_and_result(evaluate(pixel_settings(kid=True, fid=True, prc=True)))
     document = json.loads((pipeline / "samples/a/metrics.json").read_text())
@@ -41,7 +41,7 @@ def test_the_newest_samples_are_compared_with_the_stores_images(pipeline):
 
 
 def test_the_frechet_distance_is_that_of_the_images(pipeline):
-    """Catches wrong rows, a wrong crop, or features of one side used for the other: the figure
+    """Catches: wrong rows, a wrong crop, or features of one side used for the other: the figure
     recomputed from the pixels with numpy alone."""
     _, result = events_and_result(evaluate(pixel_settings()))
     fake = pixels(20, 3).transpose(0, 3, 1, 2).reshape(20, -1) / 255
@@ -60,7 +60,7 @@ class Mean(torch.nn.Module):
 
 
 def test_a_torchscript_extractor_labels_its_figures(pipeline):
-    """Catches a user's features reported as FID or without their hash."""
+    """Catches: a user's features reported as FID or without their hash."""
     torch.jit.save(torch.jit.script(Mean()), pipeline / "mean.pt")
     settings = EvaluateSettings(features=str(pipeline / "mean.pt"), device="cpu")
     _, result = events_and_result(evaluate(settings))
@@ -76,9 +76,9 @@ def inception(tmp_path_factory):
 
 
 def test_all_metrics_take_one_pass_and_are_adms(pipeline, inception):
-    """Faults: a pass for each metric; an sFID of other channels or laid out NCHW, which a distance
-    alone would not show; an npz reference whose mu_s is not used; the word FID for other weights.
-    """
+    """Catches: a pass for each metric; an sFID of other channels or laid out NCHW, which a distance
+    alone would not show; an npz reference whose mu_s is not used; the word FID for other
+    weights."""
     reference = pipeline / "ref.npz"
     drawn, images = pixels(9, 3), pixels(8, 1)
     np.savez(reference, arr_0=images)
@@ -140,7 +140,7 @@ def test_all_metrics_take_one_pass_and_are_adms(pipeline, inception):
 
 
 def test_an_interval_holds_the_figure_and_follows_the_seed(pipeline):
-    """Fault: quantiles of resamples, which for a Frechet distance lie above the figure itself."""
+    """Catches: quantiles of resamples, which for a Frechet distance lie above the figure itself."""
     settings = pixel_settings(fid=True, kid=True, prc=True, dc=True, bootstrap=12)
     _, result = events_and_result(evaluate(settings))
     for figure in result.data["figures"]:

@@ -34,7 +34,7 @@ from tests.commands.inspect.artefacts import (
     ],
 )
 def test_verify_finds_damage(tmp_path, damage, message):
-    """A check that reads the wrong rows, or compares a sum with itself, would pass all of these."""
+    """Catches: a check that reads the wrong rows, or compares a sum with itself."""
     make_store(tmp_path / "a.h5")
     damage(tmp_path / "a.h5")
     inspected(tmp_path / "a.h5")  # without --verify nothing is read
@@ -43,14 +43,14 @@ def test_verify_finds_damage(tmp_path, damage, message):
 
 
 def test_verify_finds_a_store_that_is_not_complete_but_says_so(tmp_path):
-    """`complete` set too early is what kill -9 tests look for."""
+    """Catches: a store with `complete` set too early, as a kill would leave it."""
     make_store(tmp_path / "a.h5", encoded=9)
     with pytest.raises(SitError, match="marked complete, but 4 rows"):
         inspected(tmp_path / "a.h5", verify=True)
 
 
 def test_verify_reads_every_weight_of_every_step(tmp_path):
-    """Looking at the newest, or at model but not ema, would miss each of these."""
+    """Catches: a check of the newest step alone, or of model and not of ema."""
     directory = make_run(tmp_path / "run")
     ema = directory.step_path(10) / "ema.safetensors"
     sound = read_tensors(ema)
@@ -71,7 +71,8 @@ def test_verify_reads_every_weight_of_every_step(tmp_path):
 
 
 def test_verify_finds_damaged_samples(tmp_path):
-    """Latents that are not numbers, labels of no class, and a meta.json of another set."""
+    """Catches: latents that are not numbers, labels of no class, or a meta.json of another set
+    passed."""
     make_samples(tmp_path / "set")
     overwrite(tmp_path / "set" / "samples.h5", "latents", 2, np.nan)
     with pytest.raises(SitError, match="latents are not finite"):

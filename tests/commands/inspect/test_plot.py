@@ -22,7 +22,7 @@ from tests.commands.inspect.artefacts import inspected, make_run, make_samples, 
 
 @pytest.mark.parametrize("interpolant", names.INTERPOLANTS)
 def test_curves_are_what_the_sampler_uses(tmp_path, interpolant):
-    """Catches another interpolant's path, a w_t left out, and a loss read at the wrong times."""
+    """Catches: another interpolant's path, a w_t left out, and a loss read at the wrong times."""
     step = measured(make_run(tmp_path / "run"), interpolant)
     times = [0.02, 0.3, 0.5, 0.99]
     curves = curves_of(open_checkpoint(step), times, eta=0.02)
@@ -41,7 +41,7 @@ def test_curves_are_what_the_sampler_uses(tmp_path, interpolant):
 
 
 def test_plot_and_table(tmp_path):
-    """Catches an eta that does not reach the picture, JSON's infinities, and an older step."""
+    """Catches: an eta that does not reach the picture, JSON's infinities, and an older step."""
     directory = make_run(tmp_path / "run")
     step = measured(directory, "linear")
     result = inspected(directory.path, plot=True)
@@ -64,7 +64,8 @@ def test_plot_and_table(tmp_path):
 
 
 def test_plot_without_a_measured_loss(tmp_path):
-    """An imported checkpoint has none: no failure, no invented curve, no silence."""
+    """Catches: a failure, an invented curve or silence for an imported checkpoint, which has no
+    curve."""
     directory = make_run(tmp_path / "run")
     stage = inspect(InspectSettings(path=directory.path, plot=True, device="cpu"))
     warning = next(stage)
@@ -81,7 +82,7 @@ def test_plot_without_a_measured_loss(tmp_path):
 
 
 def test_plot_refusals(tmp_path):
-    """Each would be an option that does nothing, or a traceback."""
+    """Catches: an option that does nothing, or a traceback."""
     directory = make_run(tmp_path / "run")
     make_samples(tmp_path / "set")
     cases = [

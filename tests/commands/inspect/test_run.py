@@ -12,7 +12,8 @@ from tests.commands.inspect.artefacts import facts, inspected, make_run
 
 
 def test_run_and_step_are_described(tmp_path):
-    """Catches an unfinished checkpoint counted, the oldest taken for the newest, and lost facts."""
+    """Catches: an unfinished checkpoint counted, the oldest taken for the newest, and lost
+    facts."""
     directory = make_run(tmp_path / "run")
     result = inspected(directory.path, verify=True)
     shown = facts(result)
@@ -34,7 +35,7 @@ def test_run_and_step_are_described(tmp_path):
 
 
 def test_run_without_checkpoints(tmp_path):
-    """A run killed before its first save is not an error."""
+    """Catches: an error for a run that was killed before its first save."""
     directory = make_run(tmp_path / "run")
     for step in directory.steps():
         shutil.rmtree(directory.step_path(step))

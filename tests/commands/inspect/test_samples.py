@@ -9,7 +9,7 @@ from tests.commands.inspect.artefacts import facts, inspected, make_samples
 
 
 def test_samples_are_described(tmp_path):
-    """Catches a sampler's settings left out, and an unfinished set called complete."""
+    """Catches: a sampler's settings left out, and an unfinished set called complete."""
     make_samples(tmp_path / "set")
     result = inspected(tmp_path / "set", verify=True, preview=tmp_path / "grid.png")
     shown = facts(result)

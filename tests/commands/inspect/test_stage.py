@@ -12,7 +12,7 @@ from tests.commands.inspect.artefacts import inspected, make_store
 
 
 def test_what_is_not_ours(tmp_path):
-    """Each of these used to be a traceback of h5py, json or yaml somewhere."""
+    """Catches: a traceback of h5py, json or yaml for a file that is not ours."""
     import h5py
 
     make_store(tmp_path / "cut.h5")
@@ -41,7 +41,7 @@ def test_what_is_not_ours(tmp_path):
 
 
 def test_preview_that_cannot_be_written(tmp_path):
-    """The system's error would be a traceback."""
+    """Catches: a traceback of the system's error."""
     make_store(tmp_path / "a.h5")
     (tmp_path / "file").write_text("")
     for preview in (tmp_path / "file" / "grid.png", tmp_path, Path(".")):

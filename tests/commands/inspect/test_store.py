@@ -11,7 +11,7 @@ from tests.commands.inspect.artefacts import COLOURS, NUM, facts, inspected, mak
 
 
 def test_store_is_described(tmp_path):
-    """Catches facts taken from the wrong attribute, and broken images left out."""
+    """Catches: facts taken from the wrong attribute, and broken images left out."""
     store = make_store(tmp_path / "a.h5")
     result = inspected(tmp_path / "a.h5", verify=True)
     shown, data = facts(result), result.data
@@ -30,7 +30,7 @@ def test_store_is_described(tmp_path):
 
 
 def test_unfinished_store_is_described_too(tmp_path):
-    """Refusing it would hide the very command that finishes it."""
+    """Catches: a refusal that hides the command which finishes the store."""
     make_store(tmp_path / "a.h5", complete=False, encoded=8)
     result = inspected(tmp_path / "a.h5", verify=True, preview=tmp_path / "grid.png")
     assert facts(result)["complete"] == "no"
@@ -40,7 +40,7 @@ def test_unfinished_store_is_described_too(tmp_path):
 
 
 def test_preview_rows_are_the_classes(tmp_path):
-    """Rows under another class's name, or a forgotten unscaling, would mislead every reader."""
+    """Catches: a row under another class's name, or latents that are drawn without unscaling."""
     make_store(tmp_path / "a.h5")
     result = inspected(tmp_path / "a.h5", preview=tmp_path / "new" / "grid.png")
     assert result.path == tmp_path / "new" / "grid.png"

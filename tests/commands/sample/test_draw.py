@@ -18,7 +18,7 @@ from tests.tiny import draw, finish
 
 
 def test_evaluations_are_counted(run: Path) -> None:
-    """Fault: evaluations reported from a formula that the solver does not follow."""
+    """Catches: evaluations reported from a formula that the solver does not follow."""
     assert draw(run, "a", solver="euler").meta["evaluations_per_image"] == 4
     assert draw(run, "b", solver="heun", cfg_scale=2.0).meta["evaluations_per_image"] == 16
     assert draw(run, "c", solver="rk4", batch_size=3).meta["evaluations_per_image"] == 16
@@ -31,7 +31,7 @@ def test_evaluations_are_counted(run: Path) -> None:
 
 
 def test_interrupted_sets_go_on(run: Path) -> None:
-    """Fault: an interrupted set starting again, or ending with other images."""
+    """Catches: an interrupted set starting again, or ending with other images."""
     whole = draw(run, "whole", batch_size=3)
     stage = sample(
         SampleSettings(
@@ -51,7 +51,7 @@ def test_interrupted_sets_go_on(run: Path) -> None:
 
 
 def test_a_set_of_format_1_goes_on(run: Path) -> None:
-    """Fault: sets begun before evaluations had rows of their own refused, or their count lost."""
+    """Catches: sets begun before evaluations had rows of their own refused, or their count lost."""
     whole = draw(run, "whole", batch_size=4)
     with Rows(draw(run, "old", batch_size=4).path, writable=True) as rows:
         rows.write([5], status=MISSING)
@@ -65,7 +65,7 @@ def test_a_set_of_format_1_goes_on(run: Path) -> None:
 
 
 def test_progress_is_kept_in_place(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: an attribute of samples.h5 made anew while drawing: HDF5 moves things for it, and a
+    """Catches: an attribute of samples.h5 made anew while drawing: HDF5 moves things for it, and a
     kill in the middle would leave a file that cannot be opened."""
     stage = sample(
         SampleSettings(
@@ -83,7 +83,7 @@ def test_progress_is_kept_in_place(run: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_kill_before_the_end_is_mended(run: Path) -> None:
-    """Fault: a division by zero, or no meta.json, after a kill between the last image and the
+    """Catches: a division by zero, or no meta.json, after a kill between the last image and the
     end."""
     samples = draw(run, "set")
     samples.rows.set_attrs(complete=False)
@@ -94,7 +94,7 @@ def test_a_kill_before_the_end_is_mended(run: Path) -> None:
 
 
 def test_another_setting_is_refused(run: Path) -> None:
-    """Fault: a set that mixes two samplers."""
+    """Catches: a set that mixes two samplers."""
     draw(run, "set")
     with pytest.raises(UsageError, match="drawn with steps 4, not 5"):
         draw(run, "set", steps=5)

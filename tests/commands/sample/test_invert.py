@@ -31,7 +31,7 @@ from tests.tiny import (
 
 
 def test_the_noise_is_that_of_the_sampler(run: Path, tmp_path: Path) -> None:
-    """Fault: a time that runs the wrong way: drawn again from its noise by the sampler's own ODE,
+    """Catches: a time that runs the wrong way: drawn again from its noise by the sampler's own ODE,
     an image must come back."""
     import torch
 
@@ -48,7 +48,7 @@ def test_the_noise_is_that_of_the_sampler(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_latent_store_needs_no_pictures(run: Path, tmp_path: Path) -> None:
-    """Fault: latents encoded twice, or pictures asked for that are gone."""
+    """Catches: latents encoded twice, or pictures asked for that are gone."""
     store = LatentStore.open(tmp_path / "tiny.h5")
     samples, figures = go(run, store.path, num=5, solver="dopri5", steps=None, latents=True)
     items = np.arange(5) * 24 // 5
@@ -59,7 +59,7 @@ def test_a_latent_store_needs_no_pictures(run: Path, tmp_path: Path) -> None:
 
 
 def test_pictures_are_cropped_as_the_runs_were(tmp_path: Path) -> None:
-    """Fault: ADM's crop whatever the store's; patch-pca's latents compared with the pixels."""
+    """Catches: ADM's crop whatever the store's; patch-pca's latents compared with the pixels."""
     run = make_run(tmp_path)
     use_patch_pca(run)
     meta = open_checkpoint(run).path / "meta.json"
@@ -76,7 +76,7 @@ def test_pictures_are_cropped_as_the_runs_were(tmp_path: Path) -> None:
 
 
 def test_labels(run: Path, tmp_path: Path) -> None:
-    """Fault: a class of the images taken for another, or the null class counted as class 3."""
+    """Catches: a class of the images taken for another, or the null class counted as class 3."""
     folder = class_folder(tmp_path / "photos")
     assert go(run, folder, "a", classes="green")[0].labels.tolist() == [1] * 6
     flat = write_folder(tmp_path / "flat", pictures(4)[0])
@@ -94,7 +94,7 @@ def test_labels(run: Path, tmp_path: Path) -> None:
 def test_a_finished_set_is_kept_and_an_interrupted_one_begins_again(
     run: Path, tmp_path: Path
 ) -> None:
-    """Fault: half a set taken for a whole one, or work done twice."""
+    """Catches: half a set taken for a whole one, or work done twice."""
     folder = class_folder(tmp_path / "photos")
     stage = invert(invert_settings(run, folder, batch_size=2))
     while getattr(next(stage), "done", 0) < 3:
@@ -128,14 +128,14 @@ def test_a_finished_set_is_kept_and_an_interrupted_one_begins_again(
     ],
 )
 def test_bad_options(run: Path, tmp_path: Path, options: dict, message: str) -> None:
-    """Fault: an option accepted and ignored, or a traceback."""
+    """Catches: an option accepted and ignored, or a traceback."""
     with pytest.raises(UsageError, match=message):
         go(run, class_folder(tmp_path / "photos"), **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_images_that_do_not_fit(run: Path, tmp_path: Path) -> None:
-    """Fault: a traceback, or images of another size inverted as they are."""
+    """Catches: a traceback, or images of another size inverted as they are."""
     with pytest.raises(SitError, match="does not exist"):
         go(run, tmp_path / "nowhere")
     with pytest.raises(SitError, match="images of 6 x 6 pixels, and the run's are 8 x 8"):
@@ -152,7 +152,7 @@ def test_images_that_do_not_fit(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_command(run: Path, tmp_path: Path) -> None:
-    """Fault: a command line that draws instead, or a plan that is not what happens."""
+    """Catches: a command line that draws instead, or a plan that is not what happens."""
     class_folder(tmp_path / "photos")
     words = ["sample", "--invert=photos", "--num=3", "--steps=4", "--json", "--device=cpu"]
 

@@ -12,7 +12,7 @@ from tests.tiny import draw, use_patch_pca
 
 
 def test_guided_channels(run: Path) -> None:
-    """Fault: --cfg-channels accepted and ignored, or other channels than the first three."""
+    """Catches: --cfg-channels accepted and ignored, or other channels than the first three."""
     use_patch_pca(run)
     plain, everything, three = (
         draw(
@@ -26,7 +26,7 @@ def test_guided_channels(run: Path) -> None:
 
 
 def test_a_run_is_no_place_for_samples(run: Path) -> None:
-    """Fault: a sample set within a run, after which the folder is taken for neither."""
+    """Catches: a sample set within a run, after which the folder is taken for neither."""
     with pytest.raises(UsageError, match="is a run"):
         draw(run, "runs/tiny")
     (run.parents[1] / "file").write_text("")

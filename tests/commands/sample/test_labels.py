@@ -11,7 +11,7 @@ from tests.tiny import draw, make_run
 
 
 def test_classes_and_labels(run: Path) -> None:
-    """Fault: names or numbers read as other classes, or labels that are not balanced."""
+    """Catches: names or numbers read as other classes, or labels that are not balanced."""
     assert draw(run, "a", num=5).labels.tolist() == [0, 1, 2, 0, 1]
     assert draw(run, "b", num=4, classes="blue, 0").labels.tolist() == [2, 0, 2, 0]
     random = draw(run, "c", num=40, labels="random", steps=1).labels
@@ -24,7 +24,7 @@ def test_classes_and_labels(run: Path) -> None:
 
 
 def test_unconditional(tmp_path: Path) -> None:
-    """Fault: labels demanded from, or guidance accepted for, a model without classes."""
+    """Catches: labels demanded from, or guidance accepted for, a model without classes."""
     run = make_run(tmp_path, classes=False)
     assert draw(run, "out").complete
     with pytest.raises(UsageError, match="unconditional"):

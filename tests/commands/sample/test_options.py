@@ -33,7 +33,7 @@ from tests.tiny import draw
     ],
 )
 def test_bad_options(run: Path, options: dict, message: str) -> None:
-    """Fault: options that contradict each other silently overwritten."""
+    """Catches: options that contradict each other silently overwritten."""
     with pytest.raises(UsageError, match=message):
         draw(run, "out", **options)
     assert not (run.parents[1] / "out").exists()

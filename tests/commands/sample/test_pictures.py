@@ -11,7 +11,7 @@ from tests.tiny import draw
 
 
 def test_outputs(run: Path) -> None:
-    """Fault: a file that is promised and not written, or written wrongly."""
+    """Catches: a file that is promised and not written, or written wrongly."""
     from PIL import Image
 
     samples = draw(run, "set", png=True, npz=True, show_path=True)
@@ -30,7 +30,7 @@ def test_outputs(run: Path) -> None:
 
 
 def test_grid_of_single_images_is_square(run: Path) -> None:
-    """Fault: a picture one image wide and as long as there are classes."""
+    """Catches: a picture one image wide and as long as there are classes."""
     from PIL import Image
 
     draw(run, "three", num=3)

@@ -10,7 +10,7 @@ from tests.tiny import finish
 
 
 def test_next_names_a_set_that_is_not_the_newest(run: Path, tmp_path: Path, monkeypatch) -> None:
-    """Fault: a `next` command that would evaluate other samples than these."""
+    """Catches: a `next` command that would evaluate other samples than these."""
     monkeypatch.chdir(tmp_path)
     first, second = (SampleSettings(checkpoint=run, num=n, steps=1) for n in (2, 3))
     assert finish(sample(first)).next == "sit evaluate --fid"

@@ -25,7 +25,7 @@ from tests.tiny import (
 
 @pytest.mark.parametrize("process", [Flow(), Flow(prediction="data"), Diffusion()])
 def test_the_round_trip_improves_with_steps(tmp_path: Path, process: Flow) -> None:
-    """Fault: a way back over other times, other labels or from another noise, for any process."""
+    """Catches: a way back over other times, other labels or from another noise, for any process."""
     run = make_run(tmp_path, process=process)
     images = class_folder(tmp_path / "photos")
     errors = [
@@ -39,7 +39,7 @@ def test_the_round_trip_improves_with_steps(tmp_path: Path, process: Flow) -> No
 
 
 def test_the_set_that_is_written(run: Path, tmp_path: Path) -> None:
-    """Fault: noise, images or figures that are not those of the round trip, rows out of order, or
+    """Catches: noise, images or figures that are not those of the round trip, rows out of order, or
     a set the other commands cannot read."""
     folder = class_folder(tmp_path / "photos")
     samples, figures = go(run, folder, steps=60, latents=True, png=True, npz=True, batch_size=4)

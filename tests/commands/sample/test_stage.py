@@ -18,7 +18,7 @@ from tests.tiny import draw, make_run
 
 @pytest.mark.parametrize("options", [{}, {"sde": True}])
 def test_images_do_not_depend_on_the_batch(run: Path, options: dict) -> None:
-    """Fault: noise drawn per batch instead of per image, in the start or in the SDE's steps."""
+    """Catches: noise drawn per batch instead of per image, in the start or in the SDE's steps."""
     reference = draw(run, "b8", batch_size=8, latents=True, **options)
     for size in (1, 3):
         other = draw(run, f"b{size}", batch_size=size, latents=True, **options)
@@ -32,14 +32,14 @@ def test_images_do_not_depend_on_the_batch(run: Path, options: dict) -> None:
 
 
 def test_no_two_images_are_equal(run: Path) -> None:
-    """Fault: one seed for all images of a batch."""
+    """Catches: one seed for all images of a batch."""
     assert len(np.unique(draw(run, "all").images.reshape(8, -1), axis=0)) == 8
 
 
 @pytest.mark.parametrize("wt", names.WTS)
 @pytest.mark.parametrize("last_step", names.LAST_STEPS)
 def test_every_wt_and_last_step(run: Path, wt: str, last_step: str) -> None:
-    """Fault: a choice the options accept and the sampler does not know, or a NaN."""
+    """Catches: a choice the options accept and the sampler does not know, or a NaN."""
     samples = draw(run, "out", num=2, sde=True, wt=wt, last_step=last_step)
     assert samples.meta["evaluations_per_image"] == 4
     assert samples.complete
@@ -48,7 +48,7 @@ def test_every_wt_and_last_step(run: Path, wt: str, last_step: str) -> None:
 @pytest.mark.parametrize("prediction", names.PREDICTIONS)
 @pytest.mark.parametrize("interpolant", names.INTERPOLANTS)
 def test_every_model_samples(tmp_path: Path, interpolant: str, prediction: str) -> None:
-    """Fault: a NaN at an end of the interval for a trained kind of model."""
+    """Catches: a NaN at an end of the interval for a trained kind of model."""
     run = make_run(tmp_path, process=Flow(interpolant=interpolant, prediction=prediction))
     for i, options in enumerate([{}, {"sde": True}, {"sde": True, "solver": "heun"}]):
         assert draw(run, f"out{i}", num=2, **options).complete
@@ -61,7 +61,7 @@ def chain_run(tmp_path: Path) -> Path:
 
 
 def test_chain_samplers(chain_run: Path) -> None:
-    """Fault: a sampler of the chain that cannot be typed, or costs or notes something else."""
+    """Catches: a sampler of the chain that cannot be typed, or costs or notes something else."""
     default = draw(chain_run, "a").meta
     assert (default["mode"], default["steps"], default["evaluations_per_image"]) == ("ddpm", 4, 4)
     assert "solver" not in default
@@ -86,7 +86,7 @@ def test_chain_samplers(chain_run: Path) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"ddim": True, "eta": 1.0}])
 def test_chain_images_do_not_depend_on_the_batch(chain_run: Path, options: dict) -> None:
-    """Fault: the chain's noise drawn per batch instead of per image."""
+    """Catches: the chain's noise drawn per batch instead of per image."""
     whole = draw(chain_run, "whole", latents=True, **options)
     parts = draw(chain_run, "parts", latents=True, batch_size=3, **options)
     difference = whole.rows.array("latents") - parts.rows.array("latents")

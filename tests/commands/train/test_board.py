@@ -25,7 +25,7 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_a_resume_replaces_what_is_logged_again(tmp_path: Path) -> None:
-    """Fault: the steps after the checkpoint drawn twice, the curve running backwards."""
+    """Catches: the steps after the checkpoint drawn twice, the curve running backwards."""
     killed = board(tmp_path, 1)
     for step in range(1, 5):
         killed.log(step, {"step": step, "loss": 1.0})
@@ -38,7 +38,7 @@ def test_a_resume_replaces_what_is_logged_again(tmp_path: Path) -> None:
 
 
 def test_a_metrics_line_and_a_grid_are_drawn(tmp_path: Path) -> None:
-    """Fault: a list of the ranks' seconds that ends the training, and grids that never arrive."""
+    """Catches: a list of the ranks' seconds that ends the training, and grids that never arrive."""
     picture = tmp_path / "grid.png"
     Image.new("RGBA", (6, 4), "red").save(picture)
     both = board(tmp_path, 1)
@@ -57,7 +57,7 @@ def test_a_metrics_line_and_a_grid_are_drawn(tmp_path: Path) -> None:
 def test_without_wandb_it_is_refused_before_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: an ImportError hours later; and a folder wandb/ in the working directory that
+    """Catches: an ImportError hours later; and a folder wandb/ in the working directory that
     Python imports in the package's place."""
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UsageError, match="needs the package wandb") as error:
@@ -111,7 +111,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_wandb_without_a_key_stays_offline_and_goes_on(run_folder: Path) -> None:
-    """Fault: a prompt for a key, chatter on the terminal, files outside the run directory, or a
+    """Catches: a prompt for a key, chatter on the terminal, files outside the run directory, or a
     resumed run that wandb takes for another."""
     for first_step in (1, 3):
         (note,) = run_wandb(run_folder, first_step)
@@ -124,7 +124,7 @@ def test_wandb_without_a_key_stays_offline_and_goes_on(run_folder: Path) -> None
 
 
 def test_wandb_without_a_network_stays_offline(run_folder: Path) -> None:
-    """Fault: a training that ends, or waits for minutes, because a server does not answer."""
+    """Catches: a training that ends, or waits for minutes, because a server does not answer."""
     # A port that nobody listens on.
     notes = run_wandb(run_folder, 1, WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
     assert len(notes) == 1

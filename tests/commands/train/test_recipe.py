@@ -19,7 +19,7 @@ from tests.tiny import (
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 def test_schedules(schedule: str) -> None:
-    """Fault: a schedule that ends elsewhere than at 0, or a warm-up that begins at 0."""
+    """Catches: a schedule that ends elsewhere than at 0, or a warm-up that begins at 0."""
     s = TrainSettings(lr=1.0, steps=110, warmup=10, schedule=schedule)
     assert learning_rate(s, 0) == pytest.approx(0.1)
     assert learning_rate(s, 9) == pytest.approx(1.0)
@@ -46,14 +46,14 @@ def test_schedules(schedule: str) -> None:
     ids=str,
 )
 def test_training_refusals(store: Path, tmp_path: Path, options: dict, message: str) -> None:
-    """Fault: a recipe that begins, and fails or does nothing."""
+    """Catches: a recipe that begins, and fails or does nothing."""
     with pytest.raises(UsageError, match=message):
         finish(train(train_settings(store, tmp_path / "run", steps=1, depth=2, **options)))
     assert not (tmp_path / "run").exists()
 
 
 def test_defaults_by_depth(store: Path) -> None:
-    """Fault: blocks beyond a shallow network's end, or other pairs than the papers'."""
+    """Catches: blocks beyond a shallow network's end, or other pairs than the papers'."""
 
     def resolved(depth: int) -> str:
         more = dict(layer_sync=0.2, internal_guidance=0.5, tread=0.5)
@@ -72,7 +72,7 @@ def test_defaults_by_depth(store: Path) -> None:
 
 
 def test_times_change_when_they_should(store: Path) -> None:
-    """Fault: an UNTIL that counts from the other end."""
+    """Catches: an UNTIL that counts from the other end."""
     run = train_settings(store, None, t_dist="logit-normal", t_mean=0.0, t_std=1.0, t_dist_until=3)
     assert [make_times(run, step).distribution for step in (0, 2, 3, 9)] == [
         "logit-normal", "logit-normal", "uniform", "uniform",

@@ -46,7 +46,7 @@ def stores(tmp_path):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_flips_of_some_stores_only(stores, order):
-    """Fault: mirrored latents left unused without a word, or read where there are none."""
+    """Catches: mirrored latents left unused without a word, or read where there are none."""
     store = open_stores(stores[::order])
     with pytest.raises(UsageError, match=r"a\.h5 holds mirrored .*b\.h5 none") as failure:
         resolve(TrainSettings(), store, CPU)
@@ -57,7 +57,7 @@ def test_flips_of_some_stores_only(stores, order):
 
 
 def test_several_stores_in_config_yaml(tmp_path):
-    """Fault: a config.yaml that holds Python objects, or that --config does not take back."""
+    """Catches: a config.yaml that holds Python objects, or that --config does not take back."""
     settings = TrainSettings(latents=[Path("a.h5"), Path("with space/b.h5")], model="SiT-Ti/2")
     write_config(tmp_path / "config.yaml", settings)
     document = yaml.safe_load((tmp_path / "config.yaml").read_text())
@@ -67,14 +67,14 @@ def test_several_stores_in_config_yaml(tmp_path):
 
 @pytest.mark.parametrize("latents", ["a.h5", ["a.h5"], None], ids=str)
 def test_the_config_of_an_older_run_is_read(tmp_path, latents):
-    """Fault: a run whose config.yaml names one store as text that cannot go on."""
+    """Catches: a run whose config.yaml names one store as text that cannot go on."""
     old = as_plain(TrainSettings()) | {"latents": latents}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"train": old}))
     check_same(tmp_path / "config.yaml", TrainSettings(latents=[Path("elsewhere/a.h5")]))
 
 
 def test_where_the_stores_lie_is_not_in_the_run_s_name(stores):
-    """Fault: a run that is begun anew because its store was moved or named otherwise."""
+    """Catches: a run that is begun anew because its store was moved or named otherwise."""
     store = LatentStore.open(stores[0])
     settings = resolve(TrainSettings(), store, CPU)
     moved = replace(settings, latents=[Path("elsewhere.h5")])
@@ -83,7 +83,7 @@ def test_where_the_stores_lie_is_not_in_the_run_s_name(stores):
 
 
 def test_settings_that_change_the_run_are_refused(store: Path, tmp_path: Path) -> None:
-    """Fault: a resumed run silently continued with another objective."""
+    """Catches: a resumed run silently continued with another objective."""
     finish(train(train_settings(store, tmp_path / "run", steps=2)))
     with pytest.raises(UsageError, match="--interpolant linear, not gvp"):
         finish(train(train_settings(store, tmp_path / "run", steps=4, interpolant="gvp")))
@@ -96,7 +96,7 @@ def test_settings_that_change_the_run_are_refused(store: Path, tmp_path: Path) -
 
 
 def test_default_name_depends_on_what_is_learned(store: Path) -> None:
-    """Fault: another setting landing in an old run's directory, or the same one in a new one."""
+    """Catches: another setting landing in an old run's directory, or the same one in a new one."""
     from sitcli.latents.store import LatentStore
 
     opened = LatentStore.open(store)
@@ -118,7 +118,7 @@ def test_default_name_depends_on_what_is_learned(store: Path) -> None:
 
 @pytest.mark.parametrize("text", ["train: [1,", "- 1", "train:"])
 def test_a_damaged_config_is_one_line(store: Path, tmp_path: Path, text: str) -> None:
-    """Fault: a parser's report of many lines, or a traceback."""
+    """Catches: a parser's report of many lines, or a traceback."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(text)
     with pytest.raises(SitError, match=r"config.yaml is damaged[^\n]*$"):

@@ -18,7 +18,7 @@ from tests.tiny import finish, train_settings
 
 @pytest.mark.parametrize(("every", "kept"), [(None, [5, 6]), (2, [2, 4, 5, 6]), (3, [3, 5, 6])])
 def test_keep_prunes_the_oldest(store: Path, tmp_path: Path, every, kept) -> None:
-    """Fault: pruning the newest checkpoint, one that is to stay for good, or none."""
+    """Catches: pruning the newest checkpoint, one that is to stay for good, or none."""
     s = train_settings(store, tmp_path / "run", steps=6, save_every=1, keep=2, keep_every=every)
     finish(train(s))
     assert RunDir(tmp_path / "run").steps() == kept
@@ -26,7 +26,7 @@ def test_keep_prunes_the_oldest(store: Path, tmp_path: Path, every, kept) -> Non
 
 @pytest.mark.parametrize("limit", [40_000, 400_000])
 def test_a_full_disk_keeps_the_last_checkpoint(store: Path, tmp_path: Path, limit: int) -> None:
-    """Fault: a traceback from torch or safetensors, or a half-written checkpoint that counts.
+    """Catches: a traceback from torch or safetensors, or a half-written checkpoint that counts.
 
     A limit on the size of a file stands for the disk: the smaller one stops DeepSpeed's first
     file, the larger one the optimizer's state.
@@ -63,7 +63,7 @@ def events_on_a_full_disk(stage: Stage) -> list[Event]:
 
 
 def test_a_full_disk_in_the_middle(store: Path, tmp_path: Path) -> None:
-    """Fault: hours of training thrown away for one checkpoint, or --strict that trains on."""
+    """Catches: hours of training thrown away for one checkpoint, or --strict that trains on."""
     run = RunDir(tmp_path / "run")
     with pytest.raises(SitError, match="cannot save step 4"):
         events_on_a_full_disk(train(train_settings(store, run.path, steps=8, strict=True)))
@@ -78,7 +78,7 @@ def test_a_full_disk_in_the_middle(store: Path, tmp_path: Path) -> None:
 
 
 def test_half_a_checkpoint_does_not_count(store: Path, tmp_path: Path) -> None:
-    """Fault: resuming from a step whose save was cut off."""
+    """Catches: resuming from a step whose save was cut off."""
     finish(train(train_settings(store, tmp_path / "run", steps=4)))
     run = RunDir(tmp_path / "run")
     (run.step_path(4) / "meta.json").unlink()

@@ -32,7 +32,7 @@ from tests.tiny import (
 
 
 def test_model_learns(store: Path, tmp_path: Path) -> None:
-    """Fault: gradients that never reach the weights; the loss must fall well below its start."""
+    """Catches: gradients that never reach the weights; the loss must fall well below its start."""
     finish(
         train(
             train_settings(
@@ -62,21 +62,21 @@ def test_model_learns(store: Path, tmp_path: Path) -> None:
     ],
 )
 def test_bad_options_touch_nothing(store: Path, tmp_path: Path, options, message) -> None:
-    """Fault: a bad option found only after files were written."""
+    """Catches: a bad option found only after files were written."""
     with pytest.raises(UsageError, match=message):
         finish(train(train_settings(store, tmp_path / "run", steps=2, **options)))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_sample_set_is_no_place_for_a_run(store: Path, tmp_path: Path) -> None:
-    """Fault: a folder that is both, and that no command reads any more."""
+    """Catches: a folder that is both, and that no command reads any more."""
     write_samples(tmp_path / "set", pictures(2)[0])
     with pytest.raises(UsageError, match="is a sample set"):
         finish(train(train_settings(store, tmp_path / "set", steps=2)))
 
 
 def test_dry_run_touches_nothing(store: Path, tmp_path: Path) -> None:
-    """Fault: a plan that creates the run directory."""
+    """Catches: a plan that creates the run directory."""
     before = sorted(tmp_path.rglob("*"))
     result = plan(train_settings(store, tmp_path / "run", steps=10))
     assert result.data["steps"] == 10
@@ -86,7 +86,7 @@ def test_dry_run_touches_nothing(store: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zero", ["0", "1", "3"])
 def test_the_planned_size_is_the_checkpoints(store: Path, tmp_path: Path, zero: str) -> None:
-    """Fault: a plan that forgets what DeepSpeed writes beside our own files."""
+    """Catches: a plan that forgets what DeepSpeed writes beside our own files."""
     planned = plan(train_settings(store, tmp_path / "run", steps=1, zero=zero)).data[
         "checkpoint_bytes"
     ]
@@ -96,7 +96,7 @@ def test_the_planned_size_is_the_checkpoints(store: Path, tmp_path: Path, zero: 
 
 
 def test_next_names_a_run_that_is_not_the_newest(store: Path, tmp_path: Path, monkeypatch) -> None:
-    """Fault: a `next` command that would sample from another run."""
+    """Catches: a `next` command that would sample from another run."""
     monkeypatch.chdir(tmp_path)
     first, second = (train_settings(store, Path("runs") / name, steps=1) for name in ("a", "b"))
     assert finish(train(first)).next == "sit sample"
@@ -105,7 +105,7 @@ def test_next_names_a_run_that_is_not_the_newest(store: Path, tmp_path: Path, mo
 
 
 def test_unconditional(tmp_path: Path) -> None:
-    """Fault: a label table of the wrong size, or labels passed to a model that has none."""
+    """Catches: a label table of the wrong size, or labels passed to a model that has none."""
     store = make_store(tmp_path / "flat.h5", classes=False).path
     finish(train(train_settings(store, tmp_path / "run", steps=2)))
     assert open_checkpoint(tmp_path / "run").config.num_classes == 0
@@ -115,7 +115,7 @@ def test_unconditional(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prediction", ["score", "noise", "data"])
 def test_every_prediction_trains(store: Path, tmp_path: Path, prediction: str) -> None:
-    """Fault: a prediction accepted by the options but without a training path."""
+    """Catches: a prediction accepted by the options but without a training path."""
     s = train_settings(
         store, tmp_path / "run", steps=3, prediction=prediction, interpolant="vp",
         loss_weight="velocity",
@@ -129,7 +129,7 @@ def test_every_prediction_trains(store: Path, tmp_path: Path, prediction: str) -
 @pytest.mark.parametrize("variance", names.VARIANCES)
 @pytest.mark.parametrize("betas", names.BETAS)
 def test_the_chain_trains(store: Path, tmp_path: Path, betas: str, variance: str) -> None:
-    """Fault: a discrete model that does not learn, or comes back as another process."""
+    """Catches: a discrete model that does not learn, or comes back as another process."""
     s = train_settings(
         store, tmp_path / "run", model="DiT-Mi/4", steps=60, save_every=60, lr=3e-3, betas=betas,
         variance=variance,
@@ -144,7 +144,7 @@ def test_the_chain_trains(store: Path, tmp_path: Path, betas: str, variance: str
 
 
 def test_sigterm_saves_and_exits_143(store: Path, tmp_path: Path) -> None:
-    """Fault: work lost on preemption, a traceback, or an exit code a scheduler misreads.
+    """Catches: work lost on preemption, a traceback, or an exit code a scheduler misreads.
 
     The signal comes twice, as to the processes of torchrun: the second must not kill the save.
     """

@@ -25,7 +25,7 @@ from tests.tiny import (
 
 
 def test_accumulation_equals_the_big_batch(store: Path, tmp_path: Path) -> None:
-    """Fault: a loss that is not divided by the micro-batches, or gradients zeroed in between."""
+    """Catches: a loss that is not divided by the micro-batches, or gradients zeroed in between."""
     finish(train(train_settings(store, tmp_path / "one", steps=3)))
     finish(train(train_settings(store, tmp_path / "four", steps=3, accumulate=4)))
     for a, b in zip(losses(tmp_path / "one"), losses(tmp_path / "four"), strict=True):
@@ -36,7 +36,7 @@ def test_accumulation_equals_the_big_batch(store: Path, tmp_path: Path) -> None:
 def test_the_gradient_norm_is_that_of_every_stage(
     store: Path, tmp_path: Path, precision: str
 ) -> None:
-    """Fault: no norm under stage 0, or one of scaled, clipped or halved gradients; one process
+    """Catches: no norm under stage 0, or one of scaled, clipped or halved gradients; one process
     that trains otherwise than under the stage of many."""
     more = dict(steps=3, accumulate=2, clip=0.1, precision=precision)
     finish(train(train_settings(store, tmp_path / "none", **more)))
@@ -50,7 +50,7 @@ def test_the_gradient_norm_is_that_of_every_stage(
 
 
 def test_nan_stops_and_names_the_last_good_checkpoint(store: Path, tmp_path: Path) -> None:
-    """Fault: training on after a NaN, or saving it over the last good state."""
+    """Catches: training on after a NaN, or saving it over the last good state."""
     finish(train(train_settings(store, tmp_path / "run", steps=2)))
     with Rows(store, writable=True) as file:
         poison = np.full((24, 3, 8, 8), np.nan, np.float16)
@@ -68,7 +68,7 @@ def test_nan_stops_and_names_the_last_good_checkpoint(store: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(("after", "redrawn"), [(4, [2, 4]), (5, [4, 6])])
 def test_nan_rolls_back_once(store: Path, tmp_path: Path, after: int, redrawn: list[int]) -> None:
-    """Fault: a rollback that draws the same again, forgets it on resume, or loses good steps.
+    """Catches: a rollback that draws the same again, forgets it on resume, or loses good steps.
 
     The weights are made infinite after a step: after step 4, which is saved, no loss has shown it.
     """
