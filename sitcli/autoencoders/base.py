@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +15,45 @@ from sitcli.errors import UsageError
 from sitcli.machine.devices import autocast
 
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """A built-in autoencoder: `--vae NAME` needs no file, and it computes in float32 always.
+
+    restore(spec, arrays, device): the autoencoder, from what a latent store keeps of it.
+    shape(options): latent channels, and the side in pixels of what becomes one latent position.
+    options: the options of `sit encode-latents` that are its own, with their defaults.
+    kept(spec): the values those options had when the spec was made.
+    fit(images, options, device): made from the images that are being encoded; None where there is
+    nothing to fit.
+    identity: whether the latents are the pixels themselves.
+    """
+
+    restore: Callable[[dict[str, Any], dict[str, np.ndarray], torch.device], Autoencoder]
+    shape: Callable[[Mapping[str, int]], tuple[int, int]]
+    options: Mapping[str, int] = field(default_factory=dict)
+    kept: Callable[[dict[str, Any]], dict[str, int]] = lambda spec: {}
+    fit: Callable[[Iterable[np.ndarray], Mapping[str, int], torch.device], Autoencoder] | None = (
+        None
+    )
+    identity: bool = False
+
+
+class Family(NamedTuple):
+    """A kind of autoencoder that people bring as files.
+
+    in_file(path, weights): whether the file at `path`, with these tensors, is one of them.
+    in_folder(path): what `load` is to be given for a folder, None if it holds none of them.
+    load(path, weights, name, device, dtype): weights is None for what `in_folder` found; name is
+    the path the user gave.
+    """
+
+    in_file: Callable[[Path, dict[str, torch.Tensor]], bool]
+    in_folder: Callable[[Path], Path | None]
+    load: Callable[..., Autoencoder]
+
+
 # Decoding an 84M-parameter VAE takes about 0.5 GB of activations for each 256 x 256 image.
 PIXELS_PER_CALL = {"cpu": 4 * 256 * 256, "cuda": 32 * 256 * 256, "mps": 4 * 256 * 256}
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sitcli.autoencoders.base import Autoencoder, wrap_network
+from sitcli.autoencoders.base import Autoencoder, Family, wrap_network
 from sitcli.errors import SitError, UsageError
 from sitcli.machine.quiet import quiet_libraries
 from sitcli.text import first_line
@@ -89,12 +89,17 @@ def load_hub(name: str, *, device: torch.device, dtype: torch.dtype) -> Autoenco
     return load_folder(folder, name=name, device=device, dtype=dtype)
 
 
+def folder_in(path: Path) -> Path | None:
+    """The folder with a config.json: `path` itself, or vae/ in it, as whole pipelines have it."""
+    folders = (path, path / "vae")
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
 def find_folder(name: str) -> Path | None:
     """Where the autoencoder of this name or path is on this machine; None if it is not."""
     path = Path(name).expanduser()
-    for folder in (path, path / "vae"):
-        if (folder / "config.json").is_file():
-            return folder
+    if (folder := folder_in(path)) is not None:
+        return folder
     if path.exists() or path.is_absolute() or name.count("/") < 1:
         return None
     owner, repo, *inner = name.removeprefix("hf:").split("/")
@@ -256,3 +261,21 @@ def _quiet() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.ERROR)
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+# An original Stable Diffusion VAE, which needs no config.json.
+ORIGINAL = Family(
+    in_file=lambda path, weights: is_original(weights),
+    in_folder=lambda path: None,
+    load=lambda path, weights, *, name, device, dtype: load_original(
+        path, weights, device=device, dtype=dtype
+    ),
+)
+# A folder of diffusers, or a file of its weights beside the config.json.
+FAMILY = Family(
+    in_file=lambda path, weights: (path.parent / "config.json").is_file(),
+    in_folder=folder_in,
+    load=lambda path, weights, *, name, device, dtype: load_folder(
+        path if path.is_dir() else path.parent, device=device, dtype=dtype
+    ),
+)

@@ -10,11 +10,25 @@ import numpy as np
 import torch
 
 from sitcli import names
-from sitcli.autoencoders.base import Autoencoder
-from sitcli.autoencoders.patch_pca import load_patch_pca
-from sitcli.autoencoders.pixels import load_pixels
+from sitcli.autoencoders import diffusers_vae, patch_pca, pixels, taesd
+from sitcli.autoencoders.base import Autoencoder, Embedded, Family
 from sitcli.errors import SitError, UsageError
+from sitcli.latents.store import LatentStore
 from sitcli.storage.untrusted import read_weights
+
+# By the names --vae knows them by.
+EMBEDDED: dict[str, Embedded] = {"pixels": pixels.EMBEDDED, "patch-pca": patch_pca.EMBEDDED}
+# Asked in this order: any file of weights may lie beside somebody's config.json.
+FAMILIES: dict[str, Family] = {
+    "taesd": taesd.FAMILY,
+    "original": diffusers_vae.ORIGINAL,
+    "diffusers": diffusers_vae.FAMILY,
+}
+
+
+def is_identity(spec: dict[str, Any]) -> bool:
+    """Whether latents of this autoencoder are the images' pixels themselves."""
+    return spec["kind"] in EMBEDDED and EMBEDDED[spec["kind"]].identity
 
 
 def load_autoencoder(name: str, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
@@ -26,21 +40,19 @@ def load_autoencoder(name: str, *, device: torch.device, dtype: torch.dtype) -> 
     """
     name = name.removeprefix("hf:")  # a hub name, which is known as one without it
     path = Path(name).expanduser()
-    if name == "pixels":
-        return load_pixels(device)
-    if name == "patch-pca":
-        raise UsageError(
-            "patch-pca is fitted on the images being encoded and kept in their latent store",
-            "it needs no --vae when the store is read",
-        )
+    if name in EMBEDDED:
+        if EMBEDDED[name].fit is not None:
+            raise UsageError(
+                f"{name} is fitted on the images being encoded and kept in their latent store",
+                "it needs no --vae when the store is read",
+            )
+        return EMBEDDED[name].restore({}, {}, device)
     if path.is_file():
         return _load_file(path, device=device, dtype=dtype)
     if path.is_dir():
         return _load_folder(path, device=device, dtype=dtype)
     # The hub's own rule for names; a third part and what follows is a folder in the repository.
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)*", name) and not path.suffix:
-        from sitcli.autoencoders import diffusers_vae
-
         return diffusers_vae.load_hub(name, device=device, dtype=dtype)
     raise UsageError(
         f"no autoencoder '{name}': there is no such file or folder, and it is not a hub name",
@@ -62,10 +74,10 @@ def from_spec(
     Raises SitError if the weights are gone or are other weights than those of the spec.
     """
     name = spec["name"]
-    if spec["kind"] in names.EMBEDDED_VAES:
+    if spec["kind"] in EMBEDDED:
         if override not in (None, name):
             raise UsageError(f"--vae {override}: the latents were made with {name}, built in")
-        return load_pixels(device) if name == "pixels" else load_patch_pca(spec, arrays, device)
+        return EMBEDDED[spec["kind"]].restore(spec, arrays, device)
     found = override or name
     if override is None and Path(name).is_absolute() and not Path(name).exists():
         raise SitError(
@@ -89,30 +101,25 @@ def from_spec(
 
 
 def _load_folder(path: Path, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
-    from sitcli.autoencoders import diffusers_vae, taesd
-
-    for folder in (path, path / "vae"):  # a whole diffusers pipeline keeps it in vae/
-        if (folder / "config.json").is_file():
-            return diffusers_vae.load_folder(folder, device=device, dtype=dtype)
-    encoder = taesd.find_encoder(path)
-    return taesd.load(encoder, name=path, device=device, dtype=dtype)
+    # A config.json says for sure what is in the folder; names of files do not.
+    for family in reversed(FAMILIES.values()):
+        if (found := family.in_folder(path)) is not None:
+            return family.load(found, None, name=path, device=device, dtype=dtype)
+    raise SitError(
+        f"{path} holds no autoencoder that sit knows",
+        "expected a diffusers folder with a config.json, or NAME_encoder.pth beside "
+        "NAME_decoder.pth",
+    )
 
 
 def _load_file(path: Path, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
-    from sitcli.autoencoders import diffusers_vae, taesd
-
     if path.suffix == ".h5":
-        from sitcli.latents.store import LatentStore
-
         store = LatentStore.open(path, allow_incomplete=True)
         return from_spec(store.autoencoder, store.autoencoder_arrays, device=device, dtype=dtype)
     weights = read_weights(path)
-    if taesd.is_taesd(weights):
-        return taesd.load(path, name=path, device=device, dtype=dtype)
-    if diffusers_vae.is_original(weights):
-        return diffusers_vae.load_original(path, weights, device=device, dtype=dtype)
-    if (path.parent / "config.json").is_file():
-        return diffusers_vae.load_folder(path.parent, device=device, dtype=dtype)
+    for family in FAMILIES.values():
+        if family.in_file(path, weights):
+            return family.load(path, weights, name=path, device=device, dtype=dtype)
     raise SitError(
         f"{path} does not hold autoencoder weights that sit knows",
         "expected TAESD-style weights, an original Stable Diffusion VAE, or a diffusers folder "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sitcli.autoencoders.base import CPU, Autoencoder, embedded_spec, hash_arrays
+from sitcli.autoencoders.base import CPU, Autoencoder, Embedded, embedded_spec, hash_arrays
 from sitcli.errors import SitError, UsageError
 
 
@@ -83,3 +83,14 @@ def _patches(images: torch.Tensor, patch: int) -> torch.Tensor:
     b, c, height, width = images.shape
     grid = images.reshape(b, c, height // patch, patch, width // patch, patch)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(b, height // patch, width // patch, -1)
+
+
+EMBEDDED = Embedded(
+    restore=load_patch_pca,
+    shape=lambda options: (options["pca_channels"], options["pca_patch"]),
+    options={"pca_patch": 4, "pca_channels": 12},
+    kept=lambda spec: {"pca_patch": spec["patch"], "pca_channels": spec["latent_channels"]},
+    fit=lambda images, options, device: fit_patch_pca(
+        images, patch=options["pca_patch"], channels=options["pca_channels"], device=device
+    ),
+)

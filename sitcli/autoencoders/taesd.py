@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sitcli.autoencoders.base import Autoencoder, wrap_network
+from sitcli.autoencoders.base import Autoencoder, Family, wrap_network
 from sitcli.errors import SitError, UsageError
 from sitcli.storage.untrusted import read_weights
 
@@ -27,21 +27,15 @@ def is_taesd(weights: Weights) -> bool:
     return bool(weights) and all(LAYER_KEY.fullmatch(key) for key in weights)
 
 
-def find_encoder(folder: Path) -> Path:
-    """The encoder's file of the only pair in the folder. Raises SitError if there is not one."""
+def find_encoder(folder: Path) -> Path | None:
+    """The encoder's file of the only pair in the folder, None without one. UsageError for two."""
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     pairs = [f for f in files if "encoder" in f.name and _sibling(f) in files]
     if len(pairs) > 1:
         raise UsageError(
             f"{folder} holds several autoencoders", f"name a file, e.g. --vae {pairs[0]}"
         )
-    if not pairs:
-        raise SitError(
-            f"{folder} holds no autoencoder that sit knows",
-            "expected a diffusers folder with a config.json, or NAME_encoder.pth beside "
-            "NAME_decoder.pth",
-        )
-    return pairs[0]
+    return pairs[0] if pairs else None
 
 
 def load(path: Path, *, name: Path, device: torch.device, dtype: torch.dtype) -> Autoencoder:
@@ -167,3 +161,12 @@ class _Block(nn.Module):
         if hasattr(self, "pool"):
             x = x + self.pool(x)
         return torch.relu(self.conv(x) + self.skip(x))
+
+
+FAMILY = Family(
+    in_file=lambda path, weights: is_taesd(weights),
+    in_folder=find_encoder,
+    load=lambda path, weights, *, name, device, dtype: load(
+        path, name=name, device=device, dtype=dtype
+    ),
+)

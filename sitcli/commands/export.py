@@ -7,17 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Result, Stage, Warn
 from sitcli.machine.quiet import quiet_libraries
-from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
+from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.settings.weights import ExportSettings
 from sitcli.storage.files import make_folder, replacing, sync_folder
 from sitcli.text import format_bytes
 from sitcli.weights.diffusers_dit import EXTRAS
-from sitcli.weights.formats import FORMATS, TRAINING_ONLY
+from sitcli.weights.formats import FORMATS, TRAINING_ONLY, Export
 
 
 def export(settings: ExportSettings) -> Stage:
@@ -27,12 +25,12 @@ def export(settings: ExportSettings) -> Stage:
     """
     quiet_libraries()
     job = _prepare(settings)
-    for text in job.warnings:
+    for text in job.export.warnings:
         yield Warn(text)
     out = settings.out
     try:
         make_folder(out.parent)
-        if settings.format == "diffusers":
+        if FORMATS[settings.format].folder:
             _write_whole_folder(out, job)
         else:
             with replacing(out) as temporary:
@@ -69,22 +67,24 @@ def _write_whole_folder(out: Path, job: _Job) -> None:
 
 def _prepare(settings: ExportSettings) -> _Job:
     checkpoint = open_checkpoint(settings.checkpoint)
-    if settings.vae is not None and settings.format != "diffusers":
+    layout = FORMATS[settings.format]
+    if settings.vae is not None and not layout.takes_vae:
         raise UsageError(f"--vae means nothing to --format {settings.format}", "leave it out")
     _check_out(settings)
     state = checkpoint.weights(settings.weights)
-    warnings: list[str] = []
+    export = Export(checkpoint=checkpoint, which=settings.weights, state=state, vae=settings.vae)
     heads = [key for key in state if key.startswith(TRAINING_ONLY)]
-    if heads and settings.format != "safetensors":
+    if heads and not layout.keeps_training_parts:
         # Official code refuses a key it does not know; without these the network is the same.
-        state = {key: value for key, value in state.items() if key not in heads}
-        warnings.append(f"left out: {len(heads)} tensors of the second head or REPA's projector")
-    write = FORMATS[settings.format](settings, checkpoint, state, warnings)
-    return _Job(settings, checkpoint, state, write, warnings)
+        export.state = {key: value for key, value in state.items() if key not in heads}
+        export.warnings.append(
+            f"left out: {len(heads)} tensors of the second head or REPA's projector"
+        )
+    return _Job(settings, export, layout.prepare(export))
 
 
 def _check_out(settings: ExportSettings) -> None:
-    out, folder = settings.out, settings.format == "diffusers"
+    out, folder = settings.out, FORMATS[settings.format].folder
     if not out.exists():
         return
     if not folder and out.is_dir():
@@ -97,8 +97,8 @@ def _check_out(settings: ExportSettings) -> None:
 
 
 def _result(job: _Job) -> Result:
-    settings, checkpoint = job.settings, job.checkpoint
-    size = sum(value.numel() * value.element_size() for value in job.state.values())
+    settings, checkpoint = job.settings, job.export.checkpoint
+    size = sum(value.numel() * value.element_size() for value in job.export.state.values())
     summary = {
         "checkpoint": f"{checkpoint.path}, {settings.weights} weights",
         "process": checkpoint.process.describe(),
@@ -109,17 +109,15 @@ def _result(job: _Job) -> Result:
         step=checkpoint.step,
         weights=settings.weights,
         format=settings.format,
-        warnings=job.warnings,
+        warnings=job.export.warnings,
     )
     return Result(summary=summary, data=data, path=settings.out)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A checkpoint, its weights, and how they are written."""
+    """What is exported, and the function that writes it to a path."""
 
     settings: ExportSettings
-    checkpoint: Checkpoint
-    state: dict[str, Tensor]
+    export: Export
     write: Callable[[Path], None]
-    warnings: list[str]

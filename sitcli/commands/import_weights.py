@@ -27,7 +27,7 @@ from sitcli.storage.files import hash_file, make_folder
 from sitcli.storage.hub import local_path
 from sitcli.storage.tensors import write_tensors
 from sitcli.text import format_shape
-from sitcli.weights.lineages import LINEAGES, process_of, recognise
+from sitcli.weights.lineages import LINEAGES, Clues, recognise
 from sitcli.weights.official import check_tensors, config_of, model_name, official_keys
 from sitcli.weights.positions import grid_of, grid_or_none, near
 from sitcli.weights.read import Found, only_file, read_source
@@ -76,16 +76,7 @@ def plan(settings: ImportSettings) -> Result:
 
 
 def _resolve(settings: ImportSettings) -> _Plan:
-    run = RunDir(settings.out_dir)
-    if run.config.exists() or run.steps():
-        raise UsageError(f"{run.path} is a run already", "name another OUT_DIR")
-    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-        raise UsageError(f"{run.path} is there already", "name another OUT_DIR")
-    if settings.model is not None:
-        try:
-            parse_model(settings.model)
-        except ValueError as error:
-            raise UsageError(f"--model: {error}", "SiT-XL/2, DiT-B/4, ...") from None
+    run = _empty_run(settings)
     found = read_source(only_file(local_path(settings.weights)))
     plan = _Plan(run=run, found=found)
     if found.meta is not None:
@@ -100,13 +91,15 @@ def _resolve(settings: ImportSettings) -> _Plan:
     _settle_dtype(plan)
     first = next(iter(plan.states.values()))
     lineage, why = recognise(
-        name=found.path.name,
+        Clues(
+            name=found.path.name,
+            keys=[*first, *plan.aside],
+            args=found.args,
+            learned_sigma=_learns_sigma(first),
+        ),
         lineage=settings.lineage or found.lineage,
         why="--lineage" if settings.lineage else "its folder",
         model=settings.model,
-        keys=[*first, *plan.aside],
-        args=found.args,
-        learned_sigma=_learns_sigma(first),
     )
     spec, plan.arrays = _autoencoder(settings, found, first)
     model = settings.model or _model_in(found.args)
@@ -119,24 +112,42 @@ def _resolve(settings: ImportSettings) -> _Plan:
             f"{spec['latent_channels']}",
             "say whose latents they are: --vae",
         )
-    process = process_of(
-        lineage,
-        config=config,
-        args=found.args,
-        interpolant=settings.interpolant,
-        prediction=settings.prediction,
-    )
-    row = LINEAGES[lineage]
-    if row.family == "DiT" and found.process is not None:
-        process = found.process
     plan.step = found.step
-    plan.summary = {"lineage": f"{row.title} ({why})"}
-    plan.meta = checkpoint_meta(
+    plan.summary = {"lineage": f"{LINEAGES[lineage].title} ({why})"}
+    plan.meta = _meta(plan, lineage, config, spec, settings)
+    return plan
+
+
+def _empty_run(settings: ImportSettings) -> RunDir:
+    """The run directory that will be made. UsageError if something is there, or for --model."""
+    run = RunDir(settings.out_dir)
+    if run.config.exists() or run.steps():
+        raise UsageError(f"{run.path} is a run already", "name another OUT_DIR")
+    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise UsageError(f"{run.path} is there already", "name another OUT_DIR")
+    if settings.model is not None:
+        try:
+            parse_model(settings.model)
+        except ValueError as error:
+            raise UsageError(f"--model: {error}", "SiT-XL/2, DiT-B/4, ...") from None
+    return run
+
+
+def _meta(
+    plan: _Plan,
+    lineage: str,
+    config: TransformerConfig,
+    spec: dict[str, Any],
+    settings: ImportSettings,
+) -> dict[str, Any]:
+    row, found = LINEAGES[lineage], plan.found
+    process = row.process(config, found.args, settings.interpolant, settings.prediction)
+    return checkpoint_meta(
         config,
-        process,
+        found.process or process,
         time_convention=row.time_convention,
         model=model_name(row.family, config),
-        ema=0.9999 if "ema" in plan.states and lineage != "diffusers" else None,
+        ema=0.9999 if "ema" in plan.states and row.has_ema else None,
         label_dropout=0.1 if config.num_classes else None,
         guided_channels=row.guided_channels,
         lineage=lineage,
@@ -144,7 +155,6 @@ def _resolve(settings: ImportSettings) -> _Plan:
         loss_by_t=dict(sums=[], counts=[]),  # nobody measured it
         latents=_latents(config, spec, found.class_names),
     )
-    return plan
 
 
 def _latents(

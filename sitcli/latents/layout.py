@@ -106,7 +106,7 @@ def encode_command(attrs: Mapping[str, Any], path: Path) -> str:
     words = ["sit", "encode-latents", attrs["source"], str(path), "--vae", attrs["vae"]]
     words += ["--image-size", str(attrs["image_size"]), "--crop", attrs["crop"]]
     spec = attrs["autoencoder"]
-    if attrs["vae"] == "patch-pca":
+    if attrs["vae"] == spec.get("kind") and "patch" in spec:
         words += ["--pca-patch", str(spec["patch"])]
         words += ["--pca-channels", str(spec["latent_channels"])]
     if attrs.get("align"):

@@ -15,6 +15,10 @@ from sitcli.model.config import TransformerConfig
 from sitcli.storage.tensors import write_tensors
 from sitcli.storage.untrusted import named_tensors, read_content
 
+# What the delivered pipeline.py knows; the rows of its own tables.
+PIPELINE_PATHS = ("linear", "gvp", "vp")
+PIPELINE_PREDICTIONS = ("velocity", "score", "noise", "data")
+PIPELINE_VARIANCES = ("learned-range", "fixed-small", "fixed-large")
 EXTRAS = "sit.safetensors"  # what diffusers has no place for, and the whole meta.json
 # Official key: diffusers' key. Those of a block begin with `blocks.i.` and `transformer_blocks.i.`.
 OUTER = {

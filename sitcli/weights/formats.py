@@ -5,67 +5,102 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sitcli.autoencoders.diffusers_vae import KINDS, find_folder
+from sitcli.autoencoders.load import is_identity
 from sitcli.core.diffusion import Diffusion
-from sitcli.core.flow import Flow
+from sitcli.core.prediction import PREDICTIONS
 from sitcli.errors import UsageError
 from sitcli.model.config import TransformerConfig
 from sitcli.model.embed import TimestepEmbedder, frequencies, position_embedding
 from sitcli.model.transformer import Transformer
 from sitcli.runs.checkpoint import Checkpoint
 from sitcli.runs.meta import PAPER, REVERSED
-from sitcli.settings.weights import ExportSettings
 from sitcli.storage.tensors import write_tensors
-from sitcli.weights.diffusers_dit import write_folder
+from sitcli.weights.diffusers_dit import (
+    PIPELINE_PATHS,
+    PIPELINE_PREDICTIONS,
+    PIPELINE_VARIANCES,
+    write_folder,
+)
 from sitcli.weights.official import AUTOENCODER, PROJECTORS
 
 TRAINING_ONLY = ("aux_", PROJECTORS)
 SIDE_512 = 64  # the official sampler builds networks of such latents without learned sigma
 KEEPS_ALL = "--format safetensors keeps everything"
+# What the official sampler calls the paths it knows, and the predictions it knows.
+OFFICIAL_PATHS = {"linear": "Linear", "gvp": "GVP", "vp": "VP"}
+OFFICIAL_PREDICTIONS = ("velocity", "score", "noise")
 
 
-def _safetensors(
-    settings: ExportSettings, checkpoint: Checkpoint, state: dict[str, Tensor], warnings: list[str]
-) -> Callable[[Path], None]:
-    metadata = {"sit": _meta_text(checkpoint, settings.weights), "format": "pt"}
-    tensors = state | _arrays(checkpoint)
+@dataclass(kw_only=True)
+class Export:
+    """What is exported: the weights `which` of a checkpoint, as `state`; `vae` is the folder of the
+    autoencoder, if one was named. A format adds to `warnings` what the user must know."""
+
+    checkpoint: Checkpoint
+    which: str
+    state: dict[str, Tensor]
+    vae: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+class Format(NamedTuple):
+    """A layout of weights.
+
+    prepare(export) checks that the layout can hold them, raising UsageError with the reason if it
+    cannot, and returns the function that writes them to a path. folder: whether that path is a
+    folder; takes_vae: whether --vae says something to it; keeps_training_parts: whether it has a
+    place for heads that only training looks at.
+    """
+
+    prepare: Callable[[Export], Callable[[Path], None]]
+    folder: bool = False
+    takes_vae: bool = False
+    keeps_training_parts: bool = False
+
+
+def _safetensors(export: Export) -> Callable[[Path], None]:
+    metadata = {"sit": _meta_text(export), "format": "pt"}
+    tensors = export.state | _arrays(export.checkpoint)
     return lambda path: write_tensors(path, tensors, metadata=metadata)
 
 
-def _official_sit(
-    settings: ExportSettings, checkpoint: Checkpoint, state: dict[str, Tensor], warnings: list[str]
-) -> Callable[[Path], None]:
+def _official_sit(export: Export) -> Callable[[Path], None]:
+    checkpoint, state = export.checkpoint, export.state
     process = checkpoint.process
     _check_layout(checkpoint, "official-sit")
     if isinstance(process, Diffusion):
         raise _refused(checkpoint, "official-sit", "its process is DiT's")
-    if process.prediction == "data":
-        raise _refused(checkpoint, "official-sit", "the official code knows no data prediction")
+    if process.interpolant not in OFFICIAL_PATHS:
+        raise _refused(
+            checkpoint, "official-sit", f"the official code knows no path {process.interpolant}"
+        )
+    if process.prediction not in OFFICIAL_PREDICTIONS:
+        raise _refused(
+            checkpoint,
+            "official-sit",
+            f"the official code knows no {process.prediction} prediction",
+        )
     if checkpoint.meta.get("time_convention", PAPER) != REVERSED:
-        state = _reverse_time(state, negate=process.prediction == "velocity")
+        state = _reverse_time(state, negate=PREDICTIONS[process.prediction].turns_with_time)
     config = checkpoint.config
     if config.out_channels == config.channels and config.input_size != SIDE_512:
         state = _with_learned_sigma(state, config.patch, config.channels)
-    told = f"--path-type {_official_path(process)} --prediction {process.prediction}"
+    told = f"--path-type {OFFICIAL_PATHS[process.interpolant]} --prediction {process.prediction}"
     if told != "--path-type Linear --prediction velocity":
-        warnings.append(f"tell the official sampler {told}")
+        export.warnings.append(f"tell the official sampler {told}")
     return lambda path: _save_state(path, state, checkpoint.config)
 
 
-def _official_path(process: Flow) -> str:
-    return {"linear": "Linear", "gvp": "GVP", "vp": "VP"}[process.interpolant]
-
-
-def _official_dit(
-    settings: ExportSettings, checkpoint: Checkpoint, state: dict[str, Tensor], warnings: list[str]
-) -> Callable[[Path], None]:
-    process = checkpoint.process
+def _official_dit(export: Export) -> Callable[[Path], None]:
+    checkpoint, process = export.checkpoint, export.checkpoint.process
     _check_layout(checkpoint, "official-dit")
     if not isinstance(process, Diffusion):
         raise _refused(checkpoint, "official-dit", "its process is a flow, SiT's")
@@ -78,63 +113,24 @@ def _official_dit(
             f"the official sampler has linear betas and learned sigma, and it {process.betas} "
             f"betas and {process.variance} variance",
         )
-    return lambda path: _save_state(path, state, checkpoint.config)
+    return lambda path: _save_state(path, export.state, checkpoint.config)
 
 
-def _diffusers(
-    settings: ExportSettings, checkpoint: Checkpoint, state: dict[str, Tensor], warnings: list[str]
-) -> Callable[[Path], None]:
-    config, process, latents = checkpoint.config, checkpoint.process, checkpoint.latents
-    _check_layout(checkpoint, "diffusers")
-    if config.input_width is not None:
-        raise _refused(checkpoint, "diffusers", "its latents are not square")
-    if config.num_classes == 0:
-        raise _refused(checkpoint, "diffusers", "a DiTTransformer2DModel needs classes")
-    standard = position_embedding(config.width, *config.grid)
-    if not torch.allclose(state["pos_embed"], standard, atol=1e-5):
-        raise _refused(checkpoint, "diffusers", "its positions are learned ones")
-    if isinstance(process, Diffusion) and process.prediction != "noise":
-        raise _refused(checkpoint, "diffusers", f"its chain predicts {process.prediction}")
-    spec = latents["autoencoder"]
-    vae = None
-    if spec["kind"] in KINDS.values():
-        vae = find_folder(settings.vae or spec["name"])
-        if vae is None:
-            warnings.append(
-                f"the autoencoder {spec['name']} is not here: the folder will have no vae, and "
-                "give latents; --vae FOLDER says where it is"
-            )
-    elif settings.vae is not None:
-        raise UsageError("--vae: its autoencoder is not one of diffusers'", "leave it out")
-    elif spec["kind"] != "pixels":
-        warnings.append(
-            f"diffusers has no autoencoder {spec['name']}: the folder will have no vae, and give "
-            "latents"
-        )
-    shift = spec["shift"]
-    facts: dict[str, Any] = dataclasses.asdict(process) | {
-        "time_convention": checkpoint.meta.get("time_convention", PAPER),
-        "guided_channels": checkpoint.meta.get("guided_channels", "all"),
-        "num_classes": config.num_classes,
-        "scaling": latents["scaling"],
-        "shift": shift,
-        "pixels": spec["kind"] == "pixels",
-    }
-    if isinstance(process, Diffusion):
-        facts["betas"] = process.chain.table("betas").tolist()
-    else:
-        facts["interval"] = list(process.ode_interval())
-    extras = {"pos_embed": state["pos_embed"]} | _arrays(checkpoint)
-    meta = _meta_text(checkpoint, settings.weights)
+def _diffusers(export: Export) -> Callable[[Path], None]:
+    checkpoint = export.checkpoint
+    _check_pipeline(checkpoint, export.state["pos_embed"])
+    vae = _vae_folder(export)
+    facts, meta = _pipeline_facts(checkpoint), _meta_text(export)
+    extras = {"pos_embed": export.state["pos_embed"]} | _arrays(checkpoint)
 
     def write(path: Path) -> None:
         write_folder(
             path,
-            state,
-            config,
+            export.state,
+            checkpoint.config,
             facts=facts,
             vae=vae,
-            class_names=latents["class_names"],
+            class_names=checkpoint.latents["class_names"],
             extras=extras,
             meta=meta,
         )
@@ -142,12 +138,73 @@ def _diffusers(
     return write
 
 
-# (settings, checkpoint, weights, warnings to add to) -> a function that writes to a path.
-FORMATS: dict[str, Callable[..., Callable[[Path], None]]] = {
-    "official-sit": _official_sit,
-    "official-dit": _official_dit,
-    "diffusers": _diffusers,
-    "safetensors": _safetensors,
+def _check_pipeline(checkpoint: Checkpoint, positions: Tensor) -> None:
+    """UsageError for what a DiTTransformer2DModel or the delivered pipeline cannot do."""
+    config, process = checkpoint.config, checkpoint.process
+    _check_layout(checkpoint, "diffusers")
+    why = ""
+    if config.input_width is not None:
+        why = "its latents are not square"
+    elif config.num_classes == 0:
+        why = "a DiTTransformer2DModel needs classes"
+    elif not torch.allclose(positions, position_embedding(config.width, *config.grid), atol=1e-5):
+        why = "its positions are learned ones"
+    elif isinstance(process, Diffusion):
+        if process.prediction != "noise":
+            why = f"its chain predicts {process.prediction}"
+        elif process.variance not in PIPELINE_VARIANCES:
+            why = f"the pipeline knows no {process.variance} variance"
+    elif process.interpolant not in PIPELINE_PATHS:
+        why = f"the pipeline knows no path {process.interpolant}"
+    elif process.prediction not in PIPELINE_PREDICTIONS:
+        why = f"the pipeline knows no {process.prediction} prediction"
+    if why:
+        raise _refused(checkpoint, "diffusers", why)
+
+
+def _vae_folder(export: Export) -> Path | None:
+    """The folder of the diffusers autoencoder, or None with a warning where there is none."""
+    spec = export.checkpoint.latents["autoencoder"]
+    if spec["kind"] in KINDS.values():
+        vae = find_folder(export.vae or spec["name"])
+        if vae is None:
+            export.warnings.append(
+                f"the autoencoder {spec['name']} is not here: the folder will have no vae, and "
+                "give latents; --vae FOLDER says where it is"
+            )
+        return vae
+    if export.vae is not None:
+        raise UsageError("--vae: its autoencoder is not one of diffusers'", "leave it out")
+    if not is_identity(spec):
+        export.warnings.append(
+            f"diffusers has no autoencoder {spec['name']}: the folder will have no vae, and give "
+            "latents"
+        )
+    return None
+
+
+def _pipeline_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What pipeline.py is told, see `SitPipeline`."""
+    process, latents = checkpoint.process, checkpoint.latents
+    spec = latents["autoencoder"]
+    facts: dict[str, Any] = dataclasses.asdict(process) | {
+        "time_convention": checkpoint.meta.get("time_convention", PAPER),
+        "guided_channels": checkpoint.meta.get("guided_channels", "all"),
+        "num_classes": checkpoint.config.num_classes,
+        "scaling": latents["scaling"],
+        "shift": spec["shift"],
+        "pixels": is_identity(spec),
+    }
+    if isinstance(process, Diffusion):
+        return facts | {"betas": process.chain.table("betas").tolist()}
+    return facts | {"interval": list(process.ode_interval())}
+
+
+FORMATS: dict[str, Format] = {
+    "official-sit": Format(_official_sit),
+    "official-dit": Format(_official_dit),
+    "diffusers": Format(_diffusers, folder=True, takes_vae=True),
+    "safetensors": Format(_safetensors, keeps_training_parts=True),
 }
 
 
@@ -201,8 +258,8 @@ def _save_state(path: Path, state: dict[str, Tensor], config: TransformerConfig)
     torch.save({key: state[key].contiguous() for key in order}, path)
 
 
-def _meta_text(checkpoint: Checkpoint, which: str) -> str:
-    return json.dumps(checkpoint.meta | {"exported_weights": which})
+def _meta_text(export: Export) -> str:
+    return json.dumps(export.checkpoint.meta | {"exported_weights": export.which})
 
 
 def _arrays(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -17,18 +17,48 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 
 
-def path(interpolant, t):
-    """alpha, sigma and their derivatives of x_t = alpha x_* + sigma eps; t = 0 is the data."""
-    if interpolant == "linear":
-        return 1 - t, t, -1.0, 1.0
-    if interpolant == "gvp":
-        half = math.pi / 2
-        alpha, sigma = math.cos(half * t), math.sin(half * t)
-        return alpha, sigma, -half * sigma, half * alpha
-    log_alpha = -0.5 * (0.1 * t + 0.5 * 19.9 * t**2)  # vp: beta from 0.1 to 20
+def linear(t):
+    """alpha = 1 - t, sigma = t."""
+    return 1 - t, t, -1.0, 1.0
+
+
+def gvp(t):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
+    half = math.pi / 2
+    alpha, sigma = math.cos(half * t), math.sin(half * t)
+    return alpha, sigma, -half * sigma, half * alpha
+
+
+def vp(t):
+    """alpha = exp(-1/2 int_0^t beta), beta from 0.1 to 20; sigma = sqrt(1 - alpha^2)."""
+    log_alpha = -0.5 * (0.1 * t + 0.5 * 19.9 * t**2)
     alpha, sigma = math.exp(log_alpha), math.sqrt(-math.expm1(2 * log_alpha))
     d_alpha = -0.5 * (0.1 + 19.9 * t) * alpha
     return alpha, sigma, d_alpha, -alpha * d_alpha / sigma
+
+
+# alpha, sigma and their derivatives of x_t = alpha x_* + sigma eps at a time; t = 0 is the data.
+PATHS = {"linear": linear, "gvp": gvp, "vp": vp}
+
+
+def from_noise(eps, x, alpha, sigma):
+    """The data and the noise, of a prediction of the noise."""
+    return (x - sigma * eps) / alpha, eps
+
+
+# (output, x, alpha, sigma) -> the data and the noise; a velocity is decoded where it is read.
+PREDICTIONS = {
+    "score": lambda s, x, alpha, sigma: from_noise(-sigma * s, x, alpha, sigma),
+    "noise": from_noise,
+    "data": lambda data, x, alpha, sigma: (data, (x - alpha * data) / sigma if sigma else data),
+}
+# (v, low, high, i) -> log variance of a step: v is the network's, low and high the posterior's
+# and beta's, i the step.
+VARIANCES = {
+    "learned-range": lambda v, low, high, i: (v + 1) / 2 * high + (1 - v) / 2 * low,
+    "fixed-small": lambda v, low, high, i: torch.tensor(low),
+    "fixed-large": lambda v, low, high, i: torch.tensor(high if i else low),
+}
 
 
 def spaced(count, steps):
@@ -124,21 +154,18 @@ class SitPipeline(DiffusionPipeline):
     def sample_flow(self, network, x, steps, solver):
         """The probability-flow ODE from noise to data, equal steps."""
         start, end, jump = self.sit["interval"]
+        path, prediction = PATHS[self.sit["interpolant"]], self.sit["prediction"]
         reverse = self.sit["time_convention"] == "reversed"
 
         def decoded(x, t):
             """The velocity and the posterior mean of the data."""
             t = torch.tensor(t, dtype=x.dtype).item()  # as the network is told it
-            alpha, sigma, d_alpha, d_sigma = path(self.sit["interpolant"], t)
+            alpha, sigma, d_alpha, d_sigma = path(t)
             out = network(x, 1 - t if reverse else t)[:, : x.shape[1]]
-            if self.sit["prediction"] == "velocity":
+            if prediction == "velocity":
                 v = -out if reverse else out
                 return v, (d_sigma * x - sigma * v) / (alpha * d_sigma - sigma * d_alpha)
-            if self.sit["prediction"] == "data":
-                data, eps = out, (x - alpha * out) / sigma if sigma else out
-            else:
-                eps = out if self.sit["prediction"] == "noise" else -sigma * out
-                data = (x - sigma * eps) / alpha
+            data, eps = PREDICTIONS[prediction](out, x, alpha, sigma)
             return d_alpha * data + d_sigma * eps, data
 
         times = [start + (end - start) * k / steps for k in range(steps)] + [end]
@@ -175,11 +202,7 @@ class SitPipeline(DiffusionPipeline):
             beta = betas[i].item()
             x = (beta * math.sqrt(then) * data + (1 - then) * math.sqrt(1 - beta) * x) / (1 - now)
             low, high = math.log(variance[i].item()), math.log(beta)
-            if self.sit["variance"] == "learned-range":
-                log_variance = (v + 1) / 2 * high + (1 - v) / 2 * low
-            else:
-                large = self.sit["variance"] == "fixed-large" and i
-                log_variance = torch.tensor(high if large else low)
+            log_variance = VARIANCES[self.sit["variance"]](v, low, high, i)
             if i:
                 x = x + (0.5 * log_variance).exp() * randn()
         return x

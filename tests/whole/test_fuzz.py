@@ -458,6 +458,7 @@ def in_a_child(kind: str, seed: int, folder_: Path) -> str:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # OpenMP's other threads do not survive a fork: it would wait
         try:
             text = try_one(kind, seed, folder_)
         except BaseException as error:  # whatever it is, the parent must hear of it

@@ -8,11 +8,9 @@ from collections.abc import Generator, Iterator
 import numpy as np
 import torch
 
-from sitcli import names
 from sitcli.autoencoders.base import Autoencoder
-from sitcli.autoencoders.load import from_spec, load_autoencoder
-from sitcli.autoencoders.patch_pca import fit_patch_pca
-from sitcli.commands.encode.job import check_divisible, precision_of, row_shape
+from sitcli.autoencoders.load import EMBEDDED, from_spec, load_autoencoder
+from sitcli.commands.encode.job import check_divisible, embedded_options, precision_of, row_shape
 from sitcli.commands.encode.reader import PCA_IMAGES, read_ahead, read_some
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Event, Note, Progress, Warn
@@ -71,16 +69,13 @@ def _begin(
     """Load or fit the autoencoder and lay out OUT."""
     size = settings.image_size
     dtype = precision_of(settings.vae, settings.precision, device)
-    if settings.vae == "patch-pca":
-        check_divisible(size, settings.pca_patch, "patch-pca")
+    fitted = settings.vae in EMBEDDED and EMBEDDED[settings.vae].fit
+    if fitted:
+        options = embedded_options(settings)
+        check_divisible(size, EMBEDDED[settings.vae].shape(options)[1], settings.vae)
         chosen = np.linspace(0, len(source) - 1, min(len(source), PCA_IMAGES)).astype(int)
-        yield Note(f"fitting patch-pca on {len(chosen)} images")
-        autoencoder = fit_patch_pca(
-            read_some(settings, source, chosen),
-            patch=settings.pca_patch,
-            channels=settings.pca_channels,
-            device=device,
-        )
+        yield Note(f"fitting {settings.vae} on {len(chosen)} images")
+        autoencoder = fitted(read_some(settings, source, chosen), options, device)
     else:
         autoencoder = load_autoencoder(settings.vae, device=device, dtype=dtype)
         check_divisible(size, autoencoder.downsample, settings.vae)
@@ -128,7 +123,7 @@ def _resume(
 
 def _stored_autoencoder(settings: EncodeSettings, file: Rows, device: torch.device) -> Autoencoder:
     attrs = file.attrs
-    embedded = attrs["autoencoder"]["kind"] in names.EMBEDDED_VAES
+    embedded = attrs["autoencoder"]["kind"] in EMBEDDED
     return from_spec(
         attrs["autoencoder"],
         LatentStore(file).autoencoder_arrays,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sitcli import names
-from sitcli.autoencoders.load import load_autoencoder
+from sitcli.autoencoders.load import EMBEDDED, load_autoencoder
 from sitcli.errors import SitError, UsageError
 from sitcli.features.aligners import TIMM
 from sitcli.images.source import Source, open_source
@@ -22,12 +22,11 @@ from sitcli.settings.encode import EncodeSettings
 from sitcli.storage.rows import Rows
 
 IMAGE_SIZE, EMBEDDED_IMAGE_SIZE = 256, 32
-PCA_DEFAULTS = {"pca_patch": 4, "pca_channels": 12}
 
 
 def resolve(settings: EncodeSettings) -> EncodeSettings:
     """Absolute paths for what the store remembers, and the defaults that depend on others."""
-    embedded = settings.vae in names.EMBEDDED_VAES
+    embedded = settings.vae in EMBEDDED
     local = Path(settings.vae).expanduser()
     vae = os.path.abspath(local) if not embedded and local.exists() else settings.vae
     size = settings.image_size or (EMBEDDED_IMAGE_SIZE if embedded else IMAGE_SIZE)
@@ -42,15 +41,19 @@ def resolve(settings: EncodeSettings) -> EncodeSettings:
     if align not in (None, "dinov2") and not align.startswith((TIMM, "hf:")):
         align = os.path.abspath(Path(align).expanduser())
         resolved = dataclasses.replace(resolved, align_features=align)
-    for name, default in PCA_DEFAULTS.items():
-        given = getattr(settings, name)
-        if settings.vae != "patch-pca" and given is not None:
+    own = EMBEDDED[settings.vae].options if embedded else {}
+    for name in sorted({name for row in EMBEDDED.values() for name in row.options}):
+        if name not in own and getattr(settings, name) is not None:
             raise UsageError(
                 f"--{name.replace('_', '-')} means nothing to --vae {settings.vae}", "leave it out"
             )
-        if settings.vae == "patch-pca" and given is None:
-            resolved = dataclasses.replace(resolved, **{name: default})
-    return resolved
+    missing = {name: value for name, value in own.items() if getattr(settings, name) is None}
+    return dataclasses.replace(resolved, **missing)
+
+
+def embedded_options(settings: EncodeSettings) -> dict[str, int]:
+    """The values of the options that the embedded autoencoder of resolved settings has."""
+    return {name: getattr(settings, name) for name in EMBEDDED[settings.vae].options}
 
 
 def look_at_source(settings: EncodeSettings) -> tuple[Source | None, Rows | None]:
@@ -112,12 +115,12 @@ def _difference(attrs: dict[str, Any], settings: EncodeSettings) -> tuple[str, A
         ),
     ]
     spec = attrs["autoencoder"]
-    if settings.vae == "patch-pca" == spec["kind"]:
-        pairs.append(("--pca-patch", spec["patch"], settings.pca_patch))
-        pairs.append(("--pca-channels", spec["latent_channels"], settings.pca_channels))
-    if settings.precision != "auto" and settings.vae not in names.EMBEDDED_VAES:
+    if settings.vae in EMBEDDED and settings.vae == spec["kind"]:
+        for name, stored in EMBEDDED[settings.vae].kept(spec).items():
+            pairs.append((f"--{name.replace('_', '-')}", stored, getattr(settings, name)))
+    if settings.precision != "auto" and settings.vae not in EMBEDDED:
         pairs.append(("--precision", attrs["precision"], settings.precision))
-    if not attrs["complete"] and not {spec["kind"], settings.vae} & set(names.EMBEDDED_VAES):
+    if not attrs["complete"] and not {spec["kind"], settings.vae} & EMBEDDED.keys():
         # Weights may have moved; whether they are the same ones is found when they are loaded.
         del pairs[0]
     return next((pair for pair in pairs if pair[1] != pair[2]), None)
@@ -125,7 +128,7 @@ def _difference(attrs: dict[str, Any], settings: EncodeSettings) -> tuple[str, A
 
 def precision_of(vae: str, name: str, device: torch.device) -> torch.dtype:
     # The embedded autoencoders always compute in float32.
-    return torch.float32 if vae in names.EMBEDDED_VAES else resolve_precision(name, device)
+    return torch.float32 if vae in EMBEDDED else resolve_precision(name, device)
 
 
 def row_shape(spec: dict[str, Any], size: int) -> tuple[int, int, int]:
@@ -138,14 +141,14 @@ def row_shape_ahead(settings: EncodeSettings, file: Rows | None) -> tuple[int, .
     size = settings.image_size
     if file is not None:
         return file.shape("latents")[1:]
-    if settings.vae == "patch-pca":
-        patch = settings.pca_patch
-        check_divisible(size, patch, settings.vae)
-        return settings.pca_channels, size // patch, size // patch
+    if settings.vae in EMBEDDED:
+        channels, side = EMBEDDED[settings.vae].shape(embedded_options(settings))
+        check_divisible(size, side, settings.vae)
+        return channels, size // side, size // side
     if settings.vae == names.DEFAULT_VAE:
         check_divisible(size, 8, settings.vae)
         return 8, size // 8, size // 8
-    if settings.vae == "pixels" or Path(settings.vae).exists():
+    if Path(settings.vae).exists():
         device = torch.device("cpu")
         autoencoder = load_autoencoder(settings.vae, device=device, dtype=torch.float32)
         check_divisible(size, autoencoder.downsample, settings.vae)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sitcli import names
+from sitcli.autoencoders.load import is_identity
 from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow, Ode
 from sitcli.core.guidance import GuidedNetwork
@@ -57,7 +58,7 @@ class Job:
     @property
     def of_pixels(self) -> bool:
         """Whether the latents are the picture itself."""
-        return self.store.autoencoder["kind"] == "pixels" and self.store.scaling == 1
+        return is_identity(self.store.autoencoder) and self.store.scaling == 1
 
     @property
     def trained_on(self) -> bool:

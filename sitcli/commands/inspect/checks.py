@@ -64,7 +64,7 @@ def check_flags(written: np.ndarray, *, complete: bool) -> list[str]:
 
 
 def check_arrays(spec: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[str]:
-    if spec["kind"] == "patch-pca" and hash_arrays(arrays) != spec["hash"]:
+    if arrays and hash_arrays(arrays) != spec["hash"]:
         return ["the autoencoder's basis does not have the hash of its spec"]
     return []
 
