@@ -75,7 +75,7 @@ class Times:
     @property
     def plain(self) -> bool:
         """Uniform, and not shifted."""
-        return self.distribution == "uniform" and self.shift == 1
+        return (self.distribution, self.shift) == (Times.distribution, Times.shift)
 
     def draw(self, number: int, generator: torch.Generator) -> Tensor:
         """(number,), in [0, 1]."""

@@ -40,7 +40,7 @@ def load_aligner(
     """
     weights = weights and local_path(weights)
     if asked == "dinov2":
-        features = choose_features("dinov2", dinov2_weights=weights)
+        features = choose_features("dinov2", {"dinov2": weights})
         # As REPA: 224 for 256 pixels, 448 for 512, so that there is a feature for each token.
         side = max(DINOV2_SIDE, DINOV2_PATCH * (image_size // 16))
         tokens = dinov2_tokens(features.path, device, side)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
-
-INCEPTION_HASH = "6726825d"  # first digits of the file's sha256, as torch.hub tags its files
 
 
 def last_line(error: Exception) -> str:
@@ -19,19 +18,26 @@ def last_line(error: Exception) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Which features: `inception`, `dinov2`, `pixels` or a TorchScript file's name, and their hash.
+    """Which features: an extractor's name or a TorchScript file's, and the hash of its weights.
 
-    hash: sha256 of the weights' file, empty for pixels, which have none.
+    hash: sha256 of the weights' file, empty without one. layers: pool is one vector an image,
+    spatial InceptionV3's mixed_6 map, for sFID. resizes: whether images of any size become one
+    size within. has_classes: whether class probabilities follow from them. official_hash: how the
+    hash of the weights begins with which figures are the published ones; "" if there are none.
     """
 
     name: str
     path: Path | None
     hash: str
+    layers: tuple[str, ...] = ("pool",)
+    resizes: bool = False
+    has_classes: bool = False
+    official_hash: str = ""
 
     @property
     def official(self) -> bool:
         """Whether figures made with them may be called FID, sFID, KID and IS."""
-        return self.name == "inception" and self.hash.startswith(INCEPTION_HASH)
+        return bool(self.official_hash) and self.hash.startswith(self.official_hash)
 
     @property
     def tag(self) -> str:
@@ -44,10 +50,20 @@ class Features:
             return metric
         return f"{dict(FID='FD', sFID='sFD', KID='KD').get(metric, metric)}[{self.tag}]"
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """pool: one vector an image; spatial: InceptionV3's mixed_6 map, for sFID."""
-        return ("pool", "spatial") if self.name == "inception" else ("pool",)
+
+class Kind(NamedTuple):
+    """An extractor known by name.
+
+    load(path, device, layers); title, file, url: of its weights, "" if it has none; option: which
+    gives their place; facts: what else its `Features` say.
+    """
+
+    load: Callable[[Path | None, torch.device, Sequence[str]], Extractor]
+    title: str = ""
+    file: str = ""
+    url: str = ""
+    option: str = ""
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 class Extractor(NamedTuple):

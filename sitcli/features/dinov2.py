@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sitcli.errors import SitError
-from sitcli.features.base import Extractor, last_line
+from sitcli.features.base import Extractor, Kind, last_line
 from sitcli.storage.untrusted import named_tensors, read_content
 
 DINOV2_FILE = "dinov2_vitl14_pretrain.pth"
@@ -83,3 +83,13 @@ def _resize_positions(positions: torch.Tensor, side: int) -> torch.Tensor:
     grid = grid.reshape(1, old, old, width).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
     return torch.cat([first, grid.permute(0, 2, 3, 1).reshape(1, side * side, width)], dim=1)
+
+
+KIND = Kind(
+    lambda path, device, layers: load_dinov2(path, device),
+    title="DINOv2",
+    file=DINOV2_FILE,
+    url=DINOV2_URL,
+    option="--dinov2-weights",
+    facts=dict(resizes=True),
+)

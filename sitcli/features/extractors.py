@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from sitcli.errors import SitError, UsageError
-from sitcli.features.base import Extractor, Features
-from sitcli.features.dinov2 import DINOV2_FILE, DINOV2_URL, load_dinov2
-from sitcli.features.inception import INCEPTION_FILE, INCEPTION_URL, load_inception
+from sitcli.features import dinov2, inception
+from sitcli.features.base import Extractor, Features, Kind
 from sitcli.features.torchscript import load_torchscript
 from sitcli.storage.files import hash_file
 from sitcli.storage.hub import local_path
@@ -19,38 +18,43 @@ from sitcli.storage.hub import local_path
 PIXELS_SIDE = 16
 
 
-def choose_features(
-    name: str, weights: Path | None = None, *, dinov2_weights: Path | None = None
-) -> Features:
-    """Which extractor `--features` and its weights mean; reads the file's hash only.
+def _pixels(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """(B, 3, H, W) uint8 -> (B, at most 768): area averages on a 16 x 16 grid, in [0, 1]."""
+    height, width = images.shape[2:]
+    grid = (min(height, PIXELS_SIDE), min(width, PIXELS_SIDE))
+    return {"pool": F.adaptive_avg_pool2d(images.float() / 255, grid).flatten(1)}
 
+
+# By the names --features knows them by; anything else is a TorchScript file.
+KINDS: dict[str, Kind] = {
+    "inception": inception.KIND,
+    "dinov2": dinov2.KIND,
+    "pixels": Kind(lambda path, device, layers: Extractor(_pixels, logits=None)),
+}
+
+
+def choose_features(name: str, weights: Mapping[str, Path | None] | None = None) -> Features:
+    """Which extractor `--features` means; reads the hash of its weights' file only.
+
+    weights: where the weights of the kinds are, by name, if not where torch hub keeps them.
     Raises UsageError for an unknown name, SitError when the weights are not here.
     """
-    weights = weights and local_path(weights)
-    dinov2_weights = dinov2_weights and local_path(dinov2_weights)
-    if weights is not None and name != "inception":
-        raise UsageError(f"--features-weights belongs to --features inception, not to {name}")
-    if name == "pixels":
-        return Features(name="pixels", path=None, hash="")
-    if name == "inception":
-        path = weights or _hub_file(INCEPTION_FILE)
+    kind = KINDS.get(name)
+    if kind is None:
+        path = local_path(name)
         if not path.is_file():
-            asked = "--features-weights" if weights is not None else ""
-            raise _missing("InceptionV3", path, INCEPTION_URL, asked, "--features-weights")
-        return Features(name="inception", path=path, hash=_hash_of(path))
-    if name == "dinov2":
-        path = dinov2_weights or _hub_file(DINOV2_FILE)
-        if not path.is_file():
-            asked = "--dinov2-weights" if dinov2_weights is not None else ""
-            raise _missing("DINOv2", path, DINOV2_URL, asked, "--dinov2-weights")
-        return Features(name="dinov2", path=path, hash=_hash_of(path))
-    path = local_path(name)
+            raise UsageError(
+                f"--features {name}: neither a known extractor nor a file",
+                f"use {', '.join(KINDS)}, or the path of a TorchScript module",
+            )
+        return Features(name=path.name, path=path, hash=_hash_of(path))
+    if not kind.file:
+        return Features(name=name, path=None, hash="", **kind.facts)
+    given = (weights or {}).get(name)
+    path = local_path(given) if given else _hub_file(kind.file)
     if not path.is_file():
-        raise UsageError(
-            f"--features {name}: neither a known extractor nor a file",
-            "use inception, dinov2, pixels, or the path of a TorchScript module",
-        )
-    return Features(name=path.name, path=path, hash=_hash_of(path))
+        raise _missing(kind, path, asked=bool(given))
+    return Features(name=name, path=path, hash=_hash_of(path), **kind.facts)
 
 
 def _hub_file(name: str) -> Path:
@@ -58,13 +62,13 @@ def _hub_file(name: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / name
 
 
-def _missing(what: str, path: Path, url: str, asked: str, option: str) -> SitError:
+def _missing(kind: Kind, path: Path, *, asked: bool) -> SitError:
     if asked:
-        return SitError(f"{asked} {path}: no such file", f"the official one is {url}")
+        return SitError(f"{kind.option} {path}: no such file", f"the official one is {kind.url}")
     return SitError(
-        f"{what}'s weights, {path.name}, are not at {path}",
-        f"fetch them: curl -L --create-dirs -o {path} {url} ; or give their place with "
-        f"{option} FILE; or compare offline with --features pixels (which is not FID)",
+        f"{kind.title}'s weights, {path.name}, are not at {path}",
+        f"fetch them: curl -L --create-dirs -o {path} {kind.url} ; or give their place with "
+        f"{kind.option} FILE; or compare offline with --features pixels (which is not FID)",
     )
 
 
@@ -82,18 +86,7 @@ def load_extractor(
 
     Raises SitError for a file that does not fit.
     """
-    if features.name == "pixels":
-        return Extractor(_pixels, logits=None)
-    if features.name == "inception":
-        return load_inception(features.path, device, layers)
-    if features.name == "dinov2":
-        return load_dinov2(features.path, device)
+    if features.name in KINDS:
+        return KINDS[features.name].load(features.path, device, layers)
     module = load_torchscript(features.path, device, ("D",))
     return Extractor(lambda images: {"pool": module(images).cpu()}, logits=None)
-
-
-def _pixels(images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """(B, 3, H, W) uint8 -> (B, at most 768): area averages on a 16 x 16 grid, in [0, 1]."""
-    height, width = images.shape[2:]
-    grid = (min(height, PIXELS_SIDE), min(width, PIXELS_SIDE))
-    return {"pool": F.adaptive_avg_pool2d(images.float() / 255, grid).flatten(1)}

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from sitcli.errors import SitError
-from sitcli.features.base import Extractor
+from sitcli.features.base import Extractor, Kind
 from sitcli.storage.untrusted import named_tensors, read_content
 from sitcli.text import first_line
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_HASH = "6726825d"  # first digits of the file's sha256, as torch.hub tags its files
 INCEPTION_URL = (
     f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 )
@@ -59,3 +60,15 @@ def load_inception(path: Path, device: torch.device, layers: Sequence[str]) -> E
         return pool @ network.fc.weight.detach().float().cpu().T
 
     return Extractor(extract, logits=logits)
+
+
+KIND = Kind(
+    load_inception,
+    title="InceptionV3",
+    file=INCEPTION_FILE,
+    url=INCEPTION_URL,
+    option="--features-weights",
+    facts=dict(
+        layers=("pool", "spatial"), resizes=True, has_classes=True, official_hash=INCEPTION_HASH
+    ),
+)

@@ -102,7 +102,7 @@ def joined(sets: Sequence[ImageSet]) -> ImageSet:
         kind=first.kind,
         num=ends[-1],
         size=first.size,
-        ordered=False,
+        random_order=False,
         read=read,
         identify=lambda: _digest(*(images.fingerprint for images in sets)),
         stamp=lambda: _digest(*(images.stamp() for images in sets)),
@@ -140,7 +140,7 @@ def _sample_set(path: Path) -> ImageSet:
         kind="sample set",
         num=samples.num,
         size=tuple(samples.images.shape[1:3]),
-        ordered=True,
+        random_order=True,
         read=read,
         identify=identify,
         preparation="as they are",
@@ -178,7 +178,7 @@ def _store_source(path: Path) -> ImageSet:
         kind="latent store",
         num=len(rows),
         size=(store.image_size, store.image_size),
-        ordered=False,
+        random_order=False,
         read=lambda indices: _read_pictures(source, [rows[i] for i in indices], picture),
         identify=lambda: _digest(store.fingerprint, source.fingerprint),
         stamp=lambda: _stamp(source),
@@ -213,7 +213,7 @@ def _folder(path: Path, size: tuple[int, int] | None, crop: Crop) -> ImageSet:
         kind="folder",
         num=len(source.items),
         size=size,
-        ordered=False,
+        random_order=False,
         read=read,
         identify=lambda: _digest(source.fingerprint, recipe),
         stamp=lambda: _stamp(source),
@@ -285,7 +285,7 @@ def _npz(path: Path) -> ImageSet:
         kind="npz",
         num=shape[0],
         size=shape[1:3],
-        ordered=True,
+        random_order=True,
         read=read,
         identify=lambda: _digest(*map(repr, identity)),
         preparation="as they are",
@@ -301,7 +301,8 @@ class ImageSet:
     """Images to compare.
 
     path, kind: what was opened (kind_of's words); num, size (height, width).
-    ordered: whether the file's order is one of chance, as a sampler's is and a folder's is not.
+    random_order: True if neighbouring images are independent (a sampler wrote them), False if the
+    order carries meaning (a folder sorted by class).
     read: increasing indices -> the images one by one, uint8 (H, W, 3).
     identify, stamp: see fingerprint and version.
     preparation: what was done to them before they are compared.
@@ -313,7 +314,7 @@ class ImageSet:
     kind: str
     num: int
     size: tuple[int, int]
-    ordered: bool
+    random_order: bool
     read: Callable[[Sequence[int]], Generator[np.ndarray, None, None]]
     identify: Callable[[], str]
     preparation: str

@@ -61,17 +61,7 @@ def create_store(
     vae: what --vae was given; align: the encoder of the features, if there are to be any, with
     their `shape`. Raises SitError as `rows.create` does.
     """
-    num = len(paths)
     channels = row_shape[0] // 2 if kind == "moments" else row_shape[0]
-    datasets = {"latents": ((num, *row_shape), "float16")}
-    if flips:
-        datasets["latents_flipped"] = ((num, *row_shape), "float16")
-    datasets["crc32"] = ((num, 2 if flips else 1), "uint32")
-    if align is not None:
-        for name in FEATURES[: 2 if flips else 1]:
-            datasets[name] = ((num, *align["shape"]), "float16")
-        datasets[FEATURES_CRC] = ((num, 2 if flips else 1), "uint32")
-    datasets["problems"] = ((num,), f"S{PROBLEM_BYTES}")
     identity = [source_fingerprint, autoencoder["hash"], image_size, crop, flips]
     attrs = dict(
         format=FORMAT,
@@ -98,7 +88,22 @@ def create_store(
         attrs["align"] = dict(align)
     arrays = dict(labels=np.asarray(labels, np.int64), paths=paths, class_names=class_names)
     arrays |= {ARRAY_PREFIX + name: array for name, array in autoencoder_arrays.items()}
+    features = None if align is None else align["shape"]
+    datasets = _datasets(len(paths), row_shape, copies=2 if flips else 1, features=features)
     rows.create(path, datasets, attrs=attrs, arrays=arrays)
+
+
+def _datasets(
+    num: int, row_shape: Sequence[int], *, copies: int, features: Sequence[int] | None
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each dataset that has a row an image; copies: 2 with mirrored images."""
+    latents = ("latents", "latents_flipped")[:copies]
+    datasets = dict.fromkeys(latents, ((num, *row_shape), "float16"))
+    datasets["crc32"] = ((num, copies), "uint32")
+    if features is not None:
+        datasets |= dict.fromkeys(FEATURES[:copies], ((num, *features), "float16"))
+        datasets[FEATURES_CRC] = ((num, copies), "uint32")
+    return datasets | {"problems": ((num,), f"S{PROBLEM_BYTES}")}
 
 
 def encode_command(attrs: Mapping[str, Any], path: Path) -> str:

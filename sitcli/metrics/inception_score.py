@@ -15,12 +15,12 @@ ADM_SPLIT = 5000
 
 
 def inception_score(
-    logits: torch.Tensor, *, seed: int, ordered: bool, splits: int | None = None
+    logits: torch.Tensor, *, seed: int, random_order: bool, splits: int | None = None
 ) -> tuple[float, float, dict[str, int | bool]]:
     """Inception Score's mean and spread over its splits, and how it was split.
 
     splits None: from 10,000 images on as ADM, of 5,000 each; below, ten. In file order if that
-    order is `ordered` by chance and the splits are ADM's size, else shuffled by the seed.
+    order is random and the splits are ADM's size, else shuffled by the seed.
     Salimans et al. 2016.
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
@@ -28,28 +28,28 @@ def inception_score(
     adm = len(logits) >= 2 * ADM_SPLIT
     if splits is None:
         splits = len(logits) // ADM_SPLIT if adm else max(1, min(10, len(logits) // 2))
-    shuffle = not (ordered and adm and splits == len(logits) // ADM_SPLIT)
+    shuffle = not (random_order and adm and splits == len(logits) // ADM_SPLIT)
     result = isc_features_to_metric(logits, splits, shuffle, numpy_seed(seed))
     recipe = {"splits": splits, "shuffled": shuffle}
     return result["inception_score_mean"], result["inception_score_std"], recipe
 
 
 def measure_inception_score(e: Evidence) -> list[Measured]:
-    def score(logits: torch.Tensor, *, ordered: bool) -> tuple[float, float, dict[str, Any]]:
-        return inception_score(logits, seed=e.seed, ordered=ordered, splits=e.splits)
+    def score(logits: torch.Tensor, *, random_order: bool) -> tuple[float, float, dict[str, Any]]:
+        return inception_score(logits, seed=e.seed, random_order=random_order, splits=e.splits)
 
     def logits(features: np.ndarray) -> torch.Tensor:
         return e.logits(torch.from_numpy(np.array(features)))
 
     fake = logits(e.fake["pool"].features)
-    value, spread, recipe = score(fake, ordered=e.ordered)
+    value, spread, recipe = score(fake, random_order=e.random_order)
     floor = None
     if "pool" in e.real and len(e.real["pool"].parts) >= 2 * max(2, e.splits or 0):
-        halves = [score(logits(half), ordered=False)[0] for half in e.real["pool"].halves()]
+        halves = [score(logits(half), random_order=False)[0] for half in e.real["pool"].halves()]
         floor = float(np.mean(halves))
 
     def again(rows: np.ndarray) -> float:
-        return score(torch.from_numpy(rows), ordered=False)[0]
+        return score(torch.from_numpy(rows), random_order=False)[0]
 
     resamples = partial(bootstrap, fake.numpy(), again)
     return [Measured("IS", value, floor, recipe, spread=spread, resamples=resamples)]

@@ -38,7 +38,7 @@ class Target(NamedTuple):
 class Evidence:
     """All that the metrics of one sample set are computed from, by the layers' names in METRICS.
 
-    ordered: whether the samples' order is one of chance; splits: of the Inception Score.
+    random_order: whether neighbouring samples are independent; splits: of the Inception Score.
     """
 
     fake: Mapping[str, Collected]
@@ -46,7 +46,7 @@ class Evidence:
     targets: Mapping[str, Target]
     logits: Callable[[torch.Tensor], torch.Tensor] | None
     seed: int
-    ordered: bool
+    random_order: bool
     splits: int | None
 
 
@@ -66,11 +66,23 @@ class Measured(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """layer: pool or spatial of --features, or dinov2; frechet: mean and covariance suffice;
-    least: images it needs a side; compares: with a reference."""
+    """A metric, and the answers to all that is asked of one.
+
+    layer: pool or spatial of --features, or the extractor that the metric brings itself;
+    own_features: the name of that extractor; frechet: mean and covariance suffice; least: images it
+    needs a side; compares: with a reference; needs: what no other --features than InceptionV3 give
+    it, for people; in_all: whether --all computes it; floor_is_ceiling: whether more is better, so
+    that two halves of the reference are the best there is; suggested: whether the next command,
+    where it was not asked for, names it.
+    """
 
     layer: str
     measure: Callable[[Evidence], list[Measured]]
     frechet: bool = False
     least: int = 2
     compares: bool = True
+    own_features: str = ""
+    needs: str = ""
+    in_all: bool = True
+    floor_is_ceiling: bool = False
+    suggested: bool = False

@@ -17,10 +17,33 @@ from sitcli.metrics.neighbours import (
 
 METRICS: dict[str, Metric] = {
     "fid": Metric("pool", partial(measure_frechet, name="FID", layer="pool"), frechet=True),
-    "sfid": Metric("spatial", partial(measure_frechet, name="sFID", layer="spatial"), frechet=True),
-    "isc": Metric("pool", measure_inception_score, compares=False),
-    "kid": Metric("pool", measure_kernel_distance),
-    "prc": Metric("pool", measure_precision_recall, least=NEIGHBOURS + 1),
-    "dc": Metric("pool", measure_density_coverage, least=DC_NEIGHBOURS + 1),
-    "fdd": Metric("dinov2", partial(measure_frechet, name="FID", layer="dinov2"), frechet=True),
+    "sfid": Metric(
+        "spatial",
+        partial(measure_frechet, name="sFID", layer="spatial"),
+        frechet=True,
+        needs="InceptionV3's mixed_6 map",
+    ),
+    "isc": Metric(
+        "pool",
+        measure_inception_score,
+        compares=False,
+        needs="class probabilities",
+        floor_is_ceiling=True,
+    ),
+    "kid": Metric("pool", measure_kernel_distance, suggested=True),
+    "prc": Metric(
+        "pool",
+        measure_precision_recall,
+        least=NEIGHBOURS + 1,
+        floor_is_ceiling=True,
+        suggested=True,
+    ),
+    "dc": Metric("pool", measure_density_coverage, least=DC_NEIGHBOURS + 1, floor_is_ceiling=True),
+    "fdd": Metric(
+        "dinov2",
+        partial(measure_frechet, name="FID", layer="dinov2"),
+        frechet=True,
+        own_features="dinov2",
+        in_all=False,
+    ),
 }

@@ -50,7 +50,21 @@ def rms_norm(width: int, *, affine: bool) -> nn.Module:
     return nn.RMSNorm(width, eps=EPS)
 
 
-NORMS: dict[str, Callable[..., nn.Module]] = {"layer": layer_norm, "rms": rms_norm}
+class Norm(NamedTuple):
+    """make(width, affine=) -> the layer; vectors(affine): how many vectors of parameters it has.
+
+    words: how a network that has it is described, "" for the papers' own.
+    """
+
+    make: Callable[..., nn.Module]
+    vectors: Callable[[bool], int]
+    words: str = ""
+
+
+NORMS: dict[str, Norm] = {
+    "layer": Norm(layer_norm, lambda affine: 2 * affine),
+    "rms": Norm(rms_norm, lambda affine: 1, "RMSNorm"),
+}
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
@@ -146,15 +160,20 @@ class Mlp(nn.Module):
         return self.fc2(gelu(self.fc1(x)))
 
 
+def swiglu_units(hidden: int) -> int:
+    """Two thirds of an Mlp's hidden units."""
+    return 2 * hidden // 3
+
+
 class SwiGLU(nn.Module):
     """W3 (silu(a) * b), [a | b] = W12 x (Shazeer 2020), (..., d) -> (..., d).
 
-    Two thirds of `hidden` are its hidden units, so that it costs as much as an Mlp of `hidden`.
+    It has as many hidden units as make it cost as much as an Mlp of `hidden`.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        units = 2 * hidden // 3
+        units = swiglu_units(hidden)
         self.w12 = nn.Linear(width, 2 * units)
         self.w3 = nn.Linear(units, width)
 
@@ -163,7 +182,30 @@ class SwiGLU(nn.Module):
         return self.w3(F.silu(a) * b)
 
 
-MLPS: dict[str, Callable[[int, int], nn.Module]] = {"gelu": Mlp, "swiglu": SwiGLU}
+class MlpKind(NamedTuple):
+    """make(width, hidden) -> the layer; layers(width, hidden): (inputs, outputs) of its linear maps
+    with a bias, in their order, from which its cost follows.
+
+    words: how a network that has it is described, "" for the papers' own.
+    """
+
+    make: Callable[[int, int], nn.Module]
+    layers: Callable[[int, int], tuple[tuple[int, int], ...]]
+    words: str = ""
+
+
+MLPS: dict[str, MlpKind] = {
+    "gelu": MlpKind(Mlp, lambda width, hidden: ((width, hidden), (hidden, width))),
+    "swiglu": MlpKind(
+        SwiGLU,
+        lambda width, hidden: (
+            (width, 2 * swiglu_units(hidden)),
+            (swiglu_units(hidden), width),
+        ),
+        "SwiGLU",
+    ),
+}
+MLP_RATIO = 4  # hidden units of an Mlp for each channel
 
 
 class AdaLNZeroBlock(nn.Module):
@@ -174,10 +216,10 @@ class AdaLNZeroBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, style: Style = PLAIN) -> None:
         super().__init__()
-        norm = NORMS[style.norm]
+        norm = NORMS[style.norm].make
         self.norm1, self.norm2 = norm(width, affine=False), norm(width, affine=False)
         self.attn = Attention(width, heads, qk_norm=style.qk_norm)
-        self.mlp = MLPS[style.mlp](width, 4 * width)
+        self.mlp = MLPS[style.mlp].make(width, MLP_RATIO * width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None) -> Tensor:
@@ -191,10 +233,10 @@ class AdaLNBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, style: Style = PLAIN) -> None:
         super().__init__()
-        norm = NORMS[style.norm]
+        norm = NORMS[style.norm].make
         self.norm1, self.norm2 = norm(width, affine=False), norm(width, affine=False)
         self.attn = Attention(width, heads, qk_norm=style.qk_norm)
-        self.mlp = MLPS[style.mlp](width, 4 * width)
+        self.mlp = MLPS[style.mlp].make(width, MLP_RATIO * width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 4 * width))
 
     def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None) -> Tensor:
@@ -208,13 +250,13 @@ class CrossAttentionBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, style: Style = PLAIN) -> None:
         super().__init__()
-        norm = NORMS[style.norm]
+        norm = NORMS[style.norm].make
         self.norm1 = norm(width, affine=True)
         self.attn = Attention(width, heads, qk_norm=style.qk_norm)
         self.norm2 = norm(width, affine=True)
         self.cross_attn = CrossAttention(width, heads)
         self.norm3 = norm(width, affine=True)
-        self.mlp = MLPS[style.mlp](width, 4 * width)
+        self.mlp = MLPS[style.mlp].make(width, MLP_RATIO * width)
 
     def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None) -> Tensor:
         x = x + self.attn(self.norm1(x), rope)
@@ -227,11 +269,11 @@ class InContextBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, style: Style = PLAIN) -> None:
         super().__init__()
-        norm = NORMS[style.norm]
+        norm = NORMS[style.norm].make
         self.norm1 = norm(width, affine=True)
         self.attn = Attention(width, heads, qk_norm=style.qk_norm)
         self.norm2 = norm(width, affine=True)
-        self.mlp = MLPS[style.mlp](width, 4 * width)
+        self.mlp = MLPS[style.mlp].make(width, MLP_RATIO * width)
 
     def forward(self, x: Tensor, c: None, rope: Rope | None = None) -> Tensor:
         x = x + self.attn(self.norm1(x), rope)
@@ -260,7 +302,7 @@ class FinalLayer(nn.Module):
 
     def __init__(self, width: int, patch: int, out_channels: int, norm: str = "layer") -> None:
         super().__init__()
-        self.norm_final = NORMS[norm](width, affine=False)
+        self.norm_final = NORMS[norm].make(width, affine=False)
         self.linear = nn.Linear(width, patch * patch * out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
@@ -275,7 +317,7 @@ class PlainFinalLayer(nn.Module):
 
     def __init__(self, width: int, patch: int, out_channels: int, norm: str = "layer") -> None:
         super().__init__()
-        self.norm_final = NORMS[norm](width, affine=True)
+        self.norm_final = NORMS[norm].make(width, affine=True)
         self.linear = nn.Linear(width, patch * patch * out_channels)
 
     @in_float32

@@ -99,13 +99,9 @@ class TransformerConfig:
     @property
     def beyond(self) -> list[str]:
         """What sets it apart from the papers' networks, in words."""
-        parts = {
-            "SwiGLU": self.mlp == "swiglu",
-            "RMSNorm": self.norm == "rms",
-            "QK-norm": self.qk_norm,
-            "RoPE": self.rope,
-        }
-        return [name for name, there in parts.items() if there]
+        parts = [MLPS[self.mlp].words, NORMS[self.norm].words]
+        parts += ["QK-norm" * self.qk_norm, "RoPE" * self.rope]
+        return [words for words in parts if words]
 
     @property
     def null_class(self) -> int:

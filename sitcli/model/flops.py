@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sitcli.model.blocks import BLOCKS
+from sitcli.model.blocks import BLOCKS, MLP_RATIO, MLPS, NORMS
 from sitcli.model.config import PRESETS, TransformerConfig, projector_width
 from sitcli.model.embed import TimestepEmbedder
 from sitcli.model.transformer import Transformer
@@ -85,8 +85,7 @@ def count_costs(
     squares = sum(n * (number + design.appended) ** 2 for number, n in spans)
     crossers = sum(n * number for number, n in spans)
     vectors = depth * design.vectors + design.final_vectors
-    # Gain and bias, or the gain alone.
-    affine = {"layer": 2 * design.affine, "rms": 1}[config.norm]
+    affine = NORMS[config.norm].vectors(design.affine)
     norms = depth * design.norms + 1
     # A head's queries and keys have a gain each.
     qk_gains = depth * 2 * (d // config.heads) * config.qk_norm
@@ -116,22 +115,34 @@ def count_costs(
         "normalisation": Cost(norms * affine * d, 0),
         "final layer": Cost(d * patch_out + patch_out, d * patch_out * T),
     }
+    parts |= _unevaluated_costs(config)
+    return {name: part for name, part in parts.items() if any(part)}
+
+
+def _unevaluated_costs(config: TransformerConfig) -> dict[str, Cost]:
+    """The auxiliary head and the projector, which have parameters alone."""
+    d, design = config.width, BLOCKS[config.block]
+    affine = NORMS[config.norm].vectors(design.affine)
+    patch_out = config.patch**2 * config.out_channels
+    parts = {}
     if config.aux_block:
         final = d * patch_out + patch_out + design.final_vectors * (d**2 + d) + affine * d
         parts["auxiliary head"] = Cost(final, 0)
     if config.align_block:
         h, D = projector_width(config), config.align_width
         parts["projector"] = Cost(d * h + h + h**2 + h + h * D + D, 0)
-    return {name: part for name, part in parts.items() if any(part)}
+    return parts
+
+
+def _mlp_layers(config: TransformerConfig) -> tuple[tuple[int, int], ...]:
+    """(inputs, outputs) of the linear maps of one block's MLP."""
+    return MLPS[config.mlp].layers(config.width, MLP_RATIO * config.width)
 
 
 def _mlp_cost(config: TransformerConfig) -> Cost:
     """Of one block's, for one token."""
-    d = config.width
-    if config.mlp == "swiglu":
-        units = 8 * d // 3
-        return Cost(3 * units * d + 2 * units + d, 3 * units * d)
-    return Cost(8 * d**2 + 5 * d, 8 * d**2)
+    layers = _mlp_layers(config)
+    return Cost(sum(k * n + n for k, n in layers), sum(k * n for k, n in layers))
 
 
 def training_macs(
@@ -198,17 +209,8 @@ def matrix_products(config: TransformerConfig, batch: int) -> list[Product]:
             Product("cross-attention", rows, d, d, 2 * depth),
             Product("cross-attention, context", batch * design.context, d, 2 * d, depth),
         ]
-    if config.mlp == "swiglu":
-        units = 8 * d // 3
-        found += [
-            Product("MLP, in", rows, d, 2 * units, depth),
-            Product("MLP, out", rows, units, d, depth),
-        ]
-    else:
-        found += [
-            Product("MLP, in", rows, d, 4 * d, depth),
-            Product("MLP, out", rows, 4 * d, d, depth),
-        ]
+    for i, (k, n) in enumerate(_mlp_layers(config)):
+        found.append(Product("MLP, out" if i else "MLP, in", rows, k, n, depth))
     return sorted((p for p in found if p.macs), key=lambda p: -p.macs)
 
 

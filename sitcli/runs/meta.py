@@ -22,7 +22,12 @@ META: dict[str, type | tuple] = dict(
 LATENTS: dict[str, type | tuple] = dict(
     image_size=(int, list), scaling=(int, float, list), autoencoder=dict, class_names=list,
 )  # fmt: skip
-QUIET = ("direction", "mlp", "norm", "qk_norm", "rope", "aux_block", "align_block", "align_width")
+# The fields of version 0.4. Those added since are left out at their default, so that older versions
+# can still read the file.
+ALWAYS_WRITTEN = frozenset({
+    "input_size", "input_width", "patch", "channels", "out_channels", "width", "depth", "heads",
+    "num_classes", "block", "interpolant", "prediction", "loss_weight", "betas", "variance",
+})  # fmt: skip
 MOST_BLOCKS, MOST_TOKENS = 1024, 1 << 16
 
 
@@ -59,15 +64,15 @@ def checkpoint_meta(
 
     time_convention: PAPER, the network is fed t with t = 0 at the data; or REVERSED, 1 - t.
     """
-    facts = dict(transformer=_loud(config), process=_loud(process))
+    facts = dict(transformer=_written_fields(config), process=_written_fields(process))
     return dict(facts, time_convention=time_convention, **more)
 
 
-def _loud(described: TransformerConfig | Flow) -> dict[str, Any]:
-    """Its fields, without those of QUIET at their default: older versions read such files too."""
+def _written_fields(described: TransformerConfig | Flow) -> dict[str, Any]:
+    """The fields to write to meta.json, see ALWAYS_WRITTEN."""
     defaults = {field.name: field.default for field in fields(described)}
     facts = asdict(described)
-    return {k: v for k, v in facts.items() if k not in QUIET or v != defaults[k]}
+    return {k: v for k, v in facts.items() if k in ALWAYS_WRITTEN or v != defaults[k]}
 
 
 def wrong_in_meta(meta: dict[str, Any]) -> str:

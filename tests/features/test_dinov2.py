@@ -24,7 +24,7 @@ def test_dinov2_is_its_own_papers_network(tmp_path):
     }
     path = tmp_path / "dinov2.pth"
     torch.save({**state, "mask_token": torch.zeros(1, 384)}, path)
-    features = choose_features("dinov2", dinov2_weights=path)
+    features = choose_features("dinov2", {"dinov2": path})
     images = torch.randint(0, 256, (2, 3, 40, 48), generator=rng).to(torch.uint8)
     found = load_extractor(features, CPU).extract(images)["pool"]
 
@@ -55,4 +55,4 @@ def test_dinov2_is_its_own_papers_network(tmp_path):
     assert features.label("FID") == f"FD[dinov2:{features.hash[:8]}]"
     torch.save({"pos_embed": state["pos_embed"]}, path)
     with pytest.raises(SitError, match="does not hold DINOv2's weights"):
-        load_extractor(choose_features("dinov2", dinov2_weights=path), CPU)
+        load_extractor(choose_features("dinov2", {"dinov2": path}), CPU)

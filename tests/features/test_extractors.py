@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 def test_pixels_are_area_averages():
     """Catches: a resize that samples instead of averaging, and sizes of features."""
-    extract = load_extractor(choose_features("pixels", None), CPU).extract
+    extract = load_extractor(choose_features("pixels"), CPU).extract
     images = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     features = extract(images.to(torch.uint8))["pool"]
     assert features.shape == (3, 768)
@@ -25,13 +25,11 @@ def test_wrong_files_and_combinations_are_refused(tmp_path):
     junk = tmp_path / "junk.pt"
     junk.write_bytes(b"no module" * 100)
     with pytest.raises(SitError, match="not a TorchScript module"):
-        load_extractor(choose_features(str(junk), None), CPU)
+        load_extractor(choose_features(str(junk)), CPU)
     with pytest.raises(SitError, match="InceptionV3's weights"):
-        load_extractor(choose_features("inception", junk), CPU)
+        load_extractor(choose_features("inception", {"inception": junk}), CPU)
     torch.save({"fc.weight": torch.zeros(1)}, junk)
     with pytest.raises(SitError, match="InceptionV3's weights"):
-        load_extractor(choose_features("inception", junk), CPU)
+        load_extractor(choose_features("inception", {"inception": junk}), CPU)
     with pytest.raises(UsageError):
-        choose_features("pixels", junk)
-    with pytest.raises(UsageError):
-        choose_features("resnet", None)
+        choose_features("resnet")

@@ -13,7 +13,7 @@ def test_missing_inception_weights_are_named_and_never_fetched(tmp_path, monkeyp
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     with pytest.raises(SitError) as caught:
-        choose_features("inception", None)
+        choose_features("inception")
     assert INCEPTION_FILE in caught.value.message
     assert str(tmp_path / "hub" / "checkpoints") in caught.value.message
     for help in ("curl -L", "--features-weights", "--features pixels"):

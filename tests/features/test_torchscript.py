@@ -26,7 +26,7 @@ def test_a_torchscript_module_is_an_extractor(tmp_path):
     """Catches: a change of layout or dtype before the user's module; and outputs of wrong form."""
     path = tmp_path / "mean.pt"
     torch.jit.save(torch.jit.script(Mean()), path)
-    features = choose_features(str(path), None)
+    features = choose_features(str(path))
     extractor = load_extractor(features, CPU)
     images = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8)
     found = extractor.extract(images)["pool"]
@@ -35,4 +35,4 @@ def test_a_torchscript_module_is_an_extractor(tmp_path):
     assert extractor.logits is None
     torch.jit.save(torch.jit.script(Mean(wrong=True)), path)
     with pytest.raises(SitError, match="must return features"):
-        load_extractor(choose_features(str(path), None), CPU).extract(images)
+        load_extractor(choose_features(str(path)), CPU).extract(images)

@@ -193,7 +193,7 @@ def use_vae(path: Path) -> None:
 def use_inception(path: Path) -> None:
     from sitcli.features.extractors import choose_features, load_extractor
 
-    load_extractor(choose_features("inception", path), torch.device("cpu"))
+    load_extractor(choose_features("inception", {"inception": path}), torch.device("cpu"))
 
 
 def use_noise(path: Path) -> None:

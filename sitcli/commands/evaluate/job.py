@@ -20,6 +20,7 @@ from sitcli.features.statistics import StatisticsFile, load_statistics
 from sitcli.images.sets import ImageSet, joined, kind_of, open_images
 from sitcli.machine.devices import resolve_device
 from sitcli.machine.world import device_name
+from sitcli.metrics.metric import Metric
 from sitcli.metrics.moments import Gaussian
 from sitcli.metrics.table import METRICS
 from sitcli.settings.evaluate import EvaluateSettings
@@ -35,13 +36,11 @@ def named_sets(settings: EvaluateSettings) -> list[Path]:
 
 
 def prepare(settings: EvaluateSettings, paths: list[Path]) -> Job:
-    metrics = tuple(m for m in METRICS if getattr(settings, m) or (settings.all and m != "fdd"))
     features = _main_features(settings)
-    if settings.all:
-        # Without class probabilities or InceptionV3's map there is less to have.
-        lacking = {"isc", "sfid"} if features.name != "inception" else set()
-        metrics = tuple(m for m in metrics if m not in lacking)
-    metrics = metrics or ("fid",)
+    metrics = [m for m in METRICS if getattr(settings, m) or (settings.all and METRICS[m].in_all)]
+    if settings.all:  # of all there is what the features give
+        metrics = [m for m in metrics if _gives(features, METRICS[m])]
+    metrics = tuple(metrics) or ("fid",)
     layers = _layers(settings, metrics, features)
     sets = []
     for path in paths:
@@ -63,17 +62,37 @@ def prepare(settings: EvaluateSettings, paths: list[Path]) -> Job:
 
 
 def _main_features(settings: EvaluateSettings) -> Features:
-    weights = settings.features_weights
-    if settings.dinov2_weights is not None and not (settings.fdd or settings.features == "dinov2"):
+    """The extractor of --features, or a metric's own where no other metric was asked for."""
+    asked = [name for name in METRICS if getattr(settings, name)]
+    own = {METRICS[name].own_features: name for name in asked if METRICS[name].own_features}
+    name, weights = settings.features, settings.features_weights
+    if settings.dinov2_weights is not None and "dinov2" not in {*own, name}:
         raise UsageError("--dinov2-weights is for --fdd or --features dinov2", "leave it out")
-    only_fdd = settings.fdd and not settings.all
-    only_fdd = only_fdd and not any(getattr(settings, m) for m in METRICS if m != "fdd")
-    name = settings.features
-    if only_fdd and name == "inception" and weights is None:
-        name = "dinov2"  # nothing is asked of InceptionV3
-    elif settings.fdd and name == "dinov2":
-        raise UsageError("--features dinov2 --fid is --fdd already", "leave out --fdd")
-    return choose_features(name, weights, dinov2_weights=settings.dinov2_weights)
+    if name in own:
+        raise UsageError(
+            f"--features {name} --fid is --{own[name]} already", f"leave out --{own[name]}"
+        )
+    if weights is not None and name != EvaluateSettings.features:
+        raise UsageError(
+            f"--features-weights belongs to --features {EvaluateSettings.features}, not to {name}"
+        )
+    left_open = name == EvaluateSettings.features and weights is None and not settings.all
+    if left_open and len(own) == len(asked) == 1:
+        (name,) = own  # nothing is asked of the extractor that is there by default
+    return choose_features(name, _weights(settings))
+
+
+def _weights(settings: EvaluateSettings) -> dict[str, Path | None]:
+    """Where the weights of the extractors are, if the user said so."""
+    return {
+        EvaluateSettings.features: settings.features_weights,
+        "dinov2": settings.dinov2_weights,
+    }
+
+
+def _gives(features: Features, row: Metric) -> bool:
+    """Whether these features give what the metric needs."""
+    return not row.needs or (features.has_classes and row.layer in features.layers)
 
 
 def _layers(
@@ -82,18 +101,17 @@ def _layers(
     """The layers these metrics need, by the names METRICS has for them."""
     layers = {"pool": Layer(features, "pool")}
     for metric in metrics:
-        layer = METRICS[metric].layer
-        if layer == "dinov2":
-            dinov2 = choose_features("dinov2", dinov2_weights=settings.dinov2_weights)
-            layers[layer] = Layer(dinov2, "pool")
-        elif layer not in features.layers or (metric == "isc" and features.name != "inception"):
-            what = "class probabilities" if metric == "isc" else "InceptionV3's mixed_6 map"
+        row = METRICS[metric]
+        if row.own_features:
+            own = choose_features(row.own_features, _weights(settings))
+            layers[row.layer] = Layer(own, "pool")
+        elif not _gives(features, row):
             raise UsageError(
-                f"--{metric} needs {what}, which --features {settings.features} does not give",
+                f"--{metric} needs {row.needs}, which --features {settings.features} does not give",
                 f"leave out --{metric}, or use --features inception",
             )
         else:
-            layers[layer] = Layer(features, layer)
+            layers[row.layer] = Layer(features, row.layer)
     needed = {METRICS[metric].layer for metric in metrics}
     return {name: layer for name, layer in layers.items() if name in needed or name == "pool"}
 
@@ -211,7 +229,7 @@ def widths_of(task: Job, extractors: Mapping[Features, Extractor]) -> dict[Layer
     Raises UsageError if samples and reference differ in it, SitError if a file's statistics do.
     """
     samples, reference = task.sets[0], task.reference
-    fixed = all(layer.features.name in ("inception", "dinov2") for layer in task.layers.values())
+    fixed = all(layer.features.resizes for layer in task.layers.values())
     other = reference is not None and reference.images is not None
     if other and reference.images.size != samples.size and not fixed:
         raise UsageError(

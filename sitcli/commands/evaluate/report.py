@@ -42,7 +42,7 @@ def warnings_for(task: Job) -> list[str]:
         warnings.append(
             f"{reference.path} holds statistics only, no images: no floor can be computed"
         )
-    elif reference.images.size != size and features.name in ("inception", "dinov2"):
+    elif reference.images.size != size and features.resizes:
         warnings.append(
             f"the samples are {size_of(task.sets[0])} and the reference "
             f"{size_of(reference.images)}: the extractor resizes both, and the difference in "
@@ -129,7 +129,7 @@ def _summary(task: Job, figures: list[dict[str, Any]]) -> dict[str, str]:
     )
     if any(METRICS[metric].frechet for metric in task.metrics):
         summary["floor"] += "; a Frechet distance of few images is large by their number alone"
-    if {"isc", "prc", "dc"} & set(task.metrics):
+    if any(METRICS[metric].floor_is_ceiling for metric in task.metrics):
         summary["floor"] += "; of IS, precision, recall, density and coverage it is the ceiling"
     return summary
 
@@ -145,14 +145,14 @@ def _next(task: Job, settings: EvaluateSettings) -> str:
     ) in OPTIONS
     if drawn and samples.num < FEW_SAMPLES:
         return _more_samples(samples.meta)
-    others = [f"--{metric}" for metric in ("kid", "prc") if metric not in task.metrics]
+    others = [f"--{m}" for m in METRICS if METRICS[m].suggested and m not in task.metrics]
     if not others or task.reference is None or task.reference.images is None:
         return ""
     words = ["sit", "evaluate", str(samples.path), *others]
     for name in ("reference", "reference_num", "features_weights"):
         if getattr(settings, name) is not None:
             words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-    if settings.features != "inception":
+    if settings.features != EvaluateSettings.features:
         words += ["--features", settings.features]
     return shlex.join(words)
 

@@ -5,9 +5,13 @@ Every figure comes with its floor: the same metric between two random halves of 
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from typing import Any
+
 import numpy as np
 
 from sitcli.commands.evaluate.job import (
+    Job,
     describe_images,
     device_for,
     load_extractors,
@@ -24,8 +28,9 @@ from sitcli.commands.evaluate.record import (
 )
 from sitcli.commands.evaluate.reference import by_layer_name, measure_reference, targets_of
 from sitcli.commands.evaluate.report import report_of, warnings_for
-from sitcli.events import Note, Progress, Result, Stage, Warn
-from sitcli.features.collect import collect
+from sitcli.events import Event, Note, Progress, Result, Stage, Warn
+from sitcli.features.collect import Count, collect
+from sitcli.images.sets import ImageSet
 from sitcli.machine.devices import tune_cpu
 from sitcli.machine.quiet import quiet_libraries
 from sitcli.machine.ranks import from_first, meeting, together, watching
@@ -75,27 +80,34 @@ def evaluate(settings: EvaluateSettings) -> Stage:
                 fakes.append(fake)
     if world.rank:
         return Result()
-    targets = targets_of(task, known)
     results = []
     for samples, fake in zip(task.sets, fakes, strict=True):
         evidence = Evidence(
             fake=by_layer_name(task, fake),
             real=by_layer_name(task, real),
-            targets=targets,
+            targets=targets_of(task, known),
             logits=extractors[task.layers["pool"].features].logits,
             seed=settings.seed,
-            ordered=samples.ordered,
+            random_order=samples.random_order,
             splits=settings.isc_splits,
         )
-        figures = []
-        for metric in task.metrics:
-            yield Progress(done=count.total, total=count.total, text=f"computing {metric}")
-            for measured in METRICS[metric].measure(evidence):
-                interval = yield from interval_of(measured, settings, count)
-                figures.append(figure_record(task, samples, metric, measured, interval))
+        figures = yield from _figures(task, settings, samples, evidence, count)
         write_metrics(samples, figures)
         results.append(figures)
     return report_of(task, settings, results)
+
+
+def _figures(
+    task: Job, settings: EvaluateSettings, samples: ImageSet, evidence: Evidence, count: Count
+) -> Generator[Event, None, list[dict[str, Any]]]:
+    """Every figure of one sample set, as metrics.json keeps it."""
+    figures = []
+    for metric in task.metrics:
+        yield Progress(done=count.total, total=count.total, text=f"computing {metric}")
+        for measured in METRICS[metric].measure(evidence):
+            interval = yield from interval_of(measured, settings, count)
+            figures.append(figure_record(task, samples, metric, measured, interval))
+    return figures
 
 
 def plan(settings: EvaluateSettings) -> Result:

@@ -109,78 +109,22 @@ def prepare(settings: TrainSettings, world: World) -> Job:
     if store.num_items == 0:
         raise SitError(f"{store.path} holds no readable image", "encode another folder")
     settings = resolve(settings, store, device)
-    share = world.size * settings.accumulate
-    if settings.batch_size % share:
-        raise UsageError(
-            f"--batch-size {settings.batch_size} is not divisible by {world.size} process(es) x "
-            f"{settings.accumulate} micro-batch(es)",
-            f"use {math.ceil(settings.batch_size / share) * share}",
-        )
-    channels, height, width = store.latent_shape
-    if height != width:
-        raise UsageError(f"{store.path} holds {height} x {width} latents; the model takes squares")
+    _check_batch_size(settings, world)
     process = make_process(settings)
+    config = _config(settings, store, process)
     try:
         checkpoint_every = parse_checkpoint_blocks(settings.checkpoint_blocks)
     except ValueError as error:
         raise UsageError(f"--checkpoint-blocks: {error}", "none, all, or every-2") from None
     if settings.wandb:
         check_wandb()
-    config = transformer_config(
-        settings.model,
-        input_size=height,
-        channels=channels,
-        out_channels=process.out_channels(channels),
-        num_classes=store.num_classes,
-        patch=settings.patch,
-        depth=settings.depth,
-        width=settings.width,
-        heads=settings.heads,
-        block=settings.block,
-        **network_parts(settings, store),
-    )
     run = RunDir(settings.out or Path("runs") / run_name(settings, store))
     if (run.path / SAMPLES_FILE).exists():
         raise UsageError(f"{run.path} is a sample set", "a run takes a folder of its own")
-    precision = settings.precision
     if run.config.exists():
         check_same(run.config, settings)
-        # The trial behind `auto` may fall out differently another day; a run keeps its precision.
-        kept = read_config(run.config).get("precision", "auto")
-        if precision not in ("auto", kept) and run.newest():
-            raise UsageError(
-                f"{run.path} was trained in {kept}, not {precision}", "name another --out"
-            )
-        precision = kept if precision == "auto" else precision
-    dtype = resolve_precision(precision, device)
-    newest = run.newest()
-    resume = open_checkpoint(newest) if newest else None
-    if resume and not resume.trainable:
-        kind = "imported weights" if "lineage" in resume.meta else "an average of another run"
-        raise UsageError(
-            f"{run.path} holds {kind}, without an optimizer's state to go on from",
-            "name another --out",
-        )
-    if resume and resume.latents["fingerprint"] != store.fingerprint:
-        before = resume.latents.get("stores", [resume.latents["store"]])
-        flags = " ".join(f"--latents {shlex.quote(path)}" for path in before)
-        raise UsageError(
-            f"{run.path} was trained on other latents than {', '.join(map(str, store.paths))}",
-            f"name them with {flags}; or another --out",
-        )
-    file = read_file(settings.deepspeed_config) if settings.deepspeed_config else {}
-    zero = settings.zero or default_stage(settings.offload, world, file)
-    engine = engine_config(
-        dtype=dtype,
-        zero=int(zero),
-        offload=settings.offload,
-        micro_batch=settings.batch_size // share,
-        accumulate=settings.accumulate,
-        world=world,
-        clip=settings.clip,
-    )
-    if settings.deepspeed_config:
-        engine = merge_config(engine, file, settings.deepspeed_config)
+    dtype = resolve_precision(_precision_of(run, settings), device)
+    resume = _checkpoint_of(run, store)
     job = Job(
         settings=settings,
         store=store,
@@ -188,7 +132,7 @@ def prepare(settings: TrainSettings, world: World) -> Job:
         process=process,
         device=device,
         dtype=dtype,
-        engine=engine,
+        engine=_engine_config(settings, world, dtype),
         checkpoint_every=checkpoint_every,
         compiled=False,
         run=run,
@@ -202,20 +146,90 @@ def prepare(settings: TrainSettings, world: World) -> Job:
     return replace(job, compiled=resolve_compile(settings.compile, device, flops=flops))
 
 
-def beyond_the_papers(job: Job) -> list[str]:
-    """What the objective has beyond the papers', in words."""
-    s, parts = job.settings, []
-    if s.t_dist != "uniform":
-        until = f" until step {s.t_dist_until}" if s.t_dist_until else ""
-        parts.append(f"{s.t_dist} times ({s.t_mean:g}, {s.t_std:g}){until}")
-    if s.t_shift is not None:
-        parts.append(f"times shifted by {s.t_shift}")
-    if s.layer_sync:
-        parts.append(f"LayerSync {s.layer_sync:g} of blocks {s.sync_blocks}")
-    if s.internal_guidance:
-        parts.append(f"a head after block {s.aux_block}, weight {s.internal_guidance:g}")
-    if s.tread:
-        parts.append(f"{s.tread:.0%} of the tokens skip blocks between {s.tread_blocks}")
-    if s.repa is not None:
-        parts.append(f"REPA {s.repa}")
-    return parts
+def _check_batch_size(settings: TrainSettings, world: World) -> None:
+    share = world.size * settings.accumulate
+    if settings.batch_size % share:
+        raise UsageError(
+            f"--batch-size {settings.batch_size} is not divisible by {world.size} process(es) x "
+            f"{settings.accumulate} micro-batch(es)",
+            f"use {math.ceil(settings.batch_size / share) * share}",
+        )
+
+
+def _config(
+    settings: TrainSettings, store: LatentStore | JoinedStores, process: Flow
+) -> TransformerConfig:
+    """The network's. UsageError for latents that are not square, or sizes that do not fit."""
+    channels, height, width = store.latent_shape
+    if height != width:
+        raise UsageError(f"{store.path} holds {height} x {width} latents; the model takes squares")
+    return transformer_config(
+        settings.model,
+        input_size=height,
+        channels=channels,
+        out_channels=process.out_channels(channels),
+        num_classes=store.num_classes,
+        patch=settings.patch,
+        depth=settings.depth,
+        width=settings.width,
+        heads=settings.heads,
+        block=settings.block,
+        **network_parts(settings, store),
+    )
+
+
+def _precision_of(run: RunDir, settings: TrainSettings) -> str:
+    """The precision to train in. UsageError for another than the run's checkpoints were made in.
+
+    The trial behind `auto` may fall out differently another day; a run keeps its precision.
+    """
+    precision = settings.precision
+    if not run.config.exists():
+        return precision
+    kept = read_config(run.config).get("precision", "auto")
+    if precision not in ("auto", kept) and run.newest():
+        raise UsageError(f"{run.path} was trained in {kept}, not {precision}", "name another --out")
+    return kept if precision == "auto" else precision
+
+
+def _checkpoint_of(run: RunDir, store: LatentStore | JoinedStores) -> Checkpoint | None:
+    """The checkpoint to go on from, None for a new run.
+
+    UsageError for one without an optimizer's state, or that was trained on other latents.
+    """
+    newest = run.newest()
+    if newest is None:
+        return None
+    resume = open_checkpoint(newest)
+    if not resume.trainable:
+        kind = "imported weights" if "lineage" in resume.meta else "an average of another run"
+        raise UsageError(
+            f"{run.path} holds {kind}, without an optimizer's state to go on from",
+            "name another --out",
+        )
+    if resume.latents["fingerprint"] != store.fingerprint:
+        before = resume.latents.get("stores", [resume.latents["store"]])
+        flags = " ".join(f"--latents {shlex.quote(path)}" for path in before)
+        raise UsageError(
+            f"{run.path} was trained on other latents than {', '.join(map(str, store.paths))}",
+            f"name them with {flags}; or another --out",
+        )
+    return resume
+
+
+def _engine_config(settings: TrainSettings, world: World, dtype: torch.dtype) -> dict[str, Any]:
+    """DeepSpeed's configuration, with the user's own file in it."""
+    file = read_file(settings.deepspeed_config) if settings.deepspeed_config else {}
+    zero = settings.zero or default_stage(settings.offload, world, file)
+    engine = engine_config(
+        dtype=dtype,
+        zero=int(zero),
+        offload=settings.offload,
+        micro_batch=settings.batch_size // (world.size * settings.accumulate),
+        accumulate=settings.accumulate,
+        world=world,
+        clip=settings.clip,
+    )
+    if settings.deepspeed_config:
+        engine = merge_config(engine, file, settings.deepspeed_config)
+    return engine

@@ -82,6 +82,20 @@ class Meter:
             counts=counts.tolist(),
         )
 
+    def checked(self, world: World) -> dict[str, Any]:
+        """As `reduced`. Raises NotFinite if a loss was not finite."""
+        state = self.reduced(world)
+        if state["bad_step"] >= 0:
+            raise NotFinite(state["bad_step"])
+        return state
+
+    def reset(self) -> None:
+        """Begin the sums of the next log line; those over t go on."""
+        self.loss.zero_()
+        for term in self.terms.values():
+            term.zero_()
+        self.steps = 0
+
     def load(self, state: dict[str, Any], world: World) -> None:
         """Take up what `reduced` returned; the bins go to rank 0 alone."""
         self.loss.fill_(state["loss_sum"])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sitcli.commands.parsing import parse_shift
 from sitcli.core.objective import Extras
-from sitcli.core.times import PLAIN, Times
+from sitcli.core.times import PLAIN, TIME_DISTRIBUTIONS, Times
 from sitcli.errors import UsageError
 from sitcli.latents.joined import JoinedStores
 from sitcli.latents.store import LatentStore
@@ -36,10 +37,12 @@ def resolve_recipe(
 ) -> TrainSettings:
     """Fill in what depends on the network's depth and the store. UsageError for bad values."""
     s = settings
+    with_moments = [name for name, row in TIME_DISTRIBUTIONS.items() if row.has_moments]
+    moments = f"--t-dist {' or '.join(with_moments)}"
     for option, of, used in (
-        ("t_mean", "--t-dist logit-normal", s.t_dist == "logit-normal"),
-        ("t_std", "--t-dist logit-normal", s.t_dist == "logit-normal"),
-        ("t_dist_until", "--t-dist logit-normal", s.t_dist == "logit-normal"),
+        ("t_mean", moments, s.t_dist in with_moments),
+        ("t_std", moments, s.t_dist in with_moments),
+        ("t_dist_until", moments, s.t_dist != PLAIN.distribution),
         ("sync_blocks", "--layer-sync", s.layer_sync > 0),
         ("aux_block", "--internal-guidance", s.internal_guidance > 0),
         ("tread_blocks", "--tread", s.tread > 0),
@@ -48,7 +51,7 @@ def resolve_recipe(
             flag = option.replace("_", "-")
             raise UsageError(f"--{flag} means nothing without {of}", LEAVE)
     filled: dict[str, Any] = {}
-    if s.t_dist == "logit-normal":
+    if s.t_dist in with_moments:
         filled["t_mean"] = s.t_mean if s.t_mean is not None else Times.mean
         filled["t_std"] = s.t_std if s.t_std is not None else Times.std
     shift = parse_shift(s.t_shift, store.latent_shape)
@@ -145,9 +148,10 @@ def make_times(settings: TrainSettings, step: int) -> Times:
     """How step `step` (from 0) draws its times."""
     s = settings
     shift = float(s.t_shift or 1)
-    if s.t_dist == "uniform" or (s.t_dist_until is not None and step >= s.t_dist_until):
+    if s.t_dist == PLAIN.distribution or (s.t_dist_until is not None and step >= s.t_dist_until):
         return dataclasses.replace(PLAIN, shift=shift)
-    return Times(distribution=s.t_dist, mean=s.t_mean, std=s.t_std, shift=shift)
+    moments = dict(mean=s.t_mean, std=s.t_std) if s.t_mean is not None else {}
+    return Times(distribution=s.t_dist, shift=shift, **moments)
 
 
 def _numbers(text: str) -> tuple[int, int]:
@@ -155,13 +159,24 @@ def _numbers(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
+class Schedule(NamedTuple):
+    """factor(left) of the learning rate, left the share of the steps after the warm-up that is
+    still to come; whole_run: whether it depends on how many steps there are in all."""
+
+    factor: Callable[[float], float]
+    whole_run: bool = True
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "constant": Schedule(lambda left: 1.0, whole_run=False),
+    "cosine": Schedule(lambda left: 0.5 * (1 - math.cos(math.pi * left))),
+    "linear": Schedule(lambda left: left),
+}
+
+
 def learning_rate(settings: TrainSettings, step: int) -> float:
     """The learning rate of update `step` (from 0): linear warm-up, then the schedule."""
     if step < settings.warmup:
         return settings.lr * (step + 1) / settings.warmup
-    if settings.schedule == "constant":
-        return settings.lr
     left = 1 - (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    if settings.schedule == "linear":
-        return settings.lr * left
-    return settings.lr * 0.5 * (1 - math.cos(math.pi * left))
+    return settings.lr * SCHEDULES[settings.schedule].factor(left)

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from sitcli.commands.parsing import default_model, parse_model_name
-from sitcli.commands.train.recipe import resolve_recipe
+from sitcli.commands.train.recipe import SCHEDULES, resolve_recipe
 from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
@@ -116,7 +116,7 @@ def run_name(settings: TrainSettings, store: LatentStore | JoinedStores) -> str:
 
 def free_settings(schedule: str) -> set[str]:
     """FREE, less the steps where the learning rate is a function of them."""
-    return set(FREE) - (set() if schedule == "constant" else {"steps"})
+    return set(FREE) - ({"steps"} if SCHEDULES[schedule].whole_run else set())
 
 
 def as_plain(settings: Any) -> dict[str, Any]:

@@ -1,11 +1,28 @@
-"""A checkpoint written beside training, and committed once every rank has written its part."""
+"""A checkpoint written beside training, committed once every rank has written its part, pruned."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import torch
+
+from sitcli.commands.train.job import Job
+from sitcli.commands.train.meter import Meter, NotFinite
+from sitcli.engine import optimizer_state
+from sitcli.engine.engine import whole_weights
+from sitcli.engine.scaler import scaler_state
+from sitcli.errors import SitError
+from sitcli.events import Event, Warn
+from sitcli.machine.devices import precision_name
+from sitcli.machine.ranks import from_first, of_all
+from sitcli.machine.world import World
+from sitcli.model.ema import ShardedEma
+from sitcli.runs.meta import checkpoint_meta, latent_facts
+from sitcli.runs.run_dir import snapshot_name
+from sitcli.storage.tensors import write_tensors
 
 
 class Saving:
@@ -39,6 +56,162 @@ class Saving:
 
     def wait(self) -> None:
         self._thread.join()
+
+
+class Saver:
+    """Saves a run's checkpoints, one at a time; every rank must call `save` and `settle`.
+
+    committed() is called on rank 0 after each checkpoint that was committed.
+    costs: of each of them, seconds that training stood still and seconds of writing beside it.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        world: World,
+        engine: Any,
+        *,
+        ema: ShardedEma,
+        tracks: dict[float, ShardedEma],
+        meter: Meter,
+        committed: Callable[[], None],
+    ) -> None:
+        self.job, self.world, self.engine = job, world, engine
+        self.ema, self.tracks, self.meter = ema, tracks, meter
+        self.committed = committed
+        self.saving: Saving | None = None
+        self.costs: list[tuple[float, float]] = []
+        self._pruning: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether this rank is still writing a checkpoint."""
+        return self.saving is not None and self.saving.running
+
+    def save(self, step: int, *, last: bool) -> Iterator[Event]:
+        """Begin the checkpoint of `step`; with last, end it too.
+
+        Raises NotFinite if the losses or the weights are not finite; else as `settle`.
+        """
+        began = time.perf_counter()
+        yield from self.settle(last=last)
+        state = self.meter.checked(self.world)
+        # The last update may have ruined the weights, and with them their average.
+        if any(of_all(self.world, not self.ema.is_finite())):
+            raise NotFinite(step)
+        run = self.job.run
+        error = from_first(self.world, lambda: error_of(lambda: run.begin_save(step)))
+        write = self._snapshot(step)
+
+        def work() -> None:
+            if error:
+                raise error
+            write()
+
+        stall = time.perf_counter() - began
+        self.saving = Saving(step, self._meta(step, state), work, stall=stall)
+        if last:
+            yield from self.settle(last=True)
+
+    def settle(self, *, last: bool) -> Iterator[Event]:
+        """Wait for the checkpoint that is being written, and commit it or say why there is none.
+
+        Raises SitError for a last one that cannot be written, and under --strict.
+        """
+        if self.saving is None:
+            return
+        self.saving.wait()
+        saving, run = self.saving, self.job.run
+        self.saving = None
+        errors = of_all(self.world, saving.error)
+        error = next((error for error in errors if error), None)
+        if error is None:
+            error = from_first(
+                self.world, lambda: error_of(lambda: run.commit_save(saving.step, saving.meta))
+            )
+        if error is None:
+            self.costs.append((saving.stall, saving.seconds))
+            if self.world.rank == 0:
+                self._prune()
+                self.committed()
+            return
+        if self.world.rank == 0:
+            run.clean()
+        message = f"cannot save step {saving.step}: {error.strerror or error}"
+        kept = last_good(self.job)
+        if last or self.job.settings.strict:
+            raise SitError(message, f"free some space; {kept}", shared=True)
+        yield Warn(f"{message}; training goes on, {kept}")
+
+    def close(self) -> None:
+        """Wait for what is being written or removed."""
+        if self.saving is not None:
+            self.saving.wait()  # it is not to write into a folder that is removed
+        if self._pruning is not None:
+            self._pruning.join()
+
+    def _snapshot(self, step: int) -> Callable[[], None]:
+        """Copy what the checkpoint holds; the function that is returned writes it."""
+        world, folder = self.world, self.job.run.saving_path(step)
+        weights = whole_weights(self.engine, keep=world.rank == 0)
+        average = self.ema.gather()
+        averages = {std: track.gather() for std, track in self.tracks.items()}
+        moments, facts = optimizer_state.snapshot(
+            self.engine, rank=world.rank, world_size=world.size
+        )
+
+        def write() -> None:
+            optimizer_state.write_snapshot(
+                folder, moments, facts, rank=world.rank, world_size=world.size
+            )
+            if world.rank == 0:
+                write_tensors(folder / "model.safetensors", weights)
+                write_tensors(folder / "ema.safetensors", average)
+                for std, tensors in averages.items():
+                    write_tensors(folder / snapshot_name(std), tensors)
+                arrays = self.job.store.autoencoder_arrays
+                if arrays:
+                    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+                    write_tensors(folder / "autoencoder.safetensors", tensors)
+
+        return write
+
+    def _meta(self, step: int, state: dict[str, Any]) -> dict[str, Any]:
+        """The facts of the checkpoint; state is the meter's."""
+        job, s = self.job, self.job.settings
+        return checkpoint_meta(
+            job.config,
+            job.process,
+            model=s.model,
+            seed=s.seed,
+            ema=s.ema,
+            label_dropout=s.label_dropout,
+            **({"t_shift": float(s.t_shift)} if s.t_shift else {}),
+            precision=precision_name(job.dtype),
+            world_size=self.world.size,
+            zero=job.zero,
+            scaler=scaler_state(self.engine),
+            redrawn=job.redrawn,
+            images_seen=step * s.batch_size,
+            latents=latent_facts(job.store),
+            meter=state,
+            loss_by_t=dict(sums=state["sums"], counts=state["counts"]),
+        )
+
+    def _prune(self) -> None:
+        """Remove old checkpoints, gigabytes perhaps, while training goes on."""
+        if self._pruning:
+            self._pruning.join()
+        s = self.job.settings
+        kept = dict(last=s.keep, every=s.keep_every or 0)
+        self._pruning = threading.Thread(target=self.job.run.prune, kwargs=kept, daemon=True)
+        self._pruning.start()
+
+
+def last_good(job: Job) -> str:
+    """For people: which checkpoint the run can go on from."""
+    newest = job.run.newest()
+    return f"the last good checkpoint is {newest}" if newest else "nothing was saved yet"
 
 
 def error_of(work: Callable[[], Any]) -> OSError | None:

@@ -1,0 +1,85 @@
+"""The batches of a step, on the CPU: functions of the seed and the step alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sitcli.commands.train.job import Job
+from sitcli.commands.train.recipe import make_times
+from sitcli.core.objective import to_tokens
+from sitcli.latents.feed import Draw, Order, draw_step
+from sitcli.machine.seeds import generator
+from sitcli.machine.world import World
+
+
+class Batch(NamedTuple):
+    """A micro-batch: data x_* (b, C, h, w), labels y (b,), times t (b,), noise eps (b, C, h, w).
+
+    places: (b, K) tokens that skip no block, None where none do; features: (b, T, D) of REPA.
+    """
+
+    x: Tensor
+    y: Tensor
+    t: Tensor
+    eps: Tensor
+    places: Tensor | None
+    features: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`, without waiting for the copy."""
+        return Batch(*(p if p is None else p.to(device, non_blocking=True) for p in self))
+
+    def pinned(self) -> Batch:
+        """The same in pinned memory, from which a copy to a GPU does not wait for its work."""
+        return Batch(*(p if p is None else p.pin_memory() for p in self))
+
+
+class Batches:
+    """This rank's micro-batches of every step."""
+
+    def __init__(self, job: Job, world: World) -> None:
+        self.job, self.world = job, world
+        self.order = Order(job.store.num_items, job.settings.seed)
+        self.labels = torch.from_numpy(job.store.labels)
+
+    def of_step(self, step: int) -> list[Batch]:
+        """Those of a step (from 0), `--accumulate` of them."""
+        job, s = self.job, self.job.settings
+        draw = self._draw(step)
+        mine = range(s.batch_size)[self.world.slice(s.batch_size)]
+        micro = len(mine) // s.accumulate
+        batches = []
+        for start in range(mine.start, mine.stop, micro):
+            part = slice(start, start + micro)
+            posterior = None if draw.posterior is None else draw.posterior[part]
+            x = job.store.batch(draw.items[part], flip=draw.flip[part], noise=posterior)
+            y = self.labels[draw.items[part]].masked_fill(draw.hide[part], job.config.null_class)
+            places = None if draw.places is None else draw.places[part]
+            features = None
+            if job.extras.repa:
+                values = job.store.features(draw.items[part], flip=draw.flip[part])
+                features = to_tokens(torch.from_numpy(values).float(), job.config.grid)
+            batch = Batch(x, y, draw.t[part], draw.eps[part], places, features)
+            batches.append(batch.pinned() if job.device.type == "cuda" else batch)
+        return batches
+
+    def _draw(self, step: int) -> Draw:
+        """The random numbers of the step's whole global batch."""
+        s, store = self.job.settings, self.job.store
+        again = any(first <= step < last for first, last in self.job.redrawn)
+        random = generator(s.seed, "step", step, *(["again"] if again else []))
+        return draw_step(
+            random,
+            self.order.batch(step, s.batch_size),
+            shape=store.latent_shape,
+            draw_times=partial(self.job.process.draw_times, times=make_times(s, step)),
+            label_dropout=s.label_dropout if store.num_classes else 1.0,
+            flip=s.flip,
+            posterior=store.kind == "moments" and s.posterior == "sample",
+            tokens=self.job.config.tokens,
+            kept=self.job.kept_tokens,
+        )
