@@ -7,6 +7,7 @@ Slurm script. `HOW` says of each line in a block what is done with it.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import dataclasses
 import io
@@ -55,7 +56,7 @@ HOW = (
     Rule("bench (train|sample|encode|loader|gemm)", HELP),  # measures for minutes
     Rule("import hf:", HELP),  # asks the hub
     Rule("import SiT-XL-2-256x256.pt .*--image-size", HELP),  # the tiny weights have no such grid
-    Rule("flops", REAL),
+    Rule("flops", REAL, "--no-check"),  # tested elsewhere, and takes seconds
     Rule("inspect", REAL),
     Rule("watch", REAL, "--once"),
     Rule("encode-latents", DRY),
@@ -380,6 +381,29 @@ def anchors(path: Path) -> set[str]:
     """The headings of a guide as links name them."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("file", GUIDES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_quoted_messages_are_those_of_the_program(file: Path, messages: list[re.Pattern]) -> None:
+    """Catches: a row of "When something goes wrong" whose message was reworded since."""
+    table = file.read_text().partition("## When something goes wrong")[2].split("\n## ")[0]
+    quoted = [text.replace("...", "x") for text in re.findall(r"^\| `([^`]+)` \|", table, re.M)]
+    assert [text for text in quoted if not any(m.fullmatch(text) for m in messages)] == []
+
+
+@pytest.fixture(scope="module")
+def messages() -> list[re.Pattern]:
+    """All texts in the source, with anything where a value stands."""
+    found = []
+    for file in (ROOT / "sitcli").glob("**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, (ast.JoinedStr, ast.Constant)):
+                continue
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            constant = [isinstance(part, ast.Constant) and str(part.value) for part in parts]
+            if sum(map(len, filter(None, constant))) > 12:
+                found.append(re.compile("".join(re.escape(c) if c else ".+" for c in constant)))
+    return found
 
 
 def test_the_index_and_the_readme_name_every_guide() -> None:
