@@ -66,11 +66,11 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     arguments = parser.parse_args()
     fake, real = Folder(arguments.samples), Folder(arguments.reference)
-    chosen = choose_features("inception", arguments.weights)
+    chosen = choose_features("inception", {"inception": arguments.weights})
     extractor = load_extractor(chosen, torch.device("cpu"))
     a, b = features_of(fake, extractor), features_of(real, extractor)
     logits = extractor.logits(torch.from_numpy(a))
-    score, _, recipe = inception_score(logits, seed=SEED, ordered=False)
+    score, _, recipe = inception_score(logits, seed=SEED, random_order=False)
     kid, _ = kernel_distance(a, b, seed=SEED)
     precision, recall = precision_recall(a, b)
     ours = {

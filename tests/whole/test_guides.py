@@ -10,11 +10,14 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import importlib
 import io
 import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -428,3 +431,30 @@ def test_the_layout_names_every_folder_and_the_walks_real_files() -> None:
         files = re.findall(r"`((?:\w+/)+\w+\.py|names\.py)`", walk)
         assert [file for file in files if not (package / file).exists()] == []
         assert len(set(files)) == len(files)
+
+
+def test_the_examples_import_what_there_is() -> None:
+    """Catches: a script of examples/ that a moved function or a renamed one left behind."""
+    lost = []
+    for script in EXAMPLES.glob("**/*.py"):
+        for node in ast.walk(ast.parse(script.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sitcli"):
+                module = importlib.import_module(node.module)
+                lost += [f"{script}: {a.name}" for a in node.names if not hasattr(module, a.name)]
+    assert lost == []
+
+
+@pytest.mark.slow
+def test_torch_fidelity_has_the_same_figures(tmp_path: Path) -> None:
+    """Catches: the script of the evaluation guide not running, or metrics that drift apart."""
+    weights = tiny.inception_file(tmp_path / "inception.pth")
+    for seed, name in enumerate(("samples", "reference")):
+        tiny.write_folder(tmp_path / name, tiny.pictures(24, side=16, seed=seed)[0])
+    words = [sys.executable, str(EXAMPLES / "evaluation" / "parity.py")]
+    words += [str(tmp_path / "samples"), str(tmp_path / "reference"), "--weights", str(weights)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=600, check=True, env=tiny.ENVIRONMENT
+    )
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["FID", "IS", "KID", "precision", "recall"]
+    assert all(float(row[-1]) < 1e-3 for row in rows)
