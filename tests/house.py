@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cached_property
@@ -157,4 +158,60 @@ def settings_below_commands(package: Package) -> list[str]:
         if file.folder in BELOW_COMMANDS and file.folder != "settings"
         for other in file.imported_files
         if other.folder == "settings"
+    ]
+
+
+# Source files that need no mirrored test file, and why.
+WITHOUT_A_MIRROR = {
+    # Import statements, names and docstrings: there is no behaviour to test.
+    "names.py", "errors.py", "events.py", "images/place.py", "__main__.py",
+    # Fields and their help, frozen in tests/cli/options.txt and tested in tests/cli.
+    "settings/encode.py", "settings/evaluate.py", "settings/option.py", "settings/sample.py",
+    "settings/tools.py", "settings/train.py", "settings/weights.py",
+    # Their names are tied to the choices of --preset in tests/test_architecture.py, and what they
+    # give way to is tested in tests/cli/test_options.py.
+    "settings/presets.py",
+    # Each hands a settings class on to its command; tests/cli/test_app.py tests them together.
+    "cli/bench.py", "cli/ema.py", "cli/encode.py", "cli/evaluate.py", "cli/export.py",
+    "cli/flops.py", "cli/import_weights.py", "cli/inspect.py", "cli/quickstart.py",
+    "cli/sample.py", "cli/train.py",
+    # Needs a run, sample sets and figures: tests/whole/test_history.py.
+    "commands/evaluate/history.py",
+}  # fmt: skip
+ELSEWHERE = ("whole", "examples")  # folders of tests that mirror no source
+
+
+def _test_files(tests: Path) -> list[Path]:
+    return sorted(path.relative_to(tests) for path in tests.rglob("test_*.py"))
+
+
+def tests_that_mirror_nothing(package: Package, tests: Path) -> list[str]:
+    """Test files a/test_b.py without a source file a/b.py; those at the top may be of anything."""
+    sources = {file.inside for file in package.files}
+    return [
+        f"{path} mirrors no {path.parent / path.name.removeprefix('test_')}"
+        for path in _test_files(tests)
+        if len(path.parts) > 1 and path.parts[0] not in ELSEWHERE
+        if path.parent / path.name.removeprefix("test_") not in sources
+    ]
+
+
+def sources_without_tests(package: Package, tests: Path) -> list[str]:
+    """Source files a/b.py without a test file a/test_b.py, and exemptions that are not needed."""
+    found = set(_test_files(tests))
+    sources = {file.inside for file in package.files if file.path.name != "__init__.py"}
+    missing = {s.as_posix() for s in sources if s.with_name(f"test_{s.name}") not in found}
+    return [
+        *(f"{source} has no test file" for source in sorted(missing - WITHOUT_A_MIRROR)),
+        *(f"{source} needs no exemption" for source in sorted(WITHOUT_A_MIRROR - missing)),
+    ]
+
+
+def tests_that_import_tests(tests: Path) -> list[str]:
+    """Files that import from a test file, programs inside strings included."""
+    imports = re.compile(r"\b(?:from|import) +(tests\.(?:\w+\.)*test_\w+)")
+    return [
+        f"{path.relative_to(tests)} imports {module}"
+        for path in sorted(tests.rglob("*.py"))
+        for module in imports.findall(path.read_text())
     ]

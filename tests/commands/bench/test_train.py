@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sitcli.commands.bench import job, train
+from sitcli.commands.bench import train
 from tests.commands.bench.measuring import measured
 
 
@@ -16,7 +16,7 @@ def test_the_suggested_batch_is_the_smallest_fast_one(monkeypatch) -> None:
     def tried(task):
         return dict(images_per_second=next(speeds), memory=1000)
 
-    monkeypatch.setattr(job, "_try_batch", tried)
+    monkeypatch.setattr(train, "_try_batch", tried)
     result = measured("train", find_batch=True)
     assert result.data["suggested"] == 4
     assert [row["batch_size"] for row in result.data["sizes"]] == [1, 2, 4, 8, 16]
@@ -33,7 +33,7 @@ def test_batches_that_do_not_fit_end_the_search(monkeypatch, full) -> None:
         memory = train._memory() if full is None and task.batch == 4 else 1000
         return dict(images_per_second=float(task.batch), memory=memory)
 
-    monkeypatch.setattr(job, "_try_batch", tried)
+    monkeypatch.setattr(train, "_try_batch", tried)
     result = measured("train", find_batch=True)
     assert result.data["suggested"] == 4
     assert ("does not fit" if full else "might not fit") in result.summary["stopped"]

@@ -2,8 +2,11 @@
 
 import numpy as np
 
+from sitcli.commands.encode.stage import encode
 from sitcli.events import Progress
+from sitcli.settings.encode import EncodeSettings
 from sitcli.settings.evaluate import EvaluateSettings
+from tests.tiny import write_folder, write_samples
 
 
 def events_and_result(stage):
@@ -34,3 +37,30 @@ def first_done(events):
 
 def values(result):
     return {figure["metric"]: figure["value"] for figure in result.data["figures"]}
+
+
+def make_pipeline(folder):
+    """A class folder, its latent store and a sample set that names the store."""
+    for name, seed in (("cat", 1), ("dog", 2)):
+        write_folder(folder / "images" / name, pixels(12, seed))
+    settings = EncodeSettings(
+        source=folder / "images",
+        out=folder / "out.h5",
+        vae="pixels",
+        image_size=8,
+        device="cpu",
+        workers=0,
+    )
+    events_and_result(encode(settings))
+    write_samples(
+        folder / "samples" / "a",
+        pixels(20, 3),
+        store=str(folder / "out.h5"),
+        checkpoint="runs/a/step-0000010",
+        mode="sde",
+        solver="heun",
+        wt="kl",
+        cfg_scale=1.0,
+        num=20,
+    )
+    return folder
