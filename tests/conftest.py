@@ -1,13 +1,18 @@
 """What all tests run under, and the processes they start.
 
 One thread unless OMP_NUM_THREADS says otherwise: tiny tensors gain nothing from more. Every test
-begins with the same seed, so that it does not depend on those before it. And Ctrl-C is heard, which
-a shell's background job (`pytest &`) ignores, with all that it starts.
+begins with the same seed, so that it does not depend on those before it. Compiled graphs are kept
+apart for each set of instructions: torch does not tell them apart, and aborts in one that was made
+for others. And Ctrl-C is heard, which a shell's background job (`pytest &`) ignores, with all that
+it starts.
 """
 
+import getpass
 import os
 import random
 import signal
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +21,12 @@ import torch
 
 THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start too
 torch.set_num_threads(int(THREADS))
+INSTRUCTIONS = [os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")]
+GRAPHS = "-".join(["sit-tests", getpass.getuser(), sys.implementation.cache_tag, torch.__version__])
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    os.path.join(tempfile.gettempdir(), "-".join([GRAPHS, *INSTRUCTIONS])),
+)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
