@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sitcli import names
-from sitcli.commands.train.stage import plan, train
+from sitcli.commands.train.stage import train
 from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import UsageError
@@ -23,11 +23,9 @@ from tests.tiny import (
     finish,
     losses,
     make_store,
-    pictures,
     train_command,
     train_settings,
     wait_for_steps,
-    write_samples,
 )
 
 
@@ -46,62 +44,6 @@ def test_model_learns(store: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "loss.png").exists()
     assert list((tmp_path / "run" / "tb").glob("events*"))
     assert open_checkpoint(tmp_path / "run").loss_curve is not None
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(model="SiT-S/3"), "patch 3 does not divide"),
-        (dict(model="SiT-Q/2"), "no model is called"),
-        (dict(model="DiT-S/2", interpolant="gvp"), "--interpolant is an option of SiT"),
-        (dict(betas="cosine"), "--betas is an option of DiT"),
-        (dict(posterior="mode"), "--posterior means nothing here"),
-        (dict(variance="fixed-small"), "--variance is an option of DiT"),
-        (dict(batch_size=9, accumulate=2), "not divisible"),
-        (dict(heads=3), "heads do not divide"),
-    ],
-)
-def test_bad_options_touch_nothing(store: Path, tmp_path: Path, options, message) -> None:
-    """Catches: a bad option found only after files were written."""
-    with pytest.raises(UsageError, match=message):
-        finish(train(train_settings(store, tmp_path / "run", steps=2, **options)))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_sample_set_is_no_place_for_a_run(store: Path, tmp_path: Path) -> None:
-    """Catches: a folder that is both, and that no command reads any more."""
-    write_samples(tmp_path / "set", pictures(2)[0])
-    with pytest.raises(UsageError, match="is a sample set"):
-        finish(train(train_settings(store, tmp_path / "set", steps=2)))
-
-
-def test_dry_run_touches_nothing(store: Path, tmp_path: Path) -> None:
-    """Catches: a plan that creates the run directory."""
-    before = sorted(tmp_path.rglob("*"))
-    result = plan(train_settings(store, tmp_path / "run", steps=10))
-    assert result.data["steps"] == 10
-    assert result.data["params"] > 0
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize("zero", ["0", "1", "3"])
-def test_the_planned_size_is_the_checkpoints(store: Path, tmp_path: Path, zero: str) -> None:
-    """Catches: a plan that forgets what DeepSpeed writes beside our own files."""
-    planned = plan(train_settings(store, tmp_path / "run", steps=1, zero=zero)).data[
-        "checkpoint_bytes"
-    ]
-    step = finish(train(train_settings(store, tmp_path / "run", steps=1, zero=zero))).path
-    size = sum(path.stat().st_size for path in step.rglob("*") if path.is_file())
-    assert planned == pytest.approx(size, rel=0.1)
-
-
-def test_next_names_a_run_that_is_not_the_newest(store: Path, tmp_path: Path, monkeypatch) -> None:
-    """Catches: a `next` command that would sample from another run."""
-    monkeypatch.chdir(tmp_path)
-    first, second = (train_settings(store, Path("runs") / name, steps=1) for name in ("a", "b"))
-    assert finish(train(first)).next == "sit sample"
-    assert finish(train(second)).next == "sit sample"
-    assert finish(train(first)).next == "sit sample runs/a"
 
 
 def test_unconditional(tmp_path: Path) -> None:
