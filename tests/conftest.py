@@ -21,11 +21,12 @@ import torch
 
 THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start too
 torch.set_num_threads(int(THREADS))
-INSTRUCTIONS = [os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")]
-GRAPHS = "-".join(["sit-tests", getpass.getuser(), sys.implementation.cache_tag, torch.__version__])
+GRAPHS = [
+    *("sit-tests", getpass.getuser(), sys.implementation.cache_tag, torch.__version__),
+    *(os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")),
+]
 os.environ.setdefault(
-    "TORCHINDUCTOR_CACHE_DIR",
-    os.path.join(tempfile.gettempdir(), "-".join([GRAPHS, *INSTRUCTIONS])),
+    "TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), "-".join(GRAPHS))
 )
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

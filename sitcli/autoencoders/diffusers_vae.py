@@ -30,7 +30,7 @@ OFFLINE_HINT = (
 ORIGINAL_KEY = "encoder.down.0.block.0.conv1.weight"
 WEIGHTS = "diffusion_pytorch_model"
 # The configuration of the original kl-f8 VAE of Stable Diffusion 1 and 2 (sd-vae-ft-ema, -mse).
-SD_VAE = {
+SD_VAE_CONFIG = {
     "_class_name": "AutoencoderKL",
     "act_fn": "silu",
     "block_out_channels": [128, 256, 512, 512],
@@ -131,7 +131,7 @@ def load_original(
     parts = tuple(prefix + part for part in ("encoder.", "decoder.", "quant_", "post_quant_"))
     weights = {key: value for key, value in weights.items() if key.startswith(parts)}
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(SD_VAE))
+        (Path(folder) / "config.json").write_text(json.dumps(SD_VAE_CONFIG))
         try:
             # Without low_cpu_mem_usage it does the same whether accelerate is installed or not.
             network = AutoencoderKL.from_single_file(

@@ -34,7 +34,7 @@ from sitcli.weights.read import Found, only_file, read_source
 
 SD_VAES = (names.DEFAULT_VAE, "stabilityai/sd-vae-ft-mse")
 # Known without being looked at, and not needed for --latents-only.
-SD_VAE: dict[str, Any] = {
+SD_VAE_SPEC: dict[str, Any] = {
     "class": "AutoencoderKL",
     "kind": "kl",
     "latent_channels": 4,
@@ -54,46 +54,46 @@ def import_weights(settings: ImportSettings) -> Stage:
     something else. Nothing is left behind then.
     """
     quiet_libraries()
-    resolved = _resolve(settings)
-    for text in resolved.notes:
+    job = _prepare(settings)
+    for text in job.notes:
         yield Note(text)
-    for text in resolved.warnings:
+    for text in job.warnings:
         yield Warn(text)
-    yield Progress(done=0, total=len(resolved.states), unit="files")
-    return _result(resolved, Checkpoint(_write(resolved), resolved.meta))
+    yield Progress(done=0, total=len(job.states), unit="files")
+    return _result(job, Checkpoint(_write(job), job.meta))
 
 
 def plan(settings: ImportSettings) -> Result:
     """What `import_weights` would do; reads the weights, writes nothing."""
     quiet_libraries()
-    resolved = _resolve(settings)
-    step = resolved.run.step_path(resolved.step)
-    result = _result(resolved, Checkpoint(step, resolved.meta))
+    job = _prepare(settings)
+    step = job.run.step_path(job.step)
+    result = _result(job, Checkpoint(step, job.meta))
     result.summary["would write"] = str(step)
     result.data["dry_run"] = True
     result.path, result.next = None, "the same command without --dry-run"
     return result
 
 
-def _resolve(settings: ImportSettings) -> _Plan:
+def _prepare(settings: ImportSettings) -> _Job:
     run = _empty_run(settings)
     found = read_source(only_file(local_path(settings.weights)))
-    plan = _Plan(run=run, found=found)
+    job = _Job(run=run, found=found)
     if found.meta is not None:
-        return _as_exported(plan, settings)
+        return _as_exported(job, settings)
     for which, state in found.states.items():
-        plan.states[which], aside = official_keys(state)
-        plan.aside |= aside
-    if plan.aside:
-        plan.notes.append(f"set aside in {ASIDE}: {len(plan.aside)} tensors of REPA's projectors")
+        job.states[which], aside = official_keys(state)
+        job.aside |= aside
+    if job.aside:
+        job.notes.append(f"set aside in {ASIDE}: {len(job.aside)} tensors of REPA's projectors")
     if found.has_optimizer:
-        plan.notes.append("the optimizer's state is left out: what is imported is not trained on")
-    _settle_dtype(plan)
-    first = next(iter(plan.states.values()))
+        job.notes.append("the optimizer's state is left out: what is imported is not trained on")
+    _settle_dtype(job)
+    first = next(iter(job.states.values()))
     lineage, why = recognise(
         Clues(
             name=found.path.name,
-            keys=[*first, *plan.aside],
+            keys=[*first, *job.aside],
             args=found.args,
             learned_sigma=_learns_sigma(first),
         ),
@@ -101,10 +101,10 @@ def _resolve(settings: ImportSettings) -> _Plan:
         why="--lineage" if settings.lineage else "its folder",
         model=settings.model,
     )
-    spec, plan.arrays = _autoencoder(settings, found, first)
+    spec, job.arrays = _autoencoder(settings, found, first)
     model = settings.model or _model_in(found.args)
-    for state in plan.states.values():
-        _settle_positions(plan, state, settings, spec["downsample"])
+    for state in job.states.values():
+        _settle_positions(job, state, settings, spec["downsample"])
         config = config_of(found.path, state, heads=settings.heads or found.heads, model=model)
     if config.channels != spec["latent_channels"]:
         raise UsageError(
@@ -112,10 +112,10 @@ def _resolve(settings: ImportSettings) -> _Plan:
             f"{spec['latent_channels']}",
             "say whose latents they are: --vae",
         )
-    plan.step = found.step
-    plan.summary = {"lineage": f"{LINEAGES[lineage].title} ({why})"}
-    plan.meta = _meta(plan, lineage, config, spec, settings)
-    return plan
+    job.step = found.step
+    job.summary = {"lineage": f"{LINEAGES[lineage].title} ({why})"}
+    job.meta = _meta(job, lineage, config, spec, settings)
+    return job
 
 
 def _empty_run(settings: ImportSettings) -> RunDir:
@@ -134,20 +134,20 @@ def _empty_run(settings: ImportSettings) -> RunDir:
 
 
 def _meta(
-    plan: _Plan,
+    job: _Job,
     lineage: str,
     config: TransformerConfig,
     spec: dict[str, Any],
     settings: ImportSettings,
 ) -> dict[str, Any]:
-    row, found = LINEAGES[lineage], plan.found
+    row, found = LINEAGES[lineage], job.found
     process = row.process(config, found.args, settings.interpolant, settings.prediction)
     return checkpoint_meta(
         config,
         found.process or process,
         time_convention=row.time_convention,
         model=model_name(row.family, config),
-        ema=0.9999 if "ema" in plan.states and row.has_ema else None,
+        ema=0.9999 if "ema" in job.states and row.has_ema else None,
         label_dropout=0.1 if config.num_classes else None,
         guided_channels=row.guided_channels,
         lineage=lineage,
@@ -195,27 +195,27 @@ def _model_in(args: Namespace | None) -> str | None:
     return None
 
 
-def _as_exported(plan: _Plan, settings: ImportSettings) -> _Plan:
+def _as_exported(job: _Job, settings: ImportSettings) -> _Job:
     """A file that sit export wrote says all itself."""
     said = ("model", "lineage", "heads", "image_size", "vae", "interpolant", "prediction")
     for name in said:
         if getattr(settings, name) is not None:
             raise UsageError(
-                f"--{name.replace('_', '-')}: {plan.found.path} was exported by sit and says all "
+                f"--{name.replace('_', '-')}: {job.found.path} was exported by sit and says all "
                 "itself",
                 "leave it out",
             )
-    found = plan.found
+    found = job.found
     meta = dict(found.meta)
     which = meta.pop("exported_weights")
     for key in ("format", "format_version", "sit_version", "step"):
         meta.pop(key, None)
     check_tensors(found.path, found.states[which], TransformerConfig(**meta["transformer"]))
-    plan.states, plan.step, plan.arrays = dict(found.states), found.step, found.arrays
+    job.states, job.step, job.arrays = dict(found.states), found.step, found.arrays
     meta.setdefault("lineage", "sit")
-    plan.meta = meta | {"weights_source": _source(found)}
-    plan.summary = {"lineage": f"{meta['lineage']}, exported by sit"}
-    return plan
+    job.meta = meta | {"weights_source": _source(found)}
+    job.summary = {"lineage": f"{meta['lineage']}, exported by sit"}
+    return job
 
 
 def _source(found: Found) -> dict[str, Any]:
@@ -226,24 +226,24 @@ def _source(found: Found) -> dict[str, Any]:
     }
 
 
-def _settle_dtype(plan: _Plan) -> None:
+def _settle_dtype(job: _Job) -> None:
     """Everything in float32, as checkpoints are."""
     others = {
         str(value.dtype).removeprefix("torch.")
-        for state in plan.states.values()
+        for state in job.states.values()
         for value in state.values()
         if value.is_floating_point() and value.dtype != torch.float32
     }
     if others:
-        plan.notes.append(f"converted from {', '.join(sorted(others))} to float32")
-    for state in plan.states.values():
+        job.notes.append(f"converted from {', '.join(sorted(others))} to float32")
+    for state in job.states.values():
         for key, value in state.items():
             if value.is_floating_point():
                 state[key] = value.float()
 
 
 def _settle_positions(
-    plan: _Plan, state: dict[str, Tensor], settings: ImportSettings, downsample: int
+    job: _Job, state: dict[str, Tensor], settings: ImportSettings, downsample: int
 ) -> None:
     """The position embedding of the file, or one recomputed for --image-size."""
     patches, given = state.get("x_embedder.proj.weight"), state.get("pos_embed")
@@ -253,11 +253,11 @@ def _settle_positions(
     if settings.image_size is None:
         if given is None:
             raise UsageError(
-                f"{plan.found.path} has no pos_embed, so that the size of its images is unknown",
+                f"{job.found.path} has no pos_embed, so that the size of its images is unknown",
                 "--image-size 256, say",
             )
         if given.ndim == 3 and given.shape[2] == width:
-            _note_positions(plan, given)
+            _note_positions(job, given)
         return
     grid = grid_of(settings.image_size, patch * downsample)
     if width % 4:
@@ -267,29 +267,29 @@ def _settle_positions(
         old = grid_or_none(given)
         standard = old is not None and near(given, position_embedding(width, *old))
         if old == grid:
-            _note_positions(plan, given)
+            _note_positions(job, given)
             return
         if not standard:
             raise UsageError(
-                f"--image-size {settings.image_size}: the positions in {plan.found.path} are "
+                f"--image-size {settings.image_size}: the positions in {job.found.path} are "
                 "learned, and cannot be recomputed for another size",
                 "leave it out",
             )
         note = f"positions recomputed: {format_shape(grid)} tokens instead of {format_shape(old)}"
     else:
         note = f"positions recomputed: {format_shape(grid)} tokens"
-    if note not in plan.notes:
-        plan.notes.append(note)
+    if note not in job.notes:
+        job.notes.append(note)
     state["pos_embed"] = computed
 
 
-def _note_positions(plan: _Plan, given: Tensor) -> None:
+def _note_positions(job: _Job, given: Tensor) -> None:
     grid = grid_or_none(given)
     if grid is None or given.shape[2] % 4:
         return
     text = "its position embedding is not the standard one, and kept as it is"
-    if not near(given, position_embedding(given.shape[2], *grid)) and text not in plan.warnings:
-        plan.warnings.append(text)
+    if not near(given, position_embedding(given.shape[2], *grid)) and text not in job.warnings:
+        job.warnings.append(text)
 
 
 def _autoencoder(
@@ -305,42 +305,42 @@ def _autoencoder(
             "say whose they are: --vae FOLDER, --vae STORE.h5, or --vae pixels",
         )
     if name in (None, *SD_VAES):
-        return SD_VAE | {"name": name or names.DEFAULT_VAE}, {}
+        return SD_VAE_SPEC | {"name": name or names.DEFAULT_VAE}, {}
     autoencoder = load_autoencoder(name, device=torch.device("cpu"), dtype=torch.float32)
     arrays = {key: torch.from_numpy(value) for key, value in autoencoder.arrays.items()}
     return autoencoder.spec, arrays
 
 
-def _write(plan: _Plan) -> Path:
+def _write(job: _Job) -> Path:
     """The run with its one checkpoint; nothing of it is left if it cannot be written."""
-    there = plan.run.path.exists()
-    make_folder(plan.run.path)
+    there = job.run.path.exists()
+    make_folder(job.run.path)
     try:
-        folder = plan.run.begin_save(plan.step)
-        for which, state in plan.states.items():
+        folder = job.run.begin_save(job.step)
+        for which, state in job.states.items():
             write_tensors(folder / f"{which}.safetensors", state)
-        if plan.aside:
-            write_tensors(folder / ASIDE, plan.aside)
-        if plan.arrays:
-            write_tensors(folder / "autoencoder.safetensors", plan.arrays)
-        return plan.run.commit_save(plan.step, plan.meta)
+        if job.aside:
+            write_tensors(folder / ASIDE, job.aside)
+        if job.arrays:
+            write_tensors(folder / "autoencoder.safetensors", job.arrays)
+        return job.run.commit_save(job.step, job.meta)
     except OSError as error:
-        raise SitError(f"cannot write {plan.run.path}: {error.strerror or error}") from None
+        raise SitError(f"cannot write {job.run.path}: {error.strerror or error}") from None
     finally:
-        if not plan.run.steps():
-            shutil.rmtree(plan.run.saving_path(plan.step), ignore_errors=True)
+        if not job.run.steps():
+            shutil.rmtree(job.run.saving_path(job.step), ignore_errors=True)
             if not there:
-                shutil.rmtree(plan.run.path, ignore_errors=True)
+                shutil.rmtree(job.run.path, ignore_errors=True)
 
 
-def _result(plan: _Plan, checkpoint: Checkpoint) -> Result:
-    meta, config = plan.meta, checkpoint.config
-    state = next(iter(plan.states.values()))
+def _result(job: _Job, checkpoint: Checkpoint) -> Result:
+    meta, config = job.meta, checkpoint.config
+    state = next(iter(job.states.values()))
     params = sum(value.numel() for key, value in state.items() if key != "pos_embed")
     height, width = checkpoint.image_size
     spec = meta["latents"]["autoencoder"]
     times = "t = 0 is the data" if meta["time_convention"] == "paper" else "t = 0 is the noise"
-    summary = plan.summary | {
+    summary = job.summary | {
         "network": f"{meta['model']}: {config.depth} blocks of width {config.width}, "
         f"{config.heads} heads, patch {config.patch}, {params / 1e6:.4g} M parameters",
         "output": f"{config.out_channels} channels for {config.channels}"
@@ -351,18 +351,18 @@ def _result(plan: _Plan, checkpoint: Checkpoint) -> Result:
         "images": f"{width} x {height} of {spec['name']}, scaling {spec['scaling']}",
         "guidance": f"on {meta.get('guided_channels', 'all')} channels, unless --cfg-channels "
         "says otherwise",
-        "weights": " and ".join(plan.states),
+        "weights": " and ".join(job.states),
     }
-    data = dict(meta, notes=plan.notes, warnings=plan.warnings, step=plan.step)
-    words = f"sit sample {plan.run.path}"
+    data = dict(meta, notes=job.notes, warnings=job.warnings, step=job.step)
+    words = f"sit sample {job.run.path}"
     if config.num_classes:
         words += " --cfg-scale 1.5"
-    path = plan.run.path / step_name(plan.step)
+    path = job.run.path / step_name(job.step)
     return Result(summary=summary, data=data, path=path, next=words)
 
 
 @dataclass(kw_only=True)
-class _Plan:
+class _Job:
     """What will be written, all of it checked."""
 
     run: RunDir

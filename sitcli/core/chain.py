@@ -95,10 +95,10 @@ class Chain:
 
     def posterior(self, x_star: Tensor, x: Tensor, i: Tensor) -> Moments:
         """q(x_{i-1} | x_i, x_*) for steps i (B,); at i = 0 the mean is x_* itself."""
-        mean = self.at("data_weight", i, x) * x_star + self.at("state_weight", i, x) * x
-        return Moments(mean, self.at("posterior_variance", i, x).log())
+        mean = self.table_at("data_weight", i, x) * x_star + self.table_at("state_weight", i, x) * x
+        return Moments(mean, self.table_at("posterior_variance", i, x).log())
 
-    def at(self, table: str, i: Tensor, x: Tensor) -> Tensor:
+    def table_at(self, table: str, i: Tensor, x: Tensor) -> Tensor:
         """The table's entries for steps i (B,), in x's dtype and shaped to broadcast with it."""
         values = self.table(table, x.device)[i.to(x.device)].to(x.dtype)
         return values.view(-1, *(1,) * (x.ndim - 1))
@@ -136,16 +136,16 @@ def _monotone_slopes(rises: Tensor) -> Tensor:
 
 def _learned_range(chain: Chain, i: Tensor, x: Tensor, v: Tensor) -> Tensor:
     """Between the posterior's and beta, as v in [-1, 1] says (Nichol and Dhariwal eq. 15)."""
-    low, high = (chain.at(name, i, x).log() for name in ("posterior_variance", "betas"))
+    low, high = (chain.table_at(name, i, x).log() for name in ("posterior_variance", "betas"))
     share = (v.to(x.dtype) + 1) / 2
     return share * high + (1 - share) * low
 
 
 def _fixed_large(chain: Chain, i: Tensor, x: Tensor, v: Tensor) -> Tensor:
     # At i = 0 beta would be far too small for the last step's likelihood.
-    last = chain.at("posterior_variance", i, x)
+    last = chain.table_at("posterior_variance", i, x)
     first = (i == 0).to(x.device).view(last.shape)
-    return torch.where(first, last, chain.at("betas", i, x)).log()
+    return torch.where(first, last, chain.table_at("betas", i, x)).log()
 
 
 class Variance(NamedTuple):
@@ -158,7 +158,9 @@ class Variance(NamedTuple):
 
 VARIANCES: dict[str, Variance] = {
     "learned-range": Variance(_learned_range, learned=True),
-    "fixed-small": Variance(lambda chain, i, x, v: chain.at("posterior_variance", i, x).log()),
+    "fixed-small": Variance(
+        lambda chain, i, x, v: chain.table_at("posterior_variance", i, x).log()
+    ),
     "fixed-large": Variance(_fixed_large),
 }
 

@@ -42,7 +42,7 @@ class Ddim:
 
 def ddim_step(chain: Chain, i: Tensor, x_star: Tensor, eps: Tensor, z: Tensor, eta: float):
     """x_{i-1} from the predicted data and noise (Song et al. 2021, eqs. 12 and 16)."""
-    before, now = (chain.at(name, i, eps) for name in ("alpha_bar_before", "alpha_bar"))
+    before, now = (chain.table_at(name, i, eps) for name in ("alpha_bar_before", "alpha_bar"))
     std = eta * ((1 - before) / (1 - now) * (1 - now / before)).sqrt()
     # Rounding may leave the direction's share slightly below 0 at i = 0.
     direction = (1 - before - std**2).clamp(min=0).sqrt()
@@ -186,19 +186,19 @@ class Diffusion(Flow):
         """
         chain = self.chain.respaced(steps or len(self.chain))
         last = x_star.new_full((len(x_star),), len(chain) - 1, dtype=torch.long)
-        abar = chain.at("alpha_bar", last, x_star)
+        abar = chain.table_at("alpha_bar", last, x_star)
         end = Moments(abar.sqrt() * x_star, (1 - abar).log())
         prior = Moments(torch.zeros_like(abar), torch.zeros_like(abar))
         total = gaussian_kl(end, prior).flatten(1).mean(1) / math.log(2)
         for done, i in enumerate(reversed(range(len(chain))), start=1):
             steps_i = torch.full_like(last, i)
-            k, path = self._place(chain, i, x_star)
+            k, path = self._time_and_path(chain, i, x_star)
             x = path.mix(x_star, randn())
             output = network(x, k, y)
             total = total + self.bound_term(chain, output, x_star, x, steps_i, path, tails=tails)
             yield done, len(chain), total
 
-    def _place(self, chain: Chain, i: int, x: Tensor) -> tuple[Tensor, Path]:
+    def _time_and_path(self, chain: Chain, i: int, x: Tensor) -> tuple[Tensor, Path]:
         """What the network is told at the chain's step i, (B,), and the path there."""
         k = chain.timesteps[i]
         t = torch.full((len(x),), (k + 1) / len(self.chain), dtype=torch.float64)
@@ -222,7 +222,7 @@ class Diffusion(Flow):
             return
         chain, x = self.chain.respaced(sampler.steps), noise
         for i in reversed(range(len(chain))):
-            k, path = self._place(chain, i, x)
+            k, path = self._time_and_path(chain, i, x)
             steps_i = torch.full((len(x),), i)
             model, x_star, eps = self.reverse(chain, network(x, k, y), x, steps_i, path)
             noisy = i > 0 and (isinstance(sampler, Ddpm) or sampler.eta > 0)

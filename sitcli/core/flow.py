@@ -214,7 +214,7 @@ class Flow:
             )
         steps = dict(solver=ode.solver, steps=ode.steps, shift=ode.shift)
         if ode.solver in MULTISTEPS:
-            return solve_multistep(evaluate, self.place, noise, interval, **steps)
+            return solve_multistep(evaluate, self.alpha_sigma, noise, interval, **steps)
         return solve_ode(
             lambda x, t: self.velocity(network, x, y, x.new_full((len(x),), t)),
             data,
@@ -223,7 +223,7 @@ class Flow:
             **steps,
         )
 
-    def place(self, t: float) -> tuple[float, float]:
+    def alpha_sigma(self, t: float) -> tuple[float, float]:
         """alpha and sigma at one time."""
         path = self.path(torch.tensor([t], dtype=torch.float64), torch.zeros(1).double())
         return float(path.alpha), float(path.sigma)

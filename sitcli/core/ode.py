@@ -79,11 +79,11 @@ class Evaluation(NamedTuple):
 
 
 # alpha and sigma at a time.
-Place = Callable[[float], tuple[float, float]]
+AlphaSigma = Callable[[float], tuple[float, float]]
 
 
 def adams_bashforth_2(
-    now: Evaluation, before: Evaluation | None, x: Tensor, s: float, place: Place
+    now: Evaluation, before: Evaluation | None, x: Tensor, s: float, alpha_sigma: AlphaSigma
 ) -> Tensor:
     """The two-step Adams-Bashforth step for steps of any length; Euler's without a past."""
     h = now.t - s
@@ -94,16 +94,16 @@ def adams_bashforth_2(
 
 
 def dpm_solver_2m(
-    now: Evaluation, before: Evaluation | None, x: Tensor, s: float, place: Place
+    now: Evaluation, before: Evaluation | None, x: Tensor, s: float, alpha_sigma: AlphaSigma
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), in lambda = log(alpha / sigma).
 
     Without a past, or where lambda is infinite (the noise's end on linear and gvp, the data's
     end), the step is the first-order one, which is DDIM's.
     """
-    (alpha, sigma), (alpha_s, sigma_s) = place(now.t), place(s)
+    (alpha, sigma), (alpha_s, sigma_s) = alpha_sigma(now.t), alpha_sigma(s)
     data = now.data
-    alpha_before, sigma_before = place(before.t) if before is not None else (0.0, 1.0)
+    alpha_before, sigma_before = alpha_sigma(before.t) if before is not None else (0.0, 1.0)
     if alpha_before > 0 and sigma_s > 0:
         middle = math.log(alpha / sigma)
         h = math.log(alpha_s / sigma_s) - middle
@@ -116,23 +116,24 @@ def dpm_solver_2m(
 class Multistep(NamedTuple):
     """A step that remembers the evaluation before, one evaluation each; a test measures order.
 
-    forgets: the last step does without the past, as an extrapolation over its length is worse.
+    drops_history_on_last_step: the last step is long, and extrapolating over it is less accurate
+    than a one-step rule.
     """
 
-    step: Callable[[Evaluation, Evaluation | None, Tensor, float, Place], Tensor]
+    step: Callable[[Evaluation, Evaluation | None, Tensor, float, AlphaSigma], Tensor]
     order: int
-    forgets: bool = False
+    drops_history_on_last_step: bool = False
 
 
 MULTISTEPS = {
     "ab2": Multistep(adams_bashforth_2, 2),
-    "dpm++2m": Multistep(dpm_solver_2m, 2, forgets=True),
+    "dpm++2m": Multistep(dpm_solver_2m, 2, drops_history_on_last_step=True),
 }
 
 
 def solve_multistep(
     evaluate: Callable[[Tensor, float], Evaluation],
-    place: Place,
+    alpha_sigma: AlphaSigma,
     x: Tensor,
     interval: Interval,
     *,
@@ -141,15 +142,15 @@ def solve_multistep(
     shift: float = 1.0,
 ) -> Iterator[tuple[float, Tensor]]:
     """As `solve_ode`, by a row of MULTISTEPS."""
-    step, _, forgets = MULTISTEPS[solver]
+    step, _, drops_history_on_last_step = MULTISTEPS[solver]
     before = None
     for t, s in pairwise(time_grid(interval, steps, shift)):
         now = evaluate(x, t)
         if interval.jump and s == interval.end:
             x = now.data
         else:
-            past = None if forgets and s == interval.end else before
-            x = step(now, past, x, s, place)
+            past = None if drops_history_on_last_step and s == interval.end else before
+            x = step(now, past, x, s, alpha_sigma)
         before = now
         yield s, x
 

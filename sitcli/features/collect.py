@@ -20,14 +20,14 @@ from sitcli.errors import SitError
 from sitcli.events import Event, Progress, Warn
 from sitcli.features.base import Extractor, Features, Layer
 from sitcli.images.sets import ImageSet, batches
-from sitcli.machine.ranks import from_first, together, until_all
+from sitcli.machine.ranks import all_agree, on_rank_0, wait_for_all
 from sitcli.machine.world import World
 from sitcli.metrics.metric import Collected
 from sitcli.metrics.moments import Moments
 from sitcli.storage import locks
 from sitcli.storage import rows as row_file
 from sitcli.storage.files import make_folder, replacing
-from sitcli.storage.npz import DAMAGE
+from sitcli.storage.npz import NPZ_ERRORS
 
 KEEP_BYTES = 1 << 30  # features of more than this are not kept, only their mean and covariance
 BLOCK = 256  # images whose features are written together, about; what an interruption can lose
@@ -93,10 +93,10 @@ def _collect_rows(
             missing = np.any([file.written == row_file.MISSING for file in files], axis=0)
             return paths, np.flatnonzero(missing), lost
 
-        paths, todo, lost = from_first(world, begin)
+        paths, todo, lost = on_rank_0(world, begin)
         if lost:
             yield Warn(f"features are not kept for another time: {lost}")
-        files = together(world, lambda: [row_file.Rows(path, writable=True) for path in paths])
+        files = all_agree(world, lambda: [row_file.Rows(path, writable=True) for path in paths])
         for file in files:
             stack.enter_context(file)
         flags = [file.array("written") for file in files]
@@ -117,7 +117,7 @@ def _collect_rows(
             for layer, file in zip(job.widths, files, strict=True):
                 file.write(block, features=np.concatenate([batch[layer] for batch in found]))
             yield progress()
-        for _ in until_all(world):
+        for _ in wait_for_all(world):
             yield progress()
             job.check_peers()
         tables = {
@@ -189,7 +189,7 @@ def _collect_sums(job: _Job) -> Generator[Event, None, dict[Layer, Collected]]:
                     other.unlink(missing_ok=True)
             return path, sums, lost
 
-        path, sums, lost = from_first(world, begin)
+        path, sums, lost = on_rank_0(world, begin)
         if lost:
             yield Warn(f"sums of features are not kept for another time: {lost}")
         chunks = [c for c in range(math.ceil(num / CHUNK)) if c not in sums.chunks]
@@ -213,8 +213,8 @@ def _collect_sums(job: _Job) -> Generator[Event, None, dict[Layer, Collected]]:
             if time.monotonic() - saved > SAVE_SECONDS:
                 sums.save(_rank_path(path, world.rank))
                 saved = time.monotonic()
-        together(world, lambda: sums.save(_rank_path(path, world.rank)))
-        for _ in until_all(world):
+        all_agree(world, lambda: sums.save(_rank_path(path, world.rank)))
+        for _ in wait_for_all(world):
             yield job.count.at(min(done, num))
             job.check_peers()
         if world.rank:
@@ -239,7 +239,7 @@ def _merge_saved(path: Path, job: _Job) -> _Sums:
     """All sums that ranks of this or an earlier run saved; each chunk once."""
     found = []
     for file in _saved(path):
-        with contextlib.suppress(*DAMAGE):
+        with contextlib.suppress(*NPZ_ERRORS):
             found.append(_Sums.load(file, job))
     merged = _Sums(set(), {layer: job.no_sums(layer) for layer in job.widths})
     # A run killed between merging and removing leaves the merged file and its parts.
@@ -337,7 +337,7 @@ class _Sums:
 
     @classmethod
     def load(cls, path: Path, job: _Job) -> _Sums:
-        """Raises one of DAMAGE."""
+        """Raises one of NPZ_ERRORS."""
         with np.load(path, allow_pickle=False) as archive:
             sums = cls(set(archive["chunks"].tolist()), {})
             for layer, width in job.widths.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,10 +17,14 @@ def to_square(image: Image.Image, size: int, crop: Crop) -> np.ndarray:
 
     Raises BrokenImage if crop is "none" and the image has another size.
     """
-    if crop == "adm":
-        return _adm_crop(image, size)
-    if crop == "resize":
-        return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
+    return CROPS[crop](image, size)
+
+
+def _stretch(image: Image.Image, size: int) -> np.ndarray:
+    return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _as_it_is(image: Image.Image, size: int) -> np.ndarray:
     if image.size != (size, size):
         raise BrokenImage(f"is {image.width} x {image.height} pixels, not {size} x {size}")
     return np.array(image)
@@ -37,6 +42,13 @@ def _adm_crop(image: Image.Image, size: int) -> np.ndarray:
     array = np.array(image.resize(scaled, Image.Resampling.BICUBIC))
     top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
     return array[top : top + size, left : left + size]
+
+
+CROPS: dict[str, Callable[[Image.Image, int], np.ndarray]] = {
+    "adm": _adm_crop,
+    "resize": _stretch,
+    "none": _as_it_is,
+}
 
 
 def decode(data: bytes) -> Image.Image:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sitcli.errors import SitError
-from sitcli.images.place import Place
+from sitcli.images.place import Format, Place
 
 
 def list_folder(path: Path, below: str = "", parents: frozenset = frozenset()) -> Iterator[Place]:
+    """Every file below the folder by name; links are followed, but not in circles."""
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
@@ -29,3 +30,11 @@ def list_folder(path: Path, below: str = "", parents: frozenset = frozenset()) -
                 yield Place(below + entry.name, size)
         except OSError as error:
             raise SitError(f"cannot read {entry.path}: {error.strerror}") from None
+
+
+FORMAT = Format(
+    endings=(),
+    recognises=lambda path, head: path.is_dir(),
+    places=lambda path: (list_folder(path), False),
+    read=lambda path, descriptor, place: (path / place.file).read_bytes(),
+)

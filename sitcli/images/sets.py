@@ -26,14 +26,13 @@ from PIL import Image
 from sitcli.errors import SitError
 from sitcli.images.decode import to_square
 from sitcli.images.place import BrokenImage
-from sitcli.images.source import Source, open_source
+from sitcli.images.source import ARCHIVE_ENDINGS, Source, open_source
 from sitcli.latents.store import LatentStore
 from sitcli.names import Crop
 from sitcli.samples.sample_set import SampleSet
 from sitcli.storage.npz import Npz
 from sitcli.storage.rows import Rows
 
-ARCHIVES = (".tar", ".zip", ".tgz", ".gz")
 READ_AHEAD = 4  # pictures per reading thread
 NAME_LENGTH = 100
 LARGEST = 1 << 26  # pixels of an image in an npz
@@ -66,7 +65,7 @@ def kind_of(path: Path) -> str:
         return "sample set" if (path / "samples.h5").exists() else "folder"
     if path.suffix == ".npz":
         return "npz"
-    if path.suffix in ARCHIVES:
+    if path.suffix in ARCHIVE_ENDINGS:
         return "folder"
     names = Rows(path).names if path.suffix in (".h5", ".hdf5") else []
     if {"images", "seeds"} & set(names):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
-import zlib
 from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
@@ -14,22 +12,24 @@ from typing import NamedTuple
 from PIL import Image
 
 from sitcli.errors import SitError
+from sitcli.images import folder, tar, zip
 from sitcli.images.decode import decode
-from sitcli.images.folder import list_folder
-from sitcli.images.place import BrokenImage, Place
-from sitcli.images.tar import list_tar
-from sitcli.images.zip import LOCAL_HEADER, list_zip
+from sitcli.images.place import BrokenImage, Format, Place
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-
 SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
+FORMATS: dict[str, Format] = {"folder": folder.FORMAT, "zip": zip.FORMAT, "tar": tar.FORMAT}
+# Whole archives compressed: the first bytes, the ending, and what unpacks them.
 COMPRESSED = {
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",
     b"\xfd7zXZ": "unxz",
     b"\x28\xb5\x2f\xfd": "unzstd",
 }
+# Names of files that are taken for archives of images; the last of these say that they must be
+# unpacked first.
+ARCHIVE_ENDINGS = tuple(ending for row in FORMATS.values() for ending in row.endings)
+ARCHIVE_ENDINGS += (".tgz", ".gz", ".bz2", ".xz", ".zst")
 
 
 class Item(NamedTuple):
@@ -55,8 +55,17 @@ def open_source(path: Path | str) -> Source:
     images, or images both in folders and beside them.
     """
     path = Path(path).expanduser().absolute()
-    if path.is_dir():
-        return _source(path, list_folder(path), is_folder=True, wrapped=False)
+    head = b"" if path.is_dir() else _head(path)
+    for row in FORMATS.values():
+        if row.recognises(path, head):
+            places, wrapped = row.places(path)
+            return _source(path, places, row, wrapped=wrapped)
+    endings = " or ".join(ending for row in FORMATS.values() for ending in row.endings)
+    raise SitError(f"{path} is neither a folder nor a {endings} of images")
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file. SitError if it cannot be read, or is compressed as a whole."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)
@@ -72,12 +81,7 @@ def open_source(path: Path | str) -> Source:
                 f"{path} is compressed, so single images in it cannot be reached",
                 f"unpack it first, with {tool} or tar xf",
             )
-    if head[:2] == b"PK":
-        return _source(path, list_zip(path), is_folder=False, wrapped=True)
-    if head[257:262] == b"ustar" or path.suffix.lower() == ".tar":
-        places, nested = list_tar(path)
-        return _source(path, places, is_folder=False, wrapped=not nested)
-    raise SitError(f"{path} is neither a folder nor a .tar or .zip of images")
+    return head
 
 
 class Source:
@@ -88,11 +92,11 @@ class Source:
     """
 
     def __init__(
-        self, path: Path, items: list[Item], class_names: list[str], skipped: int, is_folder: bool
+        self, path: Path, items: list[Item], class_names: list[str], skipped: int, row: Format
     ) -> None:
         self.path, self.items, self.class_names = path, items, class_names
         self.skipped = skipped
-        self._is_folder = is_folder
+        self._format = next(name for name, other in FORMATS.items() if other is row)
         self._descriptor: int | None = None
         digest = hashlib.sha256()
         for item in items:
@@ -113,31 +117,17 @@ class Source:
         """The file of image `index`. Raises BrokenImage if it cannot be read."""
         place = self.items[index].place
         try:
-            if self._is_folder:
-                return (self.path / place.file).read_bytes()
-            return self._read_member(place)
+            return FORMATS[self._format].read(self.path, self._open, place)
         except OSError as error:
             raise BrokenImage(error.strerror or str(error)) from None
-        except (zlib.error, struct.error) as error:
-            raise BrokenImage(f"damaged in the archive: {error}") from None
 
-    def _read_member(self, place: Place) -> bytes:
+    def _open(self) -> int:
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_RDONLY)
-        # pread has no file position: processes forked later may share the descriptor.
-        if place.packed < 0:
-            data = os.pread(self._descriptor, place.size, place.offset)
-        else:
-            header = LOCAL_HEADER.unpack(os.pread(self._descriptor, 30, place.offset))
-            data = os.pread(self._descriptor, place.packed, place.offset + 30 + sum(header))
-            if place.deflated:
-                data = zlib.decompress(data, wbits=-15)
-        if len(data) != place.size:
-            raise BrokenImage("cut short in the archive")
-        return data
+        return self._descriptor
 
 
-def _source(path: Path, places: Iterable[Place], *, is_folder: bool, wrapped: bool) -> Source:
+def _source(path: Path, places: Iterable[Place], row: Format, *, wrapped: bool) -> Source:
     """wrapped: a single top folder is the archive's own, not a class."""
     # A name that comes twice in an archive was replaced by the later one.
     found: dict[tuple[str, ...], Place] = {}
@@ -168,7 +158,7 @@ def _source(path: Path, places: Iterable[Place], *, is_folder: bool, wrapped: bo
         Item("/".join(parts[cut:]), numbers.get(parts[cut], 0), found[parts])
         for parts in sorted(found)
     ]
-    return Source(path, items, class_names, skipped, is_folder)
+    return Source(path, items, class_names, skipped, row)
 
 
 def _wrapping_folders(names: list[tuple[str, ...]], wrapped: bool) -> int:

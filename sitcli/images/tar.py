@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 from sitcli.errors import SitError
-from sitcli.images.place import Place
+from sitcli.images.place import Format, Place, whole
 
 
 def list_tar(path: Path) -> tuple[list[Place], bool]:
@@ -50,3 +50,19 @@ def _members(file: io.BufferedReader, start: int, end: int) -> list[Place]:
         if archive.offset >= end or file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"no end mark at byte {archive.offset}")
     return list(members.values())
+
+
+def _places(path: Path) -> tuple[list[Place], bool]:
+    places, nested = list_tar(path)
+    return places, not nested
+
+
+FORMAT = Format(
+    endings=(".tar",),
+    recognises=lambda path, head: head[257:262] == b"ustar" or path.suffix.lower() == ".tar",
+    places=_places,
+    # pread has no file position: processes forked later may share the descriptor.
+    read=lambda path, descriptor, place: whole(
+        os.pread(descriptor(), place.size, place.offset), place
+    ),
+)

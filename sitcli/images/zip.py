@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sitcli.errors import SitError
-from sitcli.images.place import Place
+from sitcli.images.place import BrokenImage, Format, Place, whole
 
 LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and extra field
 
 
 def list_zip(path: Path) -> Iterator[Place]:
+    """Members of the zip at `path`; a place's `more` is (bytes stored, whether deflated)."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -30,6 +33,23 @@ def list_zip(path: Path) -> Iterator[Place]:
             member.filename,
             member.file_size,
             member.header_offset,
-            member.compress_size,
-            member.compress_type == zipfile.ZIP_DEFLATED,
+            (member.compress_size, member.compress_type == zipfile.ZIP_DEFLATED),
         )
+
+
+def _read(path: Path, descriptor: Callable[[], int], place: Place) -> bytes:
+    packed, deflated = place.more
+    try:
+        header = LOCAL_HEADER.unpack(os.pread(descriptor(), 30, place.offset))
+        data = os.pread(descriptor(), packed, place.offset + 30 + sum(header))
+        return whole(zlib.decompress(data, wbits=-15) if deflated else data, place)
+    except (zlib.error, struct.error) as error:
+        raise BrokenImage(f"damaged in the archive: {error}") from None
+
+
+FORMAT = Format(
+    endings=(".zip",),
+    recognises=lambda path, head: head[:2] == b"PK",
+    places=lambda path: (list_zip(path), True),
+    read=_read,
+)

@@ -30,7 +30,7 @@ LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "remote p
 
 
 @contextlib.contextmanager
-def meeting(world: World, *, backend: str | None = "gloo") -> Iterator[None]:
+def process_group(world: World, *, backend: str | None = "gloo") -> Iterator[None]:
     """A process group of all ranks for the time of the block; nothing for one process.
 
     Within another one it is that one: a command of several stages meets once, for all.
@@ -114,7 +114,7 @@ def lost_peers() -> Iterator[None]:
         raise
 
 
-def together(world: World, work: Callable[[], T]) -> T:
+def all_agree(world: World, work: Callable[[], T]) -> T:
     """work() on every rank; where it fails on any, every rank raises the same SitError.
 
     Its message begins with the rank, unless that is the first or all failed alike; `shared` is
@@ -127,7 +127,7 @@ def together(world: World, work: Callable[[], T]) -> T:
         result = work()
     except SitError as error:
         failure = error
-    failures = of_all(world, failure)
+    failures = gathered(world, failure)
     if not any(failures):
         return result
     rank, first = next((r, error) for r, error in enumerate(failures) if error)
@@ -138,7 +138,7 @@ def together(world: World, work: Callable[[], T]) -> T:
     raise first
 
 
-def of_all(world: World, value: T) -> list[T]:
+def gathered(world: World, value: T) -> list[T]:
     """This value of every rank, in their order; each must call it."""
     values = [value] * world.size
     if world.size > 1:
@@ -146,7 +146,7 @@ def of_all(world: World, value: T) -> list[T]:
     return values
 
 
-def from_first(world: World, work: Callable[[], T]) -> T:
+def on_rank_0(world: World, work: Callable[[], T]) -> T:
     """work() on rank 0 alone, its result on every rank; all raise the SitError it raises."""
     if world.size == 1:
         return work()
@@ -157,8 +157,10 @@ def from_first(world: World, work: Callable[[], T]) -> T:
     return _received(outcome)
 
 
-def led(world: World, work: Callable[[], Generator[E, None, T]]) -> Generator[E, None, T]:
-    """As `from_first`, for work that reports as it goes on: rank 0 yields its events."""
+def events_from_rank_0(
+    world: World, work: Callable[[], Generator[E, None, T]]
+) -> Generator[E, None, T]:
+    """As `on_rank_0`, for work that reports as it goes on: rank 0 yields its events."""
     if world.size == 1:
         return (yield from work())
     outcome: list[Any] = [None, None]
@@ -186,8 +188,8 @@ def _received(outcome: list[Any]) -> Any:
 
 
 @contextlib.contextmanager
-def watching(world: World) -> Iterator[Callable[[], None]]:
-    """Gives a function that raises LostPeer once another rank has gone; for use in `meeting`.
+def watching_peers(world: World) -> Iterator[Callable[[], None]]:
+    """Gives a function that raises LostPeer once another rank has gone; for use in `process_group`.
 
     For long work in which ranks do not meet: not every launcher ends the others when one dies, and
     they would notice at their end. Within the block all must have come to an end together.
@@ -219,18 +221,18 @@ def watching(world: World) -> Iterator[Callable[[], None]]:
 def _lines(world: World) -> list[socket.socket]:
     """A connection between the first rank and each other one; gloo's show nothing until used."""
     if world.rank:
-        port = from_first(world, lambda: None)
+        port = on_rank_0(world, lambda: None)
         address = (os.environ["MASTER_ADDR"], port)
         return [socket.create_connection(address, timeout=CONNECT_SECONDS)]
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     with socket.create_server(("", 0), family=family, dualstack_ipv6=dual) as server:
         server.settimeout(CONNECT_SECONDS)
-        from_first(world, lambda: server.getsockname()[1])
+        on_rank_0(world, lambda: server.getsockname()[1])
         return [server.accept()[0] for _ in range(world.size - 1)]
 
 
-def until_all(world: World) -> Iterator[None]:
+def wait_for_all(world: World) -> Iterator[None]:
     """Yield now and then until every rank has come here."""
     if world.size == 1:
         return

@@ -47,9 +47,9 @@ class Rope(NamedTuple):
     cos: Tensor
     sin: Tensor
 
-    def of(self, places: Tensor) -> Rope:
-        """Those of the tokens `places` (B, K) alone."""
-        return Rope(*(part[0, 0][places][:, None] for part in self))
+    def of(self, tokens_kept: Tensor) -> Rope:
+        """Those of the tokens `tokens_kept` (B, K) alone."""
+        return Rope(*(part[0, 0][tokens_kept][:, None] for part in self))
 
     def rotate(self, x: Tensor) -> Tensor:
         """Turn queries or keys (B, heads, T, D): channel i together with i + D/2."""

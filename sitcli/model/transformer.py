@@ -23,11 +23,11 @@ from sitcli.model.embed import (
 class Route(NamedTuple):
     """TREAD's token routing (Krause et al. 2025): only some tokens pass through some blocks.
 
-    places: (B, K) int64, the image's tokens that do; start, stop: the others skip blocks
+    tokens_kept: (B, K) int64, the image's tokens that do; start, stop: the others skip blocks
     start .. stop - 1, and join again as they were.
     """
 
-    places: Tensor
+    tokens_kept: Tensor
     start: int
     stop: int
 
@@ -110,11 +110,11 @@ class Transformer(nn.Module):
         whole = None  # all tokens, while some of them skip blocks
         for i, (block, part) in enumerate(zip(self.blocks, parts, strict=True)):
             if route is not None and i == route.start:
-                places = self._with_appended(route.places)
-                whole, tokens = tokens, gather_tokens(tokens, places)
-                rope = all_rope and all_rope.of(places)
+                tokens_kept = self._with_appended(route.tokens_kept)
+                whole, tokens = tokens, gather_tokens(tokens, tokens_kept)
+                rope = all_rope and all_rope.of(tokens_kept)
             if route is not None and i == route.stop:
-                tokens, rope, whole = scatter_tokens(whole, places, tokens), all_rope, None
+                tokens, rope, whole = scatter_tokens(whole, tokens_kept, tokens), all_rope, None
             if self.checkpoint_every and i % self.checkpoint_every == 0:
                 # Nothing in a block is random, so that no generator's state need be kept.
                 tokens = checkpoint(
@@ -125,10 +125,10 @@ class Transformer(nn.Module):
             here = [tap for tap in taps if self._block_of(tap) == i + 1]
             if here:
                 waiting = whole is not None
-                seen = scatter_tokens(whole, places, tokens) if waiting else tokens
+                seen = scatter_tokens(whole, tokens_kept, tokens) if waiting else tokens
                 found |= {tap: self._tap(tap, seen[:, : config.tokens], c) for tap in here}
         if whole is not None:
-            tokens = scatter_tokens(whole, places, tokens)
+            tokens = scatter_tokens(whole, tokens_kept, tokens)
         tokens = tokens[:, : config.tokens]  #                    (B, T, d), none of the appended
         tokens = self.final_layer(tokens, c)  #                   (B, T, p*p*C_out)
         output = self.unpatchify(tokens)  #                       (B, C_out, h, w)
@@ -156,12 +156,12 @@ class Transformer(nn.Module):
         width = config.width // config.heads
         return rotary_embedding(width, *config.grid, self.design.appended, device)
 
-    def _with_appended(self, places: Tensor) -> Tensor:
-        """The places (B, K) and those of the design's appended tokens, which skip nothing."""
+    def _with_appended(self, tokens_kept: Tensor) -> Tensor:
+        """The tokens kept (B, K) and the design's appended tokens, which skip nothing."""
         if not self.design.appended:
-            return places
-        last = torch.arange(self.design.appended, device=places.device) + self.config.tokens
-        return torch.cat([places, last.expand(len(places), -1)], dim=1)
+            return tokens_kept
+        last = torch.arange(self.design.appended, device=tokens_kept.device) + self.config.tokens
+        return torch.cat([tokens_kept, last.expand(len(tokens_kept), -1)], dim=1)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """(B, T, p*p*C) -> (B, C, h, w): a token holds (p, q, c) in this order."""
@@ -195,12 +195,12 @@ class Transformer(nn.Module):
             nn.init.zeros_(self.aux_final_layer.linear.weight)
 
 
-def gather_tokens(tokens: Tensor, places: Tensor) -> Tensor:
-    """Tokens (B, T, d) at places (B, K) -> (B, K, d)."""
-    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+def gather_tokens(tokens: Tensor, tokens_kept: Tensor) -> Tensor:
+    """Tokens (B, T, d) at tokens_kept (B, K) -> (B, K, d)."""
+    return tokens.gather(1, tokens_kept[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def scatter_tokens(tokens: Tensor, places: Tensor, values: Tensor) -> Tensor:
-    """Tokens (B, T, d) with values (B, K, d) at places (B, K); a new tensor."""
-    index = places[..., None].expand(-1, -1, tokens.shape[-1])
+def scatter_tokens(tokens: Tensor, tokens_kept: Tensor, values: Tensor) -> Tensor:
+    """Tokens (B, T, d) with values (B, K, d) at tokens_kept (B, K); a new tensor."""
+    index = tokens_kept[..., None].expand(-1, -1, tokens.shape[-1])
     return tokens.scatter(1, index, values.to(tokens.dtype))

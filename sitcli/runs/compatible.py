@@ -10,7 +10,7 @@ from sitcli.latents.store import LatentStore
 from sitcli.runs.checkpoint import Checkpoint
 from sitcli.text import format_shape
 
-OWN = "their own"
+OWN_LABELS = "their own"
 
 
 def check_same_latents(store: LatentStore | JoinedStores, checkpoint: Checkpoint) -> None:
@@ -36,17 +36,17 @@ def known_labels(
 ) -> tuple[np.ndarray, str]:
     """The run's class numbers for images of these labels (n,) and classes, and where they are from.
 
-    The second is OWN if every class is one of the run's, by name; else the numbers are the null
-    class, and it says why.
+    The second is OWN_LABELS if every class is one of the run's, by name; else the numbers are the
+    null class, and it says why.
     """
     num_classes, known = checkpoint.config.num_classes, checkpoint.latents["class_names"]
     if num_classes == 0:
         return np.zeros(len(labels), np.int64), "none, as the model has none"
     if class_names and set(class_names) <= set(known):
-        return np.array([known.index(name) for name in class_names])[labels], OWN
+        return np.array([known.index(name) for name in class_names])[labels], OWN_LABELS
     # A run that does not know its classes' names has them in order.
     if len(class_names) == num_classes and not known:
-        return np.array(labels), OWN
+        return np.array(labels), OWN_LABELS
     why = "the images' are not the run's" if class_names else "the images have none"
     return np.full(len(labels), checkpoint.config.null_class), f"the null class, as {why}"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sitcli.errors import SitError, UsageError
 from sitcli.storage.files import hash_file
-from sitcli.storage.npz import DAMAGE
+from sitcli.storage.npz import NPZ_ERRORS
 from sitcli.text import first_line, format_shape
 
 
@@ -21,7 +21,7 @@ def open_noise(path: Path, shape: tuple[int, int, int]) -> Noise:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except DAMAGE as error:
+    except NPZ_ERRORS as error:
         raise SitError(
             f"cannot read the noise {path}: {first_line(error)}",
             "write one with numpy.save, float32 (N, C, h, w)",

@@ -25,8 +25,8 @@ FORMAT = "sit-samples"
 FORMAT_VERSION = 2
 FILE = "samples.h5"
 ATTRS: dict[str, type | tuple] = {"meta": dict, "complete": bool}
-KEPT = {"images": "u1:4", "evaluations": "f8", "latents": "f4:4", "noise": "f4:4"}
-AGAIN = "remove it and draw it again"
+OPTIONAL_DATASETS = {"images": "u1:4", "evaluations": "f8", "latents": "f4:4", "noise": "f4:4"}
+SAMPLE_AGAIN = "remove it and draw it again"
 
 
 def file_of(path: Path) -> Path:
@@ -116,20 +116,22 @@ class SampleSet:
         file.check({}, {"format_version": int})
         check_version(path, file.attrs["format_version"], FORMAT_VERSION)
         file.check({"labels": "i8", "seeds": "i8"}, ATTRS)
-        for name, kind in KEPT.items():
+        for name, kind in OPTIONAL_DATASETS.items():
             if name in file.names:
                 file.check({name: kind}, {})
         if not {"images", "latents"} & set(file.names):
-            raise SitError(f"{path} is damaged: neither images nor latents", AGAIN)
+            raise SitError(f"{path} is damaged: neither images nor latents", SAMPLE_AGAIN)
         counted = file.attrs.get("evaluations")
         if "evaluations" not in file.names and not (
             isinstance(counted, list) and [type(number) for number in counted] == [int, int]
         ):
-            raise SitError(f"{path} is damaged: no 'evaluations'", AGAIN)
+            raise SitError(f"{path} is damaged: no 'evaluations'", SAMPLE_AGAIN)
         if "images" in file.names and (file.shape("images")[3] != 3 or 0 in file.shape("images")):
-            raise SitError(f"{path} is damaged: its images are {file.shape('images')}", AGAIN)
+            raise SitError(
+                f"{path} is damaged: its images are {file.shape('images')}", SAMPLE_AGAIN
+            )
         if file.num_rows and int(file.array("labels").min()) < 0:
-            raise SitError(f"{path} is damaged: a label is negative", AGAIN)
+            raise SitError(f"{path} is damaged: a label is negative", SAMPLE_AGAIN)
         return cls(file)
 
     def write(self, indices: np.ndarray, *, evaluations: int, **arrays: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from sitcli.errors import SitError
 from sitcli.text import first_line, format_shape
 
 # What a damaged .npy, .npz or zip member raises, depending on which byte is wrong.
-DAMAGE = (
+NPZ_ERRORS = (
     zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, OSError, SyntaxError, TypeError,
     RuntimeError, NotImplementedError, OverflowError, AttributeError, RecursionError, MemoryError,
     tokenize.TokenError,
@@ -39,7 +39,7 @@ class Npz:
         self.path = path
         try:
             self._archive = zipfile.ZipFile(path)
-        except DAMAGE as error:
+        except NPZ_ERRORS as error:
             raise self._damaged(error) from None
         self._members = {
             name.removesuffix(".npy"): self._archive.getinfo(name)
@@ -73,7 +73,7 @@ class Npz:
         try:
             with self._archive.open(self._members[name]) as member:
                 return self._header(name, member)
-        except DAMAGE as error:
+        except NPZ_ERRORS as error:
             raise self._damaged(error) from None
 
     def read(self, name: str, *, most: int) -> np.ndarray:
@@ -86,7 +86,7 @@ class Npz:
         try:
             with self._archive.open(self._members[name]) as member:
                 return np.lib.format.read_array(member, allow_pickle=False)
-        except DAMAGE as error:
+        except NPZ_ERRORS as error:
             raise self._damaged(error) from None
 
     def rows(self, name: str, indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
@@ -103,7 +103,7 @@ class Npz:
                     if len(data) < size:
                         raise EOFError(f"{name} is cut short")
                     yield np.frombuffer(data, dtype).reshape(shape[1:])
-        except DAMAGE as error:
+        except NPZ_ERRORS as error:
             raise self._damaged(error) from None
 
     def _header(self, name: str, member: BinaryIO) -> Header:

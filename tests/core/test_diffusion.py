@@ -227,8 +227,8 @@ def test_bound_of_the_exact_reverse_is_the_entropy(betas, steps, std: float, tai
         left = 1 / (1 / data.std**2 + (path.alpha / path.sigma) ** 2)  # Var[x_* | x_i]
         # At i = 0 the step is to x_* itself, of which nothing else is known.
         own = torch.where(i > 0, chain.table("posterior_variance")[i], 0.0).view(-1, 1, 1, 1)
-        low, high = (chain.at(name, i, x).log() for name in ("posterior_variance", "betas"))
-        log_variance = (own + chain.at("data_weight", i, x) ** 2 * left).log()
+        low, high = (chain.table_at(name, i, x).log() for name in ("posterior_variance", "betas"))
+        log_variance = (own + chain.table_at("data_weight", i, x) ** 2 * left).log()
         v = 2 * (log_variance - low) / (high - low) - 1
         return torch.cat([data.posterior(x, path)[1], v], dim=1)
 

@@ -118,7 +118,7 @@ def test_measured_order_of_multistep_solvers(solver: str, shift: float) -> None:
 
     def error(steps: int) -> float:
         *_, (_, end) = solve_multistep(
-            evaluate, flow.place, x, interval, solver=solver, steps=steps, shift=shift
+            evaluate, flow.alpha_sigma, x, interval, solver=solver, steps=steps, shift=shift
         )
         (m, d), (n, e) = (DATA.marginal("gvp", t) for t in interval[:2])
         return float((end - (n + e * (x - m) / d)).abs().max())
@@ -142,13 +142,13 @@ def test_dpm_solver_is_exact_for_one_datum() -> None:
     alone."""
     data, eps = torch.tensor(0.8), torch.tensor(-1.3)
 
-    def place(t: float) -> tuple[float, float]:
+    def alpha_sigma(t: float) -> tuple[float, float]:
         return 1 - t, t
 
     for t, s in ((1.0, 0.6), (0.6, 0.1), (0.6, 0.0)):
         now = Evaluation(t, eps, data)
         past = None if t == 1 else Evaluation(1.0, eps, data)
-        x = dpm_solver_2m(now, past, (1 - t) * data + t * eps, s, place)
+        x = dpm_solver_2m(now, past, (1 - t) * data + t * eps, s, alpha_sigma)
         torch.testing.assert_close(x, (1 - s) * data + s * eps)
 
 

@@ -17,7 +17,9 @@ import json, os, sys, time
 
 from sitcli.errors import LostPeer, SitError, UsageError
 from sitcli.machine.world import World
-from sitcli.machine.ranks import from_first, led, meeting, together, until_all, watching
+from sitcli.machine.ranks import (
+    all_agree, events_from_rank_0, on_rank_0, process_group, wait_for_all, watching_peers
+)
 
 world = World.from_environment()
 said = {}
@@ -37,14 +39,14 @@ def events():
     yield f"event of {world.rank}"
     return world.rank
 
-with meeting(world):
-    said["all well"] = outcome(lambda: together(world, lambda: fail_where([])))
-    said["one fails"] = outcome(lambda: together(world, lambda: fail_where([1])))
-    said["first fails"] = outcome(lambda: together(world, lambda: fail_where([0, 2])))
-    said["all fail"] = outcome(lambda: together(world, lambda: fail_where([0, 1, 2])))
-    said["from first"] = outcome(lambda: from_first(world, lambda: fail_where([1, 2])))
-    said["first alone fails"] = outcome(lambda: from_first(world, lambda: fail_where([0])))
-    stage, said["led"] = led(world, events), []
+with process_group(world):
+    said["all well"] = outcome(lambda: all_agree(world, lambda: fail_where([])))
+    said["one fails"] = outcome(lambda: all_agree(world, lambda: fail_where([1])))
+    said["first fails"] = outcome(lambda: all_agree(world, lambda: fail_where([0, 2])))
+    said["all fail"] = outcome(lambda: all_agree(world, lambda: fail_where([0, 1, 2])))
+    said["from first"] = outcome(lambda: on_rank_0(world, lambda: fail_where([1, 2])))
+    said["first alone fails"] = outcome(lambda: on_rank_0(world, lambda: fail_where([0])))
+    stage, said["led"] = events_from_rank_0(world, events), []
     while True:
         try:
             said["led"].append(next(stage))
@@ -52,9 +54,9 @@ with meeting(world):
             said["led"].append(end.value)
             break
     time.sleep(0.5 * world.rank)
-    said["looks"] = len(list(until_all(world)))
+    said["looks"] = len(list(wait_for_all(world)))
 try:
-    with meeting(world), watching(world) as check:
+    with process_group(world), watching_peers(world) as check:
         check()
         said["lost"] = False
         if world.rank == 1:
@@ -85,12 +87,12 @@ world = World.from_environment()
 if world.rank == 1 and "alone" in sys.argv:
     sys.exit()
 try:
-    with ranks.meeting(world):
+    with ranks.process_group(world):
         if world.rank:
             time.sleep(4)  # at work, longer than anyone waits for a process to start
         dist.barrier()
-    with ranks.meeting(world):
-        print(ranks.of_all(world, world.rank))
+    with ranks.process_group(world):
+        print(ranks.gathered(world, world.rank))
 except SitError as error:
     print(error.message)
 """

@@ -41,9 +41,9 @@ def test_rope_knows_offsets_alone() -> None:
     q, k = torch.randn(2, 1, 1, 1, 16)
 
     def product(a: tuple[int, int], b: tuple[int, int]) -> float:
-        places = [row * 7 + column for row, column in (a, b)]
+        tokens_kept = [row * 7 + column for row, column in (a, b)]
         turned = [
-            rope.of(torch.tensor([[p]])).rotate(v) for p, v in zip(places, (q, k), strict=True)
+            rope.of(torch.tensor([[p]])).rotate(v) for p, v in zip(tokens_kept, (q, k), strict=True)
         ]
         return float((turned[0] * turned[1]).sum())
 

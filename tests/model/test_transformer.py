@@ -228,7 +228,7 @@ def test_the_default_has_the_official_keys() -> None:
 @pytest.mark.parametrize("rope", [False, True])
 @pytest.mark.parametrize("block", BLOCKS)
 def test_routing_all_tokens_changes_nothing(block: str, rope: bool) -> None:
-    """Catches: tokens that come back at other places, or turned by other positions."""
+    """Catches: tokens that come back at other tokens_kept, or turned by other positions."""
     made = random_network(block=block, rope=rope)
     order = torch.stack([torch.randperm(16) for _ in range(3)])
     plain = made(*some_inputs())
@@ -241,25 +241,27 @@ def test_skipping_tokens_wait(block: str) -> None:
     """Catches: tokens that skip blocks are seen by the others, changed, or lost."""
     made = random_network(block=block)
     x, t, y = some_inputs()
-    places = torch.tensor([[0, 3, 5], [1, 2, 15], [7, 8, 9]])
-    skipping = torch.tensor([[i for i in range(16) if i not in row] for row in places.tolist()])
+    tokens_kept = torch.tensor([[0, 3, 5], [1, 2, 15], [7, 8, 9]])
+    skipping = torch.tensor(
+        [[i for i in range(16) if i not in row] for row in tokens_kept.tolist()]
+    )
     taps = (1, 2, 3)
-    _, found = made(x, t, y, route=Route(places, 1, 3), taps=taps)
+    _, found = made(x, t, y, route=Route(tokens_kept, 1, 3), taps=taps)
 
     def at(tokens, where):
         return tokens.gather(1, where[..., None].expand(-1, -1, 32))
 
     assert torch.equal(at(found[3], skipping), at(found[1], skipping))
-    assert not torch.allclose(at(found[3], places), at(found[1], places))
+    assert not torch.allclose(at(found[3], tokens_kept), at(found[1], tokens_kept))
     # Those that pass see each other alone: what the others hold is of no consequence.
     changed = x.clone()
     token = int(skipping[0, 4])
     row, column = 2 * (token // 4), 2 * (token % 4)
     made.blocks[0].register_forward_hook(lambda m, i, o: i[0])  # so that nothing was mixed before
-    _, before = made(x, t, y, route=Route(places, 1, 3), taps=taps)
+    _, before = made(x, t, y, route=Route(tokens_kept, 1, 3), taps=taps)
     changed[0, :, row : row + 2, column : column + 2] += 1
-    _, after = made(changed, t, y, route=Route(places, 1, 3), taps=taps)
-    assert torch.equal(at(before[3], places), at(after[3], places))
+    _, after = made(changed, t, y, route=Route(tokens_kept, 1, 3), taps=taps)
+    assert torch.equal(at(before[3], tokens_kept), at(after[3], tokens_kept))
 
 
 def test_the_second_head_is_a_shorter_network() -> None:

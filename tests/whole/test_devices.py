@@ -62,13 +62,13 @@ SAMPLERS = [
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch):
     """Every tensor of a test is one of shape and device alone, but for what the host computes."""
-    place = Flow.place
+    place = Flow.alpha_sigma
 
     def on_host(self: Flow, t: float) -> tuple[float, float]:
         with unset_fake_temporarily():
             return place(dataclasses.replace(self), t)
 
-    monkeypatch.setattr(Flow, "place", on_host)
+    monkeypatch.setattr(Flow, "alpha_sigma", on_host)
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 

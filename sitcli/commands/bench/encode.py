@@ -108,7 +108,7 @@ def _whole_stage(
     settings: BenchSettings, source: Path, store: Path, batch_size: int, dtype: torch.dtype
 ) -> float:
     """Seconds of `sit encode-latents`, libraries loaded; its store is removed."""
-    task = EncodeSettings(
+    bench = EncodeSettings(
         source=source,
         out=store,
         vae=settings.vae,
@@ -118,7 +118,7 @@ def _whole_stage(
         precision=precision_name(dtype),
     )
     began = time.perf_counter()
-    for _ in encode(task):
+    for _ in encode(bench):
         pass
     seconds = time.perf_counter() - began
     store.unlink()

@@ -20,10 +20,10 @@ import torch
 
 from sitcli.commands.bench.synthetic import WRITE_ROWS, temporary_folder, write_synthetic
 from sitcli.commands.newest import newest_store
+from sitcli.commands.train.feed import Feed, Order, randomness_of_step
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Event, Note, Progress, Result, Stage, Table, Warn
-from sitcli.latents.feed import Feed, Order, draw_step
 from sitcli.latents.store import LatentStore
 from sitcli.machine.seeds import generator
 from sitcli.settings.tools import BenchSettings
@@ -47,7 +47,7 @@ READINGS = {
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Job:
     """What the reader processes are told."""
 
     store: Path
@@ -89,7 +89,7 @@ def bench_loader(settings: BenchSettings) -> Stage:
         if settings.cold:
             store.rows.sync(forget=True)  # what was just written, too
             os.sync()
-        task = _Task(
+        job = _Job(
             store=path.resolve(),
             files=folder / "files",
             num_files=num_files,
@@ -99,7 +99,7 @@ def bench_loader(settings: BenchSettings) -> Stage:
             cold=settings.cold,
             batches=max(1, (COLD_IMAGES if settings.cold else WARM_IMAGES) // size),
         )
-        return (yield from _measure(task, store, settings.rounds))
+        return (yield from _measure(job, store, settings.rounds))
 
 
 FOLDERS = "latents", "labels"  # of the layout of a file per image, as fast-DiT has it
@@ -119,20 +119,20 @@ def _write_files(folder: Path, path: Path, number: int) -> Iterator[Event]:
             np.save(labels / f"{item:07d}.npy", store.labels[item])
 
 
-def _measure(task: _Task, store: LatentStore, rounds: int) -> Stage:
+def _measure(job: _Job, store: LatentStore, rounds: int) -> Stage:
     """The rounds, and what they say."""
-    names = [name for name in READINGS if name != "files" or task.num_files]
+    names = [name for name in READINGS if name != "files" or job.num_files]
     rates: dict[str, list[list[float]]] = {name: [] for name in names}  # by round and worker
     total, in_memory = rounds * len(names), 0.0
-    with _workers(task) as pipes:
+    with _workers(job) as pipes:
         for done in range(total):
             number, place = divmod(done, len(names))
             # Back and forth, so that a machine that slows down slows them all.
             name = names[place] if number % 2 == 0 else names[-1 - place]
             label = f"{READINGS[name][0]}, round {number + 1}"
             yield Progress(done=done, total=total, unit="rounds", text=label)
-            if task.cold:
-                in_memory = max(in_memory, _forget(task, store))
+            if job.cold:
+                in_memory = max(in_memory, _forget(job, store))
             rates[name].append(_round(pipes, name))
     if in_memory > STUCK:
         yield Warn(
@@ -140,17 +140,17 @@ def _measure(task: _Task, store: LatentStore, rounds: int) -> Stage:
             "figures are not those of a cold disk (another process has the store open, or it lies "
             "in a file system in memory)"
         )
-    return _result(task, store, rates, in_memory)
+    return _result(job, store, rates, in_memory)
 
 
-def _forget(task: _Task, store: LatentStore) -> float:
+def _forget(job: _Job, store: LatentStore) -> float:
     """Have the kernel drop the store and the files; the share of rows that are still there."""
     store.rows.sync(forget=True)
-    for path in task.files.glob("*/*.npy") if task.num_files else ():
+    for path in job.files.glob("*/*.npy") if job.num_files else ():
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-    if task.num_files:
+    if job.num_files:
         # Of the files' names and places it forgets all or nothing, at the word of root alone.
         with contextlib.suppress(OSError):
             DROP_CACHES.write_text("2")
@@ -160,7 +160,7 @@ def _forget(task: _Task, store: LatentStore) -> float:
 
 
 @contextlib.contextmanager
-def _workers(task: _Task) -> Iterator[list[Connection]]:
+def _workers(job: _Job) -> Iterator[list[Connection]]:
     """Processes that run `_work`, each at the other end of a pipe."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
@@ -168,9 +168,9 @@ def _workers(task: _Task) -> Iterator[list[Connection]]:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         try:
-            for worker in range(task.workers):
+            for worker in range(job.workers):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs, task, worker), daemon=True)
+                process = context.Process(target=_work, args=(theirs, job, worker), daemon=True)
                 process.start()
                 theirs.close()
                 pipes.append(ours)
@@ -196,7 +196,7 @@ def _round(pipes: list[Connection], name: str) -> list[float]:
     return answers
 
 
-def _work(pipe: Connection, task: _Task, worker: int) -> None:
+def _work(pipe: Connection, job: _Job, worker: int) -> None:
     """Measure what the pipe names, until it closes or this process is ended."""
     torch.set_num_threads(1)  # as the feed's thread
     # glibc gives what is freed back to the kernel, page by page, until it has seen a large block
@@ -207,96 +207,96 @@ def _work(pipe: Connection, task: _Task, worker: int) -> None:
         while True:
             name = pipe.recv()
             if name not in readings:
-                readings[name] = OPENERS[name](task, worker)
-                if not task.cold:
+                readings[name] = OPENERS[name](job, worker)
+                if not job.cold:
                     readings[name]()  # once from the disk, and into this process's page tables
             pipe.send("ready")
             pipe.recv()
             began = time.perf_counter()
             images = readings[name]()
             pipe.send(images / (time.perf_counter() - began))
-            if task.cold:
+            if job.cold:
                 # What a process has mapped the kernel does not drop.
                 readings.clear()
                 gc.collect()
 
 
-def _batches(task: _Task, worker: int, num_items: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _batches(job: _Job, worker: int, num_items: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(items, which are mirrored) of this worker's batches of a round."""
-    order, size = Order(num_items, seed=0), task.batch_size
+    order, size = Order(num_items, seed=0), job.batch_size
     random = np.random.default_rng(worker)
     mine = slice(worker * size, (worker + 1) * size)
     return [
-        (order.batch(step, task.workers * size)[mine], random.random(size) < 0.5)
-        for step in range(task.batches)
+        (order.batch(step, job.workers * size)[mine], random.random(size) < 0.5)
+        for step in range(job.batches)
     ]
 
 
-def _open_memmap(task: _Task, worker: int) -> Callable[[], int]:
-    store = LatentStore.open(task.store)
+def _open_memmap(job: _Job, worker: int) -> Callable[[], int]:
+    store = LatentStore.open(job.store)
     rows = store.rows.array("latents")
-    used = slice(None) if task.posterior else slice(store.channels)
+    used = slice(None) if job.posterior else slice(store.channels)
     items = np.flatnonzero(store.rows.written == DONE)
-    numbers = [items[batch] for batch, _ in _batches(task, worker, store.num_items)]
+    numbers = [items[batch] for batch, _ in _batches(job, worker, store.num_items)]
     return lambda: sum(len(rows[batch, used]) for batch in numbers)
 
 
-def _open_rows(task: _Task, worker: int) -> Callable[[], int]:
-    store = LatentStore.open(task.store)
-    batches = _batches(task, worker, store.num_items)
-    flips, whole = store.has_flips, task.posterior
+def _open_rows(job: _Job, worker: int) -> Callable[[], int]:
+    store = LatentStore.open(job.store)
+    batches = _batches(job, worker, store.num_items)
+    flips, whole = store.has_flips, job.posterior
     return lambda: sum(
         len(store.read(items, flip=flip if flips else None, whole=whole)) for items, flip in batches
     )
 
 
-def _open_batch(task: _Task, worker: int) -> Callable[[], int]:
-    store = LatentStore.open(task.store)
-    batches = _batches(task, worker, store.num_items)
-    noise = torch.randn(task.batch_size, *store.latent_shape) if task.posterior else None
+def _open_batch(job: _Job, worker: int) -> Callable[[], int]:
+    store = LatentStore.open(job.store)
+    batches = _batches(job, worker, store.num_items)
+    noise = torch.randn(job.batch_size, *store.latent_shape) if job.posterior else None
     return lambda: sum(
         len(store.batch(items, flip=flip if store.has_flips else None, noise=noise))
         for items, flip in batches
     )
 
 
-def _open_feed(task: _Task, worker: int) -> Callable[[], int]:
-    store, process = LatentStore.open(task.store), Flow()
-    size = task.workers * task.batch_size  # every process draws for all
-    mine = slice(worker * task.batch_size, (worker + 1) * task.batch_size)
+def _open_feed(job: _Job, worker: int) -> Callable[[], int]:
+    store, process = LatentStore.open(job.store), Flow()
+    size = job.workers * job.batch_size  # every process draws for all
+    mine = slice(worker * job.batch_size, (worker + 1) * job.batch_size)
 
     def run() -> int:
         order = Order(store.num_items, seed=0)
 
         def prepare(step: int) -> tuple[torch.Tensor, ...]:
-            draw = draw_step(
+            draw = randomness_of_step(
                 generator(0, "step", step),
                 order.batch(step, size),
                 shape=store.latent_shape,
                 draw_times=process.draw_times,
                 label_dropout=TrainSettings.label_dropout,
                 flip=store.has_flips,
-                posterior=task.posterior,
+                posterior=job.posterior,
             )
             noise = None if draw.posterior is None else draw.posterior[mine]
             x = store.batch(draw.items[mine], flip=draw.flip[mine], noise=noise)
             return x, draw.t[mine], draw.eps[mine], draw.hide[mine]
 
-        feed = Feed(prepare, 0, task.batches)
+        feed = Feed(prepare, 0, job.batches)
         try:
-            return sum(len(feed.get(step)[0]) for step in range(task.batches))
+            return sum(len(feed.get(step)[0]) for step in range(job.batches))
         finally:
             feed.close()
 
     return run
 
 
-def _open_files(task: _Task, worker: int) -> Callable[[], int]:
-    order = np.random.default_rng(worker).permutation(task.num_files)
+def _open_files(job: _Job, worker: int) -> Callable[[], int]:
+    order = np.random.default_rng(worker).permutation(job.num_files)
     latents, labels = (
-        [task.files / folder / f"{number:07d}.npy" for number in order] for folder in FOLDERS
+        [job.files / folder / f"{number:07d}.npy" for number in order] for folder in FOLDERS
     )
-    batches = [slice(at, at + task.batch_size) for at in range(0, len(order), task.batch_size)]
+    batches = [slice(at, at + job.batch_size) for at in range(0, len(order), job.batch_size)]
 
     def batch(part: slice) -> int:
         rows, classes = (np.stack(list(map(np.load, paths[part]))) for paths in (latents, labels))
@@ -315,7 +315,7 @@ OPENERS = {
 
 
 def _result(
-    task: _Task, store: LatentStore, rates: dict[str, list[list[float]]], in_memory: float
+    job: _Job, store: LatentStore, rates: dict[str, list[list[float]]], in_memory: float
 ) -> Result:
     raw = [sum(workers) for workers in rates["memmap"]]
     rows, readings = [], []
@@ -326,15 +326,15 @@ def _result(
         # Of each round's own, which were measured one after the other.
         ratio = statistics.median(mine / its for mine, its in zip(totals, raw, strict=True))
         row = [label, f"{median:,.0f}", f"{low:,.0f} - {high:,.0f}", f"{ratio:.3g}", includes]
-        if task.workers > 1:
-            row.insert(1, f"{median / task.workers:,.0f}")
+        if job.workers > 1:
+            row.insert(1, f"{median / job.workers:,.0f}")
         rows.append(row)
         readings.append(
             dict(
                 name=name,
                 includes=includes,
                 images_per_second=median,
-                images_per_second_per_worker=median / task.workers,
+                images_per_second_per_worker=median / job.workers,
                 min=low,
                 max=high,
                 rounds=totals,
@@ -343,33 +343,33 @@ def _result(
             )
         )
     header = ["reading", "images/s", "from - to", "to numpy", "an image includes"]
-    if task.workers > 1:
+    if job.workers > 1:
         header[1:2] = ["a worker", "all"]
     shape = store.rows.shape("latents")[1:]
     row_bytes = 2 * int(np.prod(shape))
-    memory = "from the disk" if task.cold else "from memory"
+    memory = "from the disk" if job.cold else "from memory"
     data: dict[str, Any] = dict(
         store=str(store.path),
         items=store.num_items,
         row_bytes=row_bytes,
         flips=store.has_flips,
-        posterior="sample" if task.posterior else "mode",
-        batch_size=task.batch_size,
-        images_a_round=task.batches * task.batch_size,
-        files=task.num_files,
-        cold=task.cold,
-        workers=task.workers,
+        posterior="sample" if job.posterior else "mode",
+        batch_size=job.batch_size,
+        images_a_round=job.batches * job.batch_size,
+        files=job.num_files,
+        cold=job.cold,
+        workers=job.workers,
         readings=readings,
     )
-    if task.cold:
+    if job.cold:
         data["still_in_memory"] = in_memory
     return Result(
         summary={
             "store": f"{store.num_items:,} items of {format_shape(shape)} float16 "
             f"({format_bytes(row_bytes)}), {'with' if store.has_flips else 'without'} flips",
-            "read": f"shuffled batches of {task.batch_size}, {memory}, "
-            f"{count(task.workers, 'worker')}, {count(len(raw), 'round')} of "
-            f"{task.batches * task.batch_size:,} images a worker",
+            "read": f"shuffled batches of {job.batch_size}, {memory}, "
+            f"{count(job.workers, 'worker')}, {count(len(raw), 'round')} of "
+            f"{job.batches * job.batch_size:,} images a worker",
         },
         tables=[Table(title="Loading latents", header=header, rows=rows)],
         data=data,

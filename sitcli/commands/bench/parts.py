@@ -19,25 +19,25 @@ from sitcli.runs.checkpoint import build_network
 
 
 def random_network(
-    config: TransformerConfig, task: BenchJob, *, training: bool = False
+    config: TransformerConfig, bench: BenchJob, *, training: bool = False
 ) -> Transformer:
-    """Its weights are drawn, as a new network's output is zero; for evaluation in the task's dtype,
+    """Its weights are drawn, as a new network's output is zero; for evaluation in the bench's dtype,
     for training in float32."""
     network = Transformer(config)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.02)
     if training:
-        return network.to(task.device)
-    return build_network(config, network.state_dict(), task.device, dtype=task.job.dtype)
+        return network.to(bench.device)
+    return build_network(config, network.state_dict(), bench.device, dtype=bench.job.dtype)
 
 
-def random_inputs(task: BenchJob) -> tuple[Tensor, Tensor, Tensor]:
-    config, batch = task.job.config, task.batch
+def random_inputs(bench: BenchJob) -> tuple[Tensor, Tensor, Tensor]:
+    config, batch = bench.job.config, bench.batch
     random = torch.Generator().manual_seed(0)
     x = torch.randn(batch, *config.latent_shape, generator=random)
     t = torch.rand(batch, generator=random)
     y = torch.randint(0, config.num_classes + 1, (batch,), generator=random)
-    return x.to(task.device), t.to(task.device), y.to(task.device)
+    return x.to(bench.device), t.to(bench.device), y.to(bench.device)
 
 
 # --- both -----------------------------------------------------------------------------------------
@@ -50,22 +50,22 @@ class _Nothing(nn.Module):
         return x
 
 
-def time_parts(task: BenchJob, *, training: bool) -> dict[str, float]:
+def time_parts(bench: BenchJob, *, training: bool) -> dict[str, float]:
     """Part -> seconds in all blocks, each part alone: forward, and backward where training."""
-    config, batch, rounds = task.job.config, task.batch, task.settings.rounds
+    config, batch, rounds = bench.job.config, bench.batch, bench.settings.rounds
     design = BLOCKS[config.block]
-    ends = random_network(replace(config, depth=1), task, training=training)
+    ends = random_network(replace(config, depth=1), bench, training=training)
     block = ends.blocks[0]
     ends.blocks = nn.ModuleList()
     modulation, ends.modulation = ends.modulation or nn.Identity(), None
     attention, mlp = block.attn, block.mlp
     block.attn, block.mlp = _Nothing(), _Nothing()
-    made = dict(device=task.device, requires_grad=training)
+    made = dict(device=bench.device, requires_grad=training)
     tokens = torch.randn(batch, config.tokens + design.appended, config.width, **made)
-    t, y = torch.randn(2, batch, config.width, device=task.device)
+    t, y = torch.randn(2, batch, config.width, device=bench.device)
     condition = design.condition(tokens, t, y)[1]
-    inputs = random_inputs(task)
-    if training and task.job.compiled:
+    inputs = random_inputs(bench)
+    if training and bench.job.compiled:
         attention, mlp, block = map(torch.compile, (attention, mlp, block))
     parts: dict[str, tuple[Callable[[], Tensor], int]] = {
         "attention": (lambda: attention(tokens), config.depth),
@@ -78,7 +78,7 @@ def time_parts(task: BenchJob, *, training: bool) -> dict[str, float]:
     }
 
     def work(forward: Callable[[], Tensor]) -> None:
-        with autocast(task.device, task.job.dtype), torch.set_grad_enabled(training):
+        with autocast(bench.device, bench.job.dtype), torch.set_grad_enabled(training):
             out = forward()
         if training:
             out.float().mean().backward()
@@ -86,6 +86,6 @@ def time_parts(task: BenchJob, *, training: bool) -> dict[str, float]:
     seconds = {}
     for name, (forward, times) in parts.items():
         work(forward)
-        values = [task.seconds(lambda forward=forward: work(forward)) for _ in range(rounds)]
+        values = [bench.seconds(lambda forward=forward: work(forward)) for _ in range(rounds)]
         seconds[name] = times * statistics.median(values)
     return seconds

@@ -16,8 +16,8 @@ from sitcli.settings.tools import BenchSettings
 # --- matrix products ------------------------------------------------------------------------------
 
 
-def products_of(task: BenchJob, *, training: bool) -> list[Product]:
-    products = matrix_products(task.job.config, task.batch)
+def products_of(bench: BenchJob, *, training: bool) -> list[Product]:
+    products = matrix_products(bench.job.config, bench.batch)
     gradients = [gradient for product in products for gradient in product.gradients]
     return [*products, *(gradients if training else [])]
 
@@ -25,9 +25,9 @@ def products_of(task: BenchJob, *, training: bool) -> list[Product]:
 class Operands:
     """The products' matrices in a dtype, and the time of each."""
 
-    def __init__(self, task: BenchJob, products: list[Product], dtype: torch.dtype) -> None:
-        self.task, self.products = task, products
-        made = dict(device=task.device, dtype=torch.float32)
+    def __init__(self, bench: BenchJob, products: list[Product], dtype: torch.dtype) -> None:
+        self.bench, self.products = bench, products
+        made = dict(device=bench.device, dtype=torch.float32)
         sizes = {(p.m, p.k, p.n) for p in products}
         # The weights lie as a linear layer's do, (n, k).
         self.pairs = {
@@ -39,7 +39,7 @@ class Operands:
     def measure(self) -> dict[Product, float]:
         """Seconds of one product of each; the faster of two."""
         taken = {
-            size: min(self.task.seconds(lambda a=a, b=b: a @ b) for _ in range(2))
+            size: min(self.bench.seconds(lambda a=a, b=b: a @ b) for _ in range(2))
             for size, (a, b) in self.pairs.items()
         }
         return {p: taken[p.m, p.k, p.n] for p in self.products}
@@ -52,10 +52,10 @@ def products_rate(seconds: dict[Product, float]) -> float:
 
 def gemm(settings: BenchSettings) -> Stage:
     """The matrix products of a model's training step, each size alone, in fp32 and as asked."""
-    with prepared(settings) as task:
-        dtypes = dict.fromkeys([task.job.dtype, torch.float32])
-        products = products_of(task, training=True)
-        operands = {dtype: Operands(task, products, dtype) for dtype in dtypes}
+    with prepared(settings) as bench:
+        dtypes = dict.fromkeys([bench.job.dtype, torch.float32])
+        products = products_of(bench, training=True)
+        operands = {dtype: Operands(bench, products, dtype) for dtype in dtypes}
         rounds: dict[torch.dtype, list[dict[Product, float]]] = {dtype: [] for dtype in dtypes}
         for number in range(settings.rounds):
             yield Progress(done=number, total=settings.rounds, unit="rounds")
@@ -74,8 +74,8 @@ def gemm(settings: BenchSettings) -> Stage:
     rows.append(["all", "", "", *map(giga, totals)])
     header = ["product", "m x k x n", "times", *(f"GFLOP/s {name}" for name in names)]
     return Result(
-        summary=describe(task) | {"matrix products": f"{giga(totals[0])} GFLOP/s in {names[0]}"},
+        summary=describe(bench) | {"matrix products": f"{giga(totals[0])} GFLOP/s in {names[0]}"},
         tables=[Table(title="Matrix products of a training step", header=header, rows=rows)],
-        data=facts_of(task)
+        data=facts_of(bench)
         | dict(products=data, flops_per_second=dict(zip(names, totals, strict=True))),
     )

@@ -21,7 +21,7 @@ DENSE_BF16 = {
 
 
 def result_of(
-    task: BenchJob,
+    bench: BenchJob,
     flops: float,
     seconds: list[float],
     peaks: list[float],
@@ -34,10 +34,10 @@ def result_of(
     tables: list[Table] | None = None,
 ) -> Result:
     """flops: of what took `seconds`, by round; peaks: operations a second beside it."""
-    rates = [task.batch / s for s in seconds]
+    rates = [bench.batch / s for s in seconds]
     achieved = statistics.median(flops / s for s in seconds)
     ratios = [flops / s / peak for s, peak in zip(seconds, peaks, strict=True)]
-    summary = describe(task) | {
+    summary = describe(bench) | {
         "images/s": f"{statistics.median(rates):.4g} ({min(rates):.4g} to {max(rates):.4g}), "
         f"{1e3 * statistics.median(seconds):.4g} ms {what}",
         "operations": f"{giga(achieved)} GFLOP/s",
@@ -45,12 +45,12 @@ def result_of(
         f"of which this is {statistics.median(ratios):.0%} ({min(ratios):.0%} to "
         f"{max(ratios):.0%})",
     }
-    data = facts_of(task) | data | dict(
+    data = facts_of(bench) | data | dict(
         seconds=seconds, images_per_second=statistics.median(rates), flops=flops,
         flops_per_second=achieved, matrix_product_rates=peaks, ratios=ratios,
         ratio=statistics.median(ratios), parts=parts,
     )  # fmt: skip
-    dense = _dense_peak(task.device)
+    dense = _dense_peak(bench.device)
     if dense is not None:
         data["mfu"] = achieved / dense
         summary["MFU"] = f"{achieved / dense:.1%} of {dense / 1e12:.0f} TFLOP/s, dense bf16"
@@ -63,34 +63,34 @@ def result_of(
     return Result(summary=summary | more, tables=[table, *(tables or [])], data=data)
 
 
-def describe(task: BenchJob) -> dict[str, str]:
-    job, config = task.job, task.job.config
+def describe(bench: BenchJob) -> dict[str, str]:
+    job, config = bench.job, bench.job.config
     cost = total_cost(config)
-    compiled = ", compiled" if job.compiled and task.settings.what != "gemm" else ""
-    where = str(task.device)
-    if task.device.type == "cuda":
-        where += f" ({torch.cuda.get_device_name(task.device)})"
+    compiled = ", compiled" if job.compiled and bench.settings.what != "gemm" else ""
+    where = str(bench.device)
+    if bench.device.type == "cuda":
+        where += f" ({torch.cuda.get_device_name(bench.device)})"
     else:
         where += f", {count(torch.get_num_threads(), 'thread')}"
     return {
         "model": f"{job.settings.model}, {cost.params / 1e6:.1f} M parameters, {config.tokens} "
         f"tokens of {format_shape(config.latent_shape)}",
-        "batch": str(task.batch),
+        "batch": str(bench.batch),
         "running": f"{where}, {precision_name(job.dtype)}{compiled}",
     }
 
 
-def facts_of(task: BenchJob) -> dict[str, Any]:
-    job = task.job
+def facts_of(bench: BenchJob) -> dict[str, Any]:
+    job = bench.job
     return dict(
-        what=task.settings.what,
+        what=bench.settings.what,
         model=job.settings.model,
-        batch_size=task.batch,
-        device=str(task.device),
+        batch_size=bench.batch,
+        device=str(bench.device),
         precision=precision_name(job.dtype),
         compiled=job.compiled,
         threads=torch.get_num_threads(),
-        rounds=task.settings.rounds,
+        rounds=bench.settings.rounds,
     )
 
 

@@ -37,34 +37,34 @@ SCALE, INTERVAL = 1.5, (0.3, 0.8)
 
 def sample(settings: BenchSettings) -> Stage:
     """Evaluations of a network with random weights beside its matrix products, and solver steps."""
-    with prepared(settings) as task:
+    with prepared(settings) as bench:
         yield Note("warming up")
-        job, batch = task.job, task.batch
-        network = random_network(job.config, task)
+        job, batch = bench.job, bench.batch
+        network = random_network(job.config, bench)
         called = network
         if job.compiled:
-            called = CompiledNetwork(network, task.device, sizes={batch, 2 * batch})
-        inputs = random_inputs(task)
-        operands = Operands(task, products_of(task, training=False), job.dtype)
-        runs = _solver_runs(task, called, inputs)
+            called = CompiledNetwork(network, bench.device, sizes={batch, 2 * batch})
+        inputs = random_inputs(bench)
+        operands = Operands(bench, products_of(bench, training=False), job.dtype)
+        runs = _solver_runs(bench, called, inputs)
         evaluations, peaks = [], []
         taken: dict[str, list[float]] = {name: [] for name in runs}
-        with torch.no_grad(), autocast(task.device, job.dtype):
+        with torch.no_grad(), autocast(bench.device, job.dtype):
             for _ in range(2):
                 called(*inputs)
             for number in range(-1, settings.rounds):  # the first warms up
                 yield Progress(done=number + 1, total=settings.rounds + 1, unit="rounds")
                 peak = products_rate(operands.measure())
-                seconds = min(task.seconds(lambda: called(*inputs)) for _ in range(2))
-                spent = {name: task.seconds(run) / SOLVER_STEPS for name, (run, _) in runs.items()}
+                seconds = min(bench.seconds(lambda: called(*inputs)) for _ in range(2))
+                spent = {name: bench.seconds(run) / SOLVER_STEPS for name, (run, _) in runs.items()}
                 if number >= 0:
                     peaks.append(peak)
                     evaluations.append(seconds)
                     for name, value in spent.items():
                         taken[name].append(value)
-        memory = peak_memory(task.device)
+        memory = peak_memory(bench.device)
         yield Note("measuring the parts of the network, each alone")
-        parts = time_parts(task, training=False)
+        parts = time_parts(bench, training=False)
     table = Table(
         title="Solver steps",
         header=["sampler", "ms a step", "from - to", "steps", "images/s"],
@@ -84,22 +84,22 @@ def sample(settings: BenchSettings) -> Stage:
     rows = parts if job.compiled else parts | {"the rest": max(0.0, total - sum(parts.values()))}
     title = "An evaluation" + (", its parts alone and not compiled" if job.compiled else "")
     return result_of(
-        task, 2 * total_cost(job.config).macs * batch, evaluations, peaks, rows, title=title,
+        bench, 2 * total_cost(job.config).macs * batch, evaluations, peaks, rows, title=title,
         what="an evaluation", more={"peak memory": format_bytes(memory)}, tables=[table],
         data=dict(peak_memory_bytes=memory, solver_step_seconds=taken),
     )  # fmt: skip
 
 
 def _solver_runs(
-    task: BenchJob, network: Callable, inputs: tuple[Tensor, Tensor, Tensor]
+    bench: BenchJob, network: Callable, inputs: tuple[Tensor, Tensor, Tensor]
 ) -> dict[str, tuple[Callable[[], None], int]]:
     """Name -> SOLVER_STEPS steps of it, and the steps that `sit sample` takes."""
-    config, (noise, _, y) = task.job.config, inputs
+    config, (noise, _, y) = bench.job.config, inputs
 
     def run(sampler: Ode | Sde, guidance: Guidance) -> Callable[[], None]:
         def steps() -> None:
             guided = GuidedNetwork(network, guidance)
-            process = task.job.process
+            process = bench.job.process
             randn = lambda: torch.randn_like(noise)  # noqa: E731
             for _ in process.sample(guided, noise, y, sampler, randn=randn):
                 pass
@@ -112,7 +112,7 @@ def _solver_runs(
     if config.num_classes:
         sampler, steps = SAMPLERS["ODE, Heun"]
         guided = dict(null_class=config.null_class, scale=SCALE)
-        time_of = task.job.process.time_of
+        time_of = bench.job.process.time_of
         runs["ODE, Heun, guided"] = run(sampler, Guidance(**guided)), steps
         interval = Guidance(**guided, interval=INTERVAL, time_of=time_of)
         runs["ODE, Heun, guided in half of the range"] = run(sampler, interval), steps

@@ -13,7 +13,7 @@ from sitcli.machine.quiet import quiet_libraries
 from sitcli.settings.tools import BenchSettings
 
 # What each looks at, beside the rounds and the batch size; others are refused.
-LOOKED_AT = {
+OPTIONS_OF = {
     "train": ("model", "find_batch", "compile", "tread", "latents", "dir", "device", "precision"),
     "sample": ("model", "compile", "latents", "device", "precision"),
     "gemm": ("model", "latents", "device", "precision"),
@@ -30,7 +30,7 @@ def bench(settings: BenchSettings) -> Stage:
     """
     for field in dataclasses.fields(settings):
         given = getattr(settings, field.name) != field.default
-        if given and field.name not in (*ALL, *LOOKED_AT[settings.what]):
+        if given and field.name not in (*ALL, *OPTIONS_OF[settings.what]):
             flag = f"--{field.name.replace('_', '-')}"
             raise UsageError(f"{flag} means nothing to sit bench {settings.what}", "leave it out")
     quiet_libraries()

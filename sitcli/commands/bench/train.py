@@ -33,38 +33,38 @@ MEMORY = 0.8  # of a CPU's, from which on no larger batch is tried
 
 def train(settings: BenchSettings) -> Stage:
     """Training steps beside the matrix products of as many, and what the parts of a step take."""
-    with prepared(settings) as task:
+    with prepared(settings) as bench:
         if settings.find_batch:
-            return (yield from _find_batch(task))
-        join_group(World(0, 1), task.device)
+            return (yield from _find_batch(bench))
+        join_group(World(0, 1), bench.device)
         yield Note("warming up")
-        trainer = Trainer(task.job, World(0, 1))
+        trainer = Trainer(bench.job, World(0, 1))
         try:
             trainer.train_step()
-            operands = Operands(task, products_of(task, training=True), task.job.dtype)
+            operands = Operands(bench, products_of(bench, training=True), bench.job.dtype)
             steps, peaks, spent = [], [], []
             for number in range(settings.rounds):
                 yield Progress(done=number, total=settings.rounds, unit="rounds")
                 peaks.append(products_rate(operands.measure()))
-                run = task.seconds(lambda: [trainer.train_step() for _ in range(TRAIN_STEPS)])
+                run = bench.seconds(lambda: [trainer.train_step() for _ in range(TRAIN_STEPS)])
                 steps.append(run / TRAIN_STEPS)
-                spent.append(_phases(task, trainer))
-            memory = peak_memory(task.device)
+                spent.append(_phases(bench, trainer))
+            memory = peak_memory(bench.device)
             yield Note("measuring the parts of the network, each alone")
-            parts = time_parts(task, training=True)
+            parts = time_parts(bench, training=True)
         finally:
             trainer.close()
     phases = {name: statistics.median(one[name] for one in spent) for name in spent[0]}
     inside = phases.pop("network")
     rows = parts | {"loss and the rest": max(0.0, inside - sum(parts.values()))} | phases
-    title = "A training step" + (", the network's parts compiled" if task.job.compiled else "")
+    title = "A training step" + (", the network's parts compiled" if bench.job.compiled else "")
     return result_of(
-        task, task.job.step_flops, steps, peaks, rows, title=title, what="a step",
+        bench, bench.job.step_flops, steps, peaks, rows, title=title, what="a step",
         more={"peak memory": format_bytes(memory)}, data=dict(peak_memory_bytes=memory),
     )  # fmt: skip
 
 
-def _phases(task: BenchJob, trainer: Trainer) -> dict[str, float]:
+def _phases(bench: BenchJob, trainer: Trainer) -> dict[str, float]:
     """Phase -> seconds of one training step that waits for the device at each."""
     phases = {
         "data": (trainer.feed, "get"),
@@ -76,7 +76,7 @@ def _phases(task: BenchJob, trainer: Trainer) -> dict[str, float]:
     def watched(name: str, call: Callable) -> Callable:
         def run(*args: Any, **more: Any) -> Any:
             found: list[Any] = []
-            spent[name] += task.seconds(lambda: found.append(call(*args, **more)))
+            spent[name] += bench.seconds(lambda: found.append(call(*args, **more)))
             return found[0]
 
         return run
@@ -84,27 +84,27 @@ def _phases(task: BenchJob, trainer: Trainer) -> dict[str, float]:
     for name, (owner, method) in phases.items():
         setattr(owner, method, watched(name, getattr(owner, method)))
     try:
-        total = task.seconds(trainer.train_step)
+        total = bench.seconds(trainer.train_step)
     finally:
         for owner, method in phases.values():
             delattr(owner, method)
     return {"network": total - sum(spent.values()), **spent}
 
 
-def _find_batch(task: BenchJob) -> Stage:
+def _find_batch(bench: BenchJob) -> Stage:
     """Batch sizes from 1 on, doubling, until the memory or the gain is at its end."""
-    join_group(World(0, 1), task.device)
+    join_group(World(0, 1), bench.device)
     rows: list[dict[str, float]] = []
     batch, stopped = 1, ""
     while not stopped:
         yield Progress(done=len(rows), total=len(rows) + 1, unit="sizes", text=f"batch {batch}")
         try:
-            rows.append(_try_batch(task.sized(batch)) | dict(batch_size=batch))
+            rows.append(_try_batch(bench.sized(batch)) | dict(batch_size=batch))
         except torch.OutOfMemoryError:
             stopped = f"a batch of {batch} does not fit"
             break
         memory, rates = rows[-1]["memory"], [row["images_per_second"] for row in rows]
-        if task.device.type == "cpu" and 2 * memory > MEMORY * _memory():
+        if bench.device.type == "cpu" and 2 * memory > MEMORY * _memory():
             stopped = "twice as many might not fit in the memory"
         elif len(rates) > 2 and max(rates[-2:]) < max(rates[:-2]) / ENOUGH:
             stopped = "more bring nothing"
@@ -127,28 +127,28 @@ def _find_batch(task: BenchJob) -> Stage:
         ],
     )
     size = chosen["batch_size"]
-    summary = describe(task) | {"stopped": stopped, "suggested": f"--batch-size {size}"}
+    summary = describe(bench) | {"stopped": stopped, "suggested": f"--batch-size {size}"}
     summary.pop("batch")
-    data = facts_of(task) | dict(sizes=rows, suggested=size)
+    data = facts_of(bench) | dict(sizes=rows, suggested=size)
     return Result(summary=summary, tables=[table], data=data)
 
 
-def _try_batch(task: BenchJob) -> dict[str, float]:
+def _try_batch(bench: BenchJob) -> dict[str, float]:
     """Images/s and memory of a few steps."""
-    if task.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(task.device)
-    trainer = Trainer(task.job, World(0, 1))
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(bench.device)
+    trainer = Trainer(bench.job, World(0, 1))
     try:
         trainer.train_step()
-        seconds = [task.seconds(trainer.train_step) for _ in range(3)]
-        memory = peak_memory(task.device)
+        seconds = [bench.seconds(trainer.train_step) for _ in range(3)]
+        memory = peak_memory(bench.device)
     finally:
         trainer.close()
         del trainer
         gc.collect()
-        if task.device.type == "cuda":
+        if bench.device.type == "cuda":
             torch.cuda.empty_cache()
-    return dict(images_per_second=task.batch / statistics.median(seconds), memory=memory)
+    return dict(images_per_second=bench.batch / statistics.median(seconds), memory=memory)
 
 
 def _memory() -> int:

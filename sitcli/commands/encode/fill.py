@@ -19,7 +19,7 @@ from sitcli.images.source import Source
 from sitcli.latents.layout import FEATURES, FEATURES_CRC, PROBLEM_BYTES, create_store, row_checksums
 from sitcli.latents.store import LatentStore
 from sitcli.machine.devices import precision_name, resolve_device, tune_cpu
-from sitcli.machine.ranks import led, together, until_all, watching
+from sitcli.machine.ranks import all_agree, events_from_rank_0, wait_for_all, watching_peers
 from sitcli.machine.world import World
 from sitcli.settings.encode import EncodeSettings
 from sitcli.storage.rows import BROKEN, DONE, MISSING, Rows
@@ -31,10 +31,10 @@ def encode_missing(
     settings: EncodeSettings, source: Source, file: Rows | None, world: World
 ) -> Generator[Event, None, float]:
     """This rank's share of the batches that are missing in OUT; returns images per second."""
-    device = together(world, lambda: resolve_device(settings.device))
+    device = all_agree(world, lambda: resolve_device(settings.device))
     tune_cpu(device)
     autoencoder = None
-    aligner = together(world, lambda: _aligner(settings, device))
+    aligner = all_agree(world, lambda: _aligner(settings, device))
 
     def first() -> Generator[Event, None, list[np.ndarray]]:
         nonlocal autoencoder
@@ -45,8 +45,8 @@ def encode_missing(
         return _missing_batches(Rows(settings.out))
 
     # Found by one rank for all: the others write while a late one would look.
-    missing = yield from led(world, first)
-    autoencoder = together(
+    missing = yield from events_from_rank_0(world, first)
+    autoencoder = all_agree(
         world, lambda: autoencoder or _stored_autoencoder(settings, Rows(settings.out), device)
     )
     return (yield from _fill(settings, source, autoencoder, aligner, device, missing, world))
@@ -154,7 +154,7 @@ def _fill(
         Rows(settings.out, writable=True) as file,
         # The fastest algorithm of the moment would differ between runs in the last bits.
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
-        watching(world) as check_peers,
+        watching_peers(world) as check_peers,
     ):
         news = _News(file, source)
         before, start, flips = news.done, time.monotonic(), file.attrs["flips"]
@@ -172,7 +172,7 @@ def _fill(
             _write_batch(file, batch, problems, latents)
             yield from news.look()
             check_peers()
-        for _ in until_all(world):
+        for _ in wait_for_all(world):
             yield from news.look()
             check_peers()
         yield from news.look()

@@ -19,7 +19,7 @@ from sitcli.images.source import Source
 from sitcli.latents.readback import ReadBack
 from sitcli.latents.store import LatentStore
 from sitcli.machine.quiet import quiet_libraries
-from sitcli.machine.ranks import from_first, meeting, together
+from sitcli.machine.ranks import all_agree, on_rank_0, process_group
 from sitcli.machine.world import planned_size, world_for
 from sitcli.settings.encode import EncodeSettings
 from sitcli.storage import locks
@@ -37,14 +37,14 @@ def encode(settings: EncodeSettings) -> Stage:
     world = world_for(gpus=settings.gpus, procs=settings.procs)
     try:
         with contextlib.ExitStack() as held:
-            with meeting(world):
-                settings = together(world, lambda: resolve(settings))
+            with process_group(world):
+                settings = all_agree(world, lambda: resolve(settings))
 
                 def look() -> tuple[Source | None, Rows | None]:
                     held.enter_context(locks.lock(settings.out))
                     return look_at_source(settings)
 
-                source, file = from_first(world, look)
+                source, file = on_rank_0(world, look)
                 complete = file is not None and file.attrs["complete"]
                 if complete:
                     yield Note(f"{settings.out} is complete already")

@@ -13,7 +13,7 @@ from sitcli.commands.sample.stage import sample
 from sitcli.errors import SitError
 from sitcli.events import Event, Note, Progress, Result, Stage, Table
 from sitcli.images.curves import save_history
-from sitcli.machine.ranks import from_first, meeting, together
+from sitcli.machine.ranks import all_agree, on_rank_0, process_group
 from sitcli.machine.world import world_for
 from sitcli.runs.run_dir import RunDir
 from sitcli.settings.evaluate import EvaluateSettings
@@ -35,10 +35,10 @@ def history(settings: EvaluateSettings) -> Stage:
     world = world_for(gpus=settings.gpus, procs=settings.procs)
     scored: list[dict[str, Any]] = []
     told: set[str] = set()
-    with meeting(world):
-        run = together(world, lambda: _open(settings))
+    with process_group(world):
+        run = all_agree(world, lambda: _open(settings))
         # Training may save another one meanwhile: one rank decides for all.
-        for step in from_first(world, run.steps):
+        for step in on_rank_0(world, run.steps):
             yield Note(f"step {step}")
             drawing = _sample_settings(settings, run, step)
             yield from _each_once(sample(drawing), told)

@@ -216,25 +216,25 @@ def device_for(settings: EvaluateSettings) -> torch.device:
     return resolve_device(name)
 
 
-def load_extractors(task: Job, device: torch.device) -> dict[Features, Extractor]:
+def load_extractors(job: Job, device: torch.device) -> dict[Features, Extractor]:
     wanted: dict[Features, list[str]] = {}
-    for layer in task.layers.values():
+    for layer in job.layers.values():
         wanted.setdefault(layer.features, []).append(layer.name)
     return {features: load_extractor(features, device, names) for features, names in wanted.items()}
 
 
-def widths_of(task: Job, extractors: Mapping[Features, Extractor]) -> dict[Layer, int]:
+def widths_of(job: Job, extractors: Mapping[Features, Extractor]) -> dict[Layer, int]:
     """Number of features an image has in each layer.
 
     Raises UsageError if samples and reference differ in it, SitError if a file's statistics do.
     """
-    samples, reference = task.sets[0], task.reference
-    fixed = all(layer.features.resizes for layer in task.layers.values())
+    samples, reference = job.sets[0], job.reference
+    fixed = all(layer.features.resizes for layer in job.layers.values())
     other = reference is not None and reference.images is not None
     if other and reference.images.size != samples.size and not fixed:
         raise UsageError(
             f"the samples are {size_of(samples)} and the reference {size_of(reference.images)}: "
-            f"{task.layers['pool'].features.tag} compares images of one size",
+            f"{job.layers['pool'].features.tag} compares images of one size",
             "give a --reference of the samples' size; a folder is cropped to it",
         )
     trial = torch.zeros(2, 3, *samples.size, dtype=torch.uint8)
@@ -242,32 +242,32 @@ def widths_of(task: Job, extractors: Mapping[Features, Extractor]) -> dict[Layer
     for features, extractor in extractors.items():
         for name, values in extractor.extract(trial).items():
             widths[Layer(features, name)] = values.shape[1]
-    for metric in task.metrics:
+    for metric in job.metrics:
         if METRICS[metric].frechet:
-            _check_given(task, task.layers[METRICS[metric].layer], METRICS[metric].layer, widths)
-    kept_alone = [m for m in task.metrics if not METRICS[m].frechet]
-    numbers = {f"{s.path} has {s.num:,}": s.num for s in task.sets}
+            _check_given(job, job.layers[METRICS[metric].layer], METRICS[metric].layer, widths)
+    kept_alone = [m for m in job.metrics if not METRICS[m].frechet]
+    numbers = {f"{s.path} has {s.num:,}": s.num for s in job.sets}
     if reference is not None and reference.images is not None:
         numbers[f"the reference has {len(reference.indices):,}"] = len(reference.indices)
     most = most_kept(max(widths.values()))
     for text, num in numbers.items():
-        if num > most and (kept_alone or task.bootstrap):
+        if num > most and (kept_alone or job.bootstrap):
             option = f"--{kept_alone[0]}" if kept_alone else "--bootstrap"
             hint = "--reference-num 50000" if "reference" in text else "use fewer samples"
             raise UsageError(f"{option} takes at most {most:,} images a side: {text}", hint)
     return widths
 
 
-def _check_given(task: Job, layer: Layer, name: str, widths: Mapping[Layer, int]) -> None:
+def _check_given(job: Job, layer: Layer, name: str, widths: Mapping[Layer, int]) -> None:
     """SitError unless a file's statistics are of this layer."""
-    given = task.given(name)
+    given = job.given(name)
     if given is None:
         return
-    more, tag = task.reference.statistics.more, layer.features.tag
+    more, tag = job.reference.statistics.more, layer.features.tag
     made_with = str(more.get("features", tag))
     if made_with != tag or len(given.mean) != widths[layer]:
         raise SitError(
-            f"{task.reference.path} holds statistics of {len(given.mean)} features"
+            f"{job.reference.path} holds statistics of {len(given.mean)} features"
             f"{f' of {made_with}' if 'features' in more else ''}; {tag} gives {widths[layer]}",
             "give a reference made with the same extractor, or one with images",
         )

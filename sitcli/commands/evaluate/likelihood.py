@@ -30,7 +30,7 @@ from sitcli.machine.devices import resolve_device, tune_cpu
 from sitcli.machine.quiet import quiet_libraries
 from sitcli.machine.seeds import generator
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
-from sitcli.runs.compatible import OWN, check_null_class, check_same_latents, known_labels
+from sitcli.runs.compatible import OWN_LABELS, check_null_class, check_same_latents, known_labels
 from sitcli.settings.evaluate import EvaluateSettings
 from sitcli.storage.files import write_json
 from sitcli.storage.locks import check_writable
@@ -49,22 +49,22 @@ def likelihood(settings: EvaluateSettings) -> Stage:
     Raises UsageError for options that do not fit the model, SitError for a store that does not.
     """
     quiet_libraries()
-    task = _resolve(settings)
+    job = _resolve(settings)
     if settings.samples is None:
-        yield Note(f"checkpoint: {task.checkpoint.path} (the newest)")
-    yield Note(f"data: {task.data}")
-    tune_cpu(task.device)
+        yield Note(f"checkpoint: {job.checkpoint.path} (the newest)")
+    yield Note(f"data: {job.data}")
+    tune_cpu(job.device)
     network = GuidedNetwork(
-        task.checkpoint.network("ema", task.device),
-        Guidance(null_class=task.checkpoint.config.null_class),
+        job.checkpoint.network("ema", job.device),
+        Guidance(null_class=job.checkpoint.config.null_class),
     )
-    total, done, text = len(task.items), 0, ""
+    total, done, text = len(job.items), 0, ""
     parts: list[Tensor] = []
     yield Progress(done=0, total=total)
-    for items, labels in _batches(task, settings.batch_size):
-        x = _data(task, items).to(task.device)
-        y = torch.from_numpy(labels).to(task.device)
-        for share, latest in task.method.measure(task, network, x, y, items):
+    for items, labels in _batches(job, settings.batch_size):
+        x = _data(job, items).to(job.device)
+        y = torch.from_numpy(labels).to(job.device)
+        for share, latest in job.method.measure(job, network, x, y, items):
             nats = latest
             yield Progress(done=done + int(len(items) * share), total=total, text=text)
         if not bool(torch.isfinite(nats).all()):
@@ -72,26 +72,26 @@ def likelihood(settings: EvaluateSettings) -> Stage:
         parts.append(nats.cpu().double())
         done += len(items)
         text = f"{float(bits_per_dim(torch.cat(parts).mean(), x[0].numel())):.4g} bits/dim"
-    return _report(task, torch.cat(parts), network.evaluations / total)
+    return _report(job, torch.cat(parts), network.evaluations / total)
 
 
 def plan(settings: EvaluateSettings) -> Result:
     """What `likelihood` would do; writes nothing."""
     from sitcli.model.flops import total_cost
 
-    task = _resolve(settings)
-    evaluations = task.method.evaluations(task)
-    macs = total_cost(task.checkpoint.config).macs
+    job = _resolve(settings)
+    evaluations = job.method.evaluations(job)
+    macs = total_cost(job.checkpoint.config).macs
     summary = {
-        "checkpoint": str(task.checkpoint.path),
-        "data": f"{task.data}, {count(len(task.items), 'image')}",
-        "method": task.method.name,
+        "checkpoint": str(job.checkpoint.path),
+        "data": f"{job.data}, {count(len(job.items), 'image')}",
+        "method": job.method.name,
         "evaluations": f"{evaluations} an image" if evaluations else "as dopri5 needs",
         "cost": f"{macs / 1e9:.3g} GMACs an evaluation"
-        + ("" if task.ode is None else ", before the backward passes"),
-        "would write": str(task.out),
+        + ("" if job.ode is None else ", before the backward passes"),
+        "would write": str(job.out),
     }
-    data = dict(task.facts(), dry_run=True, evaluations=evaluations, out=str(task.out))
+    data = dict(job.facts(), dry_run=True, evaluations=evaluations, out=str(job.out))
     return Result(summary=summary, data=data, next="the same command without --dry-run")
 
 
@@ -110,9 +110,9 @@ def _resolve(settings: EvaluateSettings) -> Job:
         raise SitError(f"{store.path} holds {num} image, and an error bar needs at least 2")
     items = np.arange(num) * store.num_items // num
     labels, policy = known_labels(store.labels[items], store.class_names, checkpoint)
-    if policy != OWN:
+    if policy != OWN_LABELS:
         check_null_class(checkpoint, policy, "give a --reference with the run's classes")
-    task = Job(
+    job = Job(
         checkpoint=checkpoint,
         store=store,
         items=items,
@@ -122,8 +122,8 @@ def _resolve(settings: EvaluateSettings) -> Job:
         device=resolve_device(settings.device),
         **method,
     )
-    check_writable(task.out)
-    return task
+    check_writable(job.out)
+    return job
 
 
 def _open_store(settings: EvaluateSettings, checkpoint: Checkpoint) -> LatentStore | JoinedStores:
@@ -145,47 +145,47 @@ def _open_store(settings: EvaluateSettings, checkpoint: Checkpoint) -> LatentSto
     return store
 
 
-def _batches(task: Job, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _batches(job: Job, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(numbers within the store, labels) of at most `size` images at a time."""
-    for start in range(0, len(task.items), size):
-        yield task.items[start : start + size], task.labels[start : start + size]
+    for start in range(0, len(job.items), size):
+        yield job.items[start : start + size], job.labels[start : start + size]
 
 
-def _data(task: Job, items: np.ndarray) -> Tensor:
+def _data(job: Job, items: np.ndarray) -> Tensor:
     """(B, C, h, w) float32, what the likelihood is asked of; a function of (seed, item) alone."""
-    store, shape = task.store, task.store.latent_shape
+    store, shape = job.store, job.store.latent_shape
 
     def drawn(draw: Callable, what: str) -> Tensor:
-        random = [generator(task.seed, what, int(item)) for item in items]
+        random = [generator(job.seed, what, int(item)) for item in items]
         return torch.stack([draw(shape, generator=r) for r in random])
 
-    if not task.of_pixels:
+    if not job.of_pixels:
         noise = drawn(torch.randn, "posterior") if store.kind == "moments" else None
         return store.batch(items, noise=noise)
     images = to_uint8(store.batch(items))  # the very bytes: float16 did not lose them
-    if task.ode is None:
+    if job.ode is None:
         return to_signed(images.numpy())
     return dequantise(images.permute(0, 3, 1, 2), drawn(torch.rand, "dequantise"))
 
 
-def _figures(task: Job, nats: Tensor) -> list[dict[str, Any]]:
+def _figures(job: Job, nats: Tensor) -> list[dict[str, Any]]:
     """nats (n, P), negative log-likelihoods, -> figures, each with its standard error.
 
     The error is that of the mean over the images; the chance of the probes and of the
     dequantisation is part of how the images differ, and thus inside it.
     """
-    size, image = math.prod(task.store.latent_shape), nats.mean(1)
+    size, image = math.prod(job.store.latent_shape), nats.mean(1)
     bits = bits_per_dim(image, size)
     rows = [("nats/image", image)]
-    if task.ode is None:  # of bytes, or of bins as wide, already
+    if job.ode is None:  # of bytes, or of bins as wide, already
         rows.append(("bits/dim", bits))
     else:
         rows.append(("bits/dim of the latent", bits))
-        if task.of_pixels:
+        if job.of_pixels:
             rows.append(("bits/dim of the pixels", bits + GREY_BITS))
     return [
         dict(
-            metric=name + task.method.label,
+            metric=name + job.method.label,
             value=float(values.mean()),
             std_error=float(values.std()) / math.sqrt(len(values)),
             num=len(values),
@@ -194,48 +194,48 @@ def _figures(task: Job, nats: Tensor) -> list[dict[str, Any]]:
     ]
 
 
-def _report(task: Job, nats: Tensor, evaluations: float) -> Result:
-    figures, facts = _figures(task, nats), task.facts()
+def _report(job: Job, nats: Tensor, evaluations: float) -> Result:
+    figures, facts = _figures(job, nats), job.facts()
     facts |= dict(evaluations_per_image=evaluations)
-    if task.ode is not None:
-        passes = task.probes or math.prod(task.store.latent_shape)
+    if job.ode is not None:
+        passes = job.probes or math.prod(job.store.latent_shape)
         facts |= dict(backward_passes_per_evaluation=passes)
     if nats.shape[1] > 1:
         # What more probes could still take away of the error of nats/image.
         share = nats.var(1).mean() / nats.shape[1] / len(nats)
         facts |= dict(std_error_of_probes=float(share.sqrt()))
     document = {"format_version": FORMAT_VERSION, "sit_version": __version__, **facts}
-    document |= dict(figures=figures, items=task.items.tolist(), nats=nats.mean(1).tolist())
+    document |= dict(figures=figures, items=job.items.tolist(), nats=nats.mean(1).tolist())
     try:
-        write_json(task.out, document)
+        write_json(job.out, document)
     except OSError as error:
-        raise SitError(f"cannot write {task.out}: {error.strerror}") from None
+        raise SitError(f"cannot write {job.out}: {error.strerror}") from None
     return Result(
-        summary=_summary(task, facts),
-        tables=[_table(task, figures, evaluations)],
+        summary=_summary(job, facts),
+        tables=[_table(job, figures, evaluations)],
         data=dict(facts, figures=figures),
-        path=task.out,
+        path=job.out,
     )
 
 
-def _summary(task: Job, facts: dict[str, Any]) -> dict[str, str]:
-    if task.ode is None:
-        method = f"{count(task.steps, 'step')} of the chain: an upper bound"
-        width = "" if task.of_pixels else ", in bins 2/255 wide"
+def _summary(job: Job, facts: dict[str, Any]) -> dict[str, str]:
+    if job.ode is None:
+        method = f"{count(job.steps, 'step')} of the chain: an upper bound"
+        width = "" if job.of_pixels else ", in bins 2/255 wide"
     else:
-        method = f"{task.ode.solver}"
-        method += "" if task.ode.adaptive else f", {count(task.ode.steps, 'step')}"
+        method = f"{job.ode.solver}"
+        method += "" if job.ode.adaptive else f", {count(job.ode.steps, 'step')}"
         method, width = f"{method}; {facts['divergence']}", ""
-    error = "standard error over the images" + (", the probes' within it" if task.probes else "")
+    error = "standard error over the images" + (", the probes' within it" if job.probes else "")
     return {
-        "method": f"{task.method.name}, {method}",
-        "images": f"{task.read_as}{width}; labels {task.label_policy}",
+        "method": f"{job.method.name}, {method}",
+        "images": f"{job.read_as}{width}; labels {job.label_policy}",
         "±": error,
     }
 
 
-def _table(task: Job, figures: list[dict[str, Any]], evaluations: float) -> Table:
-    data = f"{task.store.path.name}{', training images' if task.trained_on else ''}"
+def _table(job: Job, figures: list[dict[str, Any]], evaluations: float) -> Table:
+    data = f"{job.store.path.name}{', training images' if job.trained_on else ''}"
     rows = []
     for figure in figures:
         value = f"{figure['value']:.5g} ± {figure['std_error']:.2g}"

@@ -111,10 +111,10 @@ class Job:
 
 
 def _exact(
-    task: Job, network: GuidedNetwork, x: Tensor, y: Tensor, items: np.ndarray
+    job: Job, network: GuidedNetwork, x: Tensor, y: Tensor, items: np.ndarray
 ) -> Iterator[tuple[float, Tensor]]:
-    process, ode = task.checkpoint.process, task.ode
-    probes = _probes(task, items).to(x.device) if task.probes else None
+    process, ode = job.checkpoint.process, job.ode
+    probes = _probes(job, items).to(x.device) if job.probes else None
     begin, end, _ = ends_of(process)
     try:
         solving = log_likelihood(process, network, x, y, probes=probes, ode=ode)
@@ -125,27 +125,27 @@ def _exact(
         raise SitError(str(error), "use a larger --rtol, or --solver rk4") from None
 
 
-def _probes(task: Job, items: np.ndarray) -> Tensor:
+def _probes(job: Job, items: np.ndarray) -> Tensor:
     """Random signs (B, P, C, h, w); probe k of an image is a function of (seed, item, k) alone."""
-    shape = task.store.latent_shape
+    shape = job.store.latent_shape
     signs = [
-        torch.randint(0, 2, shape, generator=generator(task.seed, "probe", int(item), k))
+        torch.randint(0, 2, shape, generator=generator(job.seed, "probe", int(item), k))
         for item in items
-        for k in range(task.probes)
+        for k in range(job.probes)
     ]
-    return (torch.stack(signs) * 2 - 1).float().view(len(items), task.probes, *shape)
+    return (torch.stack(signs) * 2 - 1).float().view(len(items), job.probes, *shape)
 
 
 def _bound(
-    task: Job, network: GuidedNetwork, x: Tensor, y: Tensor, items: np.ndarray
+    job: Job, network: GuidedNetwork, x: Tensor, y: Tensor, items: np.ndarray
 ) -> Iterator[tuple[float, Tensor]]:
-    random = [generator(task.seed, "bound", int(item)) for item in items]
+    random = [generator(job.seed, "bound", int(item)) for item in items]
 
     def randn() -> Tensor:
         return torch.stack([torch.randn(x.shape[1:], generator=r) for r in random]).to(x.device)
 
-    process, nats_per_bit = task.checkpoint.process, x[0].numel() * math.log(2)
-    bound = process.bound(network, x, y, steps=task.steps, tails=task.of_pixels, randn=randn)
+    process, nats_per_bit = job.checkpoint.process, x[0].numel() * math.log(2)
+    bound = process.bound(network, x, y, steps=job.steps, tails=job.of_pixels, randn=randn)
     for done, total, bits in bound:
         yield done / total, (bits * nats_per_bit)[:, None]
 
@@ -181,18 +181,18 @@ def _resolve_bound(s: EvaluateSettings, process: Diffusion) -> dict[str, Any]:
     return dict(probes=None, ode=None, steps=s.steps or length)
 
 
-def _exact_evaluations(task: Job) -> int | None:
-    if task.ode.adaptive:
+def _exact_evaluations(job: Job) -> int | None:
+    if job.ode.adaptive:
         return None
-    return task.ode.steps * ODE_STEPS[task.ode.solver].evaluations
+    return job.ode.steps * ODE_STEPS[job.ode.solver].evaluations
 
 
 class _Method(NamedTuple):
     """How a kind of process is measured.
 
-    label: what its figures' names end with; resolve(settings, process) -> fields of the task;
-    measure(task, network, x, y, items) yields (share of the work done, nats (B, P)), of which the
-    last counts; evaluations(task): an image's, None where the solver decides.
+    label: what its figures' names end with; resolve(settings, process) -> fields of the job;
+    measure(job, network, x, y, items) yields (share of the work done, nats (B, P)), of which the
+    last counts; evaluations(job): an image's, None where the solver decides.
     """
 
     name: str
@@ -209,6 +209,6 @@ METHODS: dict[type, _Method] = {
         " (variational bound)",
         _resolve_bound,
         _bound,
-        lambda task: task.steps,
+        lambda job: job.steps,
     ),
 }

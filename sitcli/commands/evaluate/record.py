@@ -48,14 +48,14 @@ def interval_of(
 
 
 def figure_record(
-    task: Job,
+    job: Job,
     samples: ImageSet,
     metric: str,
     measured: Measured,
     interval: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """One entry of metrics.json: a figure and all it depends on beside the samples."""
-    features = task.layers[METRICS[metric].layer].features
+    features = job.layers[METRICS[metric].layer].features
     label = features.label(measured.name)
     if not math.isfinite(measured.value):
         raise SitError(f"{label} of {samples.path} is not a finite number")
@@ -68,7 +68,7 @@ def figure_record(
         "floor": measured.floor,
         "recipe": measured.recipe,
         "features": features_record(features),
-        "reference": task.reference and task.reference.record(measured.floor is not None),
+        "reference": job.reference and job.reference.record(measured.floor is not None),
         "sit_version": __version__,
     }
 

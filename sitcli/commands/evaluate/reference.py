@@ -15,7 +15,7 @@ from sitcli.events import Event, Note, Warn
 from sitcli.features.base import Layer
 from sitcli.features.collect import Count, collect, kept_path
 from sitcli.features.statistics import Statistics, keep_statistics, load_kept_statistics
-from sitcli.machine.ranks import led
+from sitcli.machine.ranks import events_from_rank_0
 from sitcli.machine.seeds import generator
 from sitcli.machine.world import World
 from sitcli.metrics.frechet import frechet_distance
@@ -26,46 +26,46 @@ from sitcli.settings.evaluate import EvaluateSettings
 
 
 def measure_reference(
-    task: Job,
+    job: Job,
     settings: EvaluateSettings,
     widths: Mapping[Layer, int],
     world: World,
     shared: Mapping[str, Any],
 ) -> Generator[Event, None, tuple[dict[Layer, Statistics], dict[Layer, Collected], Count]]:
     """What the reference's images give: statistics, kept ones if there are any, and features."""
-    frechet = {METRICS[m].layer for m in task.metrics if METRICS[m].frechet}
-    others = {METRICS[m].layer for m in task.metrics if not METRICS[m].frechet}
-    images = task.reference.images if task.reference is not None else None
-    total = sum(samples.num for samples in task.sets)
+    frechet = {METRICS[m].layer for m in job.metrics if METRICS[m].frechet}
+    others = {METRICS[m].layer for m in job.metrics if not METRICS[m].frechet}
+    images = job.reference.images if job.reference is not None else None
+    total = sum(samples.num for samples in job.sets)
     known: dict[Layer, Statistics] = {}
     if images is None:
         return known, {}, Count(total=total)
     for name in sorted(frechet):
-        layer = task.layers[name]
-        found = yield from led(world, lambda layer=layer: _known(task, layer, settings.seed))
+        layer = job.layers[name]
+        found = yield from events_from_rank_0(
+            world, lambda layer=layer: _known(job, layer, settings.seed)
+        )
         if found is not None:
             known[layer] = found
-    needed = [
-        n for n in task.layers if n in others or (n in frechet and task.layers[n] not in known)
-    ]
+    needed = [n for n in job.layers if n in others or (n in frechet and job.layers[n] not in known)]
     if not needed:
         return known, {}, Count(total=total)
-    indices = task.reference.indices
+    indices = job.reference.indices
     count = Count(total=total + len(indices))
-    mine = {task.layers[name]: widths[task.layers[name]] for name in needed}
+    mine = {job.layers[name]: widths[job.layers[name]] for name in needed}
     halves = _halves(len(indices), settings.seed)
     real = yield from collect(images, indices, halves, mine, count=count, **shared)
-    for layer in [task.layers[name] for name in needed if name in frechet]:
+    for layer in [job.layers[name] for name in needed if name in frechet]:
         if world.rank == 0 and layer not in known:
-            known[layer] = yield from _new_statistics(task, layer, real[layer], settings.seed)
+            known[layer] = yield from _new_statistics(job, layer, real[layer], settings.seed)
     return known, real, count
 
 
-def targets_of(task: Job, known: Mapping[Layer, Statistics]) -> dict[str, Target]:
+def targets_of(job: Job, known: Mapping[Layer, Statistics]) -> dict[str, Target]:
     """What the Frechet distances are taken to, by the layers' names in METRICS."""
     targets = {}
-    for name, layer in task.layers.items():
-        given, own = task.given(name), known.get(layer)
+    for name, layer in job.layers.items():
+        given, own = job.given(name), known.get(layer)
         floor = own.floor if own is not None else None
         if given is not None:
             names = "mu_s and sigma_s" if name == "spatial" else "mu and sigma"
@@ -75,8 +75,8 @@ def targets_of(task: Job, known: Mapping[Layer, Statistics]) -> dict[str, Target
     return targets
 
 
-def by_layer_name(task: Job, collected: Mapping[Layer, Collected]) -> dict[str, Collected]:
-    return {n: collected[layer] for n, layer in task.layers.items() if layer in collected}
+def by_layer_name(job: Job, collected: Mapping[Layer, Collected]) -> dict[str, Collected]:
+    return {n: collected[layer] for n, layer in job.layers.items() if layer in collected}
 
 
 def _halves(num: int, seed: int) -> np.ndarray:
@@ -87,9 +87,9 @@ def _halves(num: int, seed: int) -> np.ndarray:
     return parts
 
 
-def _known(task: Job, layer: Layer, seed: int) -> Generator[Event, None, Statistics | None]:
+def _known(job: Job, layer: Layer, seed: int) -> Generator[Event, None, Statistics | None]:
     """Statistics of the reference's images that an earlier evaluation kept."""
-    path = _statistics_path(task, layer, seed)
+    path = _statistics_path(job, layer, seed)
     if not path.exists():
         return None
     try:
@@ -102,7 +102,7 @@ def _known(task: Job, layer: Layer, seed: int) -> Generator[Event, None, Statist
 
 
 def _new_statistics(
-    task: Job, layer: Layer, real: Collected, seed: int
+    job: Job, layer: Layer, real: Collected, seed: int
 ) -> Generator[Event, None, Statistics]:
     """Statistics of the reference's images, kept for the next evaluation."""
     first, second = real.moments
@@ -114,12 +114,12 @@ def _new_statistics(
     whole.merge(second)
     statistics = Statistics(gaussian_of(whole), floor)
     try:
-        keep_statistics(_statistics_path(task, layer, seed), statistics, layer=layer, seed=seed)
+        keep_statistics(_statistics_path(job, layer, seed), statistics, layer=layer, seed=seed)
     except SitError as error:
         yield Warn(f"statistics are not kept for another time: {error.message}")
     return statistics
 
 
-def _statistics_path(task: Job, layer: Layer, seed: int) -> Path:
-    images, indices = task.reference.images, task.reference.indices
+def _statistics_path(job: Job, layer: Layer, seed: int) -> Path:
+    images, indices = job.reference.images, job.reference.indices
     return kept_path(images, indices, layer, f"-seed{seed}.npz")

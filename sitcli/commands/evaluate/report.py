@@ -17,10 +17,10 @@ from sitcli.settings.sample import SampleSettings
 FEW_SAMPLES = 10_000
 
 
-def warnings_for(task: Job) -> list[str]:
-    features, reference = task.layers["pool"].features, task.reference
+def warnings_for(job: Job) -> list[str]:
+    features, reference = job.layers["pool"].features, job.reference
     warnings = []
-    fewest = min(samples.num for samples in task.sets)
+    fewest = min(samples.num for samples in job.sets)
     if not features.official:
         label = features.label("FID")
         warnings.append(
@@ -33,18 +33,18 @@ def warnings_for(task: Job) -> list[str]:
             "cannot be compared with published ones (of 50,000 samples) nor with those of "
             "another number of samples"
         )
-    if len({samples.num for samples in task.sets}) > 1:
+    if len({samples.num for samples in job.sets}) > 1:
         warnings.append("the sets differ in number of images, which alone moves most figures")
     if reference is None:
         return [*warnings, "there is no reference, so no floor can be computed"]
-    size = task.sets[0].size
+    size = job.sets[0].size
     if reference.images is None:
         warnings.append(
             f"{reference.path} holds statistics only, no images: no floor can be computed"
         )
     elif reference.images.size != size and features.resizes:
         warnings.append(
-            f"the samples are {size_of(task.sets[0])} and the reference "
+            f"the samples are {size_of(job.sets[0])} and the reference "
             f"{size_of(reference.images)}: the extractor resizes both, and the difference in "
             "sharpness counts"
         )
@@ -57,15 +57,15 @@ def warnings_for(task: Job) -> list[str]:
     return warnings
 
 
-def report_of(task: Job, settings: EvaluateSettings, results: list[list[dict[str, Any]]]) -> Result:
+def report_of(job: Job, settings: EvaluateSettings, results: list[list[dict[str, Any]]]) -> Result:
     data: list[dict[str, Any]] = [
         {"samples": samples_record(samples), "figures": figures}
-        for samples, figures in zip(task.sets, results, strict=True)
+        for samples, figures in zip(job.sets, results, strict=True)
     ]
-    one = len(task.sets) == 1
-    table = _table(task, results[0]) if one else _comparison(task, results)
-    outs = [metrics_path(samples) for samples in task.sets]
-    summary = _summary(task, results[0])
+    one = len(job.sets) == 1
+    table = _table(job, results[0]) if one else _comparison(job, results)
+    outs = [metrics_path(samples) for samples in job.sets]
+    summary = _summary(job, results[0])
     if not one:
         summary["written"] = ", ".join(map(str, outs))
     return Result(
@@ -73,29 +73,29 @@ def report_of(task: Job, settings: EvaluateSettings, results: list[list[dict[str
         tables=[table],
         data=data[0] if one else {"sets": data},
         path=outs[0] if one else None,
-        next=_next(task, settings) if one else "",
+        next=_next(job, settings) if one else "",
     )
 
 
-def _table(task: Job, figures: list[dict[str, Any]]) -> Table:
+def _table(job: Job, figures: list[dict[str, Any]]) -> Table:
     rows = []
     for figure in figures:
         floor = "-" if figure["floor"] is None else f"{figure['floor']:.5g}"
         num = f"{figure['num_samples']:,}"
-        reference = task.reference.short if task.reference is not None else "-"
+        reference = job.reference.short if job.reference is not None else "-"
         rows.append([figure["metric"], _value(figure), floor, num, reference])
     return Table(title="", header=["metric", "value", "floor", "N", "reference"], rows=rows)
 
 
-def _comparison(task: Job, results: list[list[dict[str, Any]]]) -> Table:
+def _comparison(job: Job, results: list[list[dict[str, Any]]]) -> Table:
     """A set a row, a metric a column, the floors below."""
     names = [figure["metric"] for figure in results[0]]
     rows = [
         [str(samples.path), f"{samples.num:,}", *map(_value, figures)]
-        for samples, figures in zip(task.sets, results, strict=True)
+        for samples, figures in zip(job.sets, results, strict=True)
     ]
     floors = ["-" if f["floor"] is None else f"{f['floor']:.5g}" for f in results[0]]
-    num = f"{len(task.reference.indices):,}" if task.reference is not None else "-"
+    num = f"{len(job.reference.indices):,}" if job.reference is not None else "-"
     if any(floor != "-" for floor in floors):
         rows.append(["floor", num, *floors])
     return Table(title="", header=["samples", "N", *names], rows=rows)
@@ -109,9 +109,9 @@ def _value(figure: dict[str, Any]) -> str:
     return text if figure["std"] is None else f"{text} ± {figure['std']:.2g}"
 
 
-def _summary(task: Job, figures: list[dict[str, Any]]) -> dict[str, str]:
-    official = " (the official InceptionV3)" if task.layers["pool"].features.official else ""
-    summary = {"features": ", ".join(task.tags()) + official}
+def _summary(job: Job, figures: list[dict[str, Any]]) -> dict[str, str]:
+    official = " (the official InceptionV3)" if job.layers["pool"].features.official else ""
+    summary = {"features": ", ".join(job.tags()) + official}
     intervals = [f["interval"] for f in figures if f["interval"] is not None]
     if intervals:
         summary["[low, high]"] = (
@@ -122,20 +122,20 @@ def _summary(task: Job, figures: list[dict[str, Any]]) -> dict[str, str]:
             summary["[low, high]"] += f"; {', '.join(without)}: none, images must not repeat there"
     if all(figure["floor"] is None for figure in figures):
         return summary | {"floor": "none: it takes two halves of the reference's images"}
-    num = len(task.reference.indices)
+    num = len(job.reference.indices)
     summary["floor"] = (
         f"the same metric between two random halves of the reference, {num // 2:,} and "
         f"{num - num // 2:,} images"
     )
-    if any(METRICS[metric].frechet for metric in task.metrics):
+    if any(METRICS[metric].frechet for metric in job.metrics):
         summary["floor"] += "; a Frechet distance of few images is large by their number alone"
-    if any(METRICS[metric].floor_is_ceiling for metric in task.metrics):
+    if any(METRICS[metric].floor_is_ceiling for metric in job.metrics):
         summary["floor"] += "; of IS, precision, recall, density and coverage it is the ceiling"
     return summary
 
 
-def _next(task: Job, settings: EvaluateSettings) -> str:
-    (samples,) = task.sets
+def _next(job: Job, settings: EvaluateSettings) -> str:
+    (samples,) = job.sets
     if "invert" in samples.meta:
         return ""  # there are no more of the images it was made of
     if samples.meta.get("noise"):
@@ -145,8 +145,8 @@ def _next(task: Job, settings: EvaluateSettings) -> str:
     ) in OPTIONS
     if drawn and samples.num < FEW_SAMPLES:
         return _more_samples(samples.meta)
-    others = [f"--{m}" for m in METRICS if METRICS[m].suggested and m not in task.metrics]
-    if not others or task.reference is None or task.reference.images is None:
+    others = [f"--{m}" for m in METRICS if METRICS[m].suggested and m not in job.metrics]
+    if not others or job.reference is None or job.reference.images is None:
         return ""
     words = ["sit", "evaluate", str(samples.path), *others]
     for name in ("reference", "reference_num", "features_weights"):

@@ -33,7 +33,7 @@ from sitcli.features.collect import Count, collect
 from sitcli.images.sets import ImageSet
 from sitcli.machine.devices import tune_cpu
 from sitcli.machine.quiet import quiet_libraries
-from sitcli.machine.ranks import from_first, meeting, together, watching
+from sitcli.machine.ranks import all_agree, on_rank_0, process_group, watching_peers
 from sitcli.machine.world import planned_size, world_for
 from sitcli.metrics.metric import Evidence
 from sitcli.metrics.table import METRICS
@@ -49,31 +49,31 @@ def evaluate(settings: EvaluateSettings) -> Stage:
     """
     quiet_libraries()
     world = world_for(gpus=settings.gpus, procs=settings.procs)
-    with meeting(world):
+    with process_group(world):
         # Another sample set may be completed while we look: one rank decides for all.
-        paths = from_first(world, lambda: named_sets(settings))
-        task = together(world, lambda: prepare(settings, paths))
-        for samples in task.sets:
+        paths = on_rank_0(world, lambda: named_sets(settings))
+        job = all_agree(world, lambda: prepare(settings, paths))
+        for samples in job.sets:
             yield Note(f"samples: {describe_images(samples, samples.num)}")
-        if task.reference is not None:
-            yield Note(f"reference: {task.reference.text}")
-        for text in warnings_for(task):
+        if job.reference is not None:
+            yield Note(f"reference: {job.reference.text}")
+        for text in warnings_for(job):
             yield Warn(text)
-        device = together(world, lambda: device_for(settings))
+        device = all_agree(world, lambda: device_for(settings))
         tune_cpu(device)
-        extractors = together(world, lambda: load_extractors(task, device))
-        widths = together(world, lambda: widths_of(task, extractors))
-        with watching(world) as check_peers:
+        extractors = all_agree(world, lambda: load_extractors(job, device))
+        widths = all_agree(world, lambda: widths_of(job, extractors))
+        with watching_peers(world) as check_peers:
             shared = dict(
-                summed=[task.layers[METRICS[m].layer] for m in task.metrics if METRICS[m].frechet],
+                summed=[job.layers[METRICS[m].layer] for m in job.metrics if METRICS[m].frechet],
                 extractors=extractors,
                 world=world,
                 check_peers=check_peers,
                 batch_size=settings.batch_size,
             )
-            known, real, count = yield from measure_reference(task, settings, widths, world, shared)
+            known, real, count = yield from measure_reference(job, settings, widths, world, shared)
             fakes = []
-            for samples in task.sets:
+            for samples in job.sets:
                 parts = np.zeros(samples.num, np.uint8)
                 indices = np.arange(samples.num)
                 fake = yield from collect(samples, indices, parts, widths, count=count, **shared)
@@ -81,60 +81,60 @@ def evaluate(settings: EvaluateSettings) -> Stage:
     if world.rank:
         return Result()
     results = []
-    for samples, fake in zip(task.sets, fakes, strict=True):
+    for samples, fake in zip(job.sets, fakes, strict=True):
         evidence = Evidence(
-            fake=by_layer_name(task, fake),
-            real=by_layer_name(task, real),
-            targets=targets_of(task, known),
-            logits=extractors[task.layers["pool"].features].logits,
+            fake=by_layer_name(job, fake),
+            real=by_layer_name(job, real),
+            targets=targets_of(job, known),
+            logits=extractors[job.layers["pool"].features].logits,
             seed=settings.seed,
             random_order=samples.random_order,
             splits=settings.isc_splits,
         )
-        figures = yield from _figures(task, settings, samples, evidence, count)
+        figures = yield from _figures(job, settings, samples, evidence, count)
         write_metrics(samples, figures)
         results.append(figures)
-    return report_of(task, settings, results)
+    return report_of(job, settings, results)
 
 
 def _figures(
-    task: Job, settings: EvaluateSettings, samples: ImageSet, evidence: Evidence, count: Count
+    job: Job, settings: EvaluateSettings, samples: ImageSet, evidence: Evidence, count: Count
 ) -> Generator[Event, None, list[dict[str, Any]]]:
     """Every figure of one sample set, as metrics.json keeps it."""
     figures = []
-    for metric in task.metrics:
+    for metric in job.metrics:
         yield Progress(done=count.total, total=count.total, text=f"computing {metric}")
         for measured in METRICS[metric].measure(evidence):
             interval = yield from interval_of(measured, settings, count)
-            figures.append(figure_record(task, samples, metric, measured, interval))
+            figures.append(figure_record(job, samples, metric, measured, interval))
     return figures
 
 
 def plan(settings: EvaluateSettings) -> Result:
     """What `evaluate` would do; opens what it would read, writes nothing."""
-    task = prepare(settings, named_sets(settings))
+    job = prepare(settings, named_sets(settings))
     device_for(settings)
-    reference = task.reference
+    reference = job.reference
     num_reference = len(reference.indices) if reference is not None else 0
-    num = sum(samples.num for samples in task.sets)
-    outs = [metrics_path(samples) for samples in task.sets]
+    num = sum(samples.num for samples in job.sets)
+    outs = [metrics_path(samples) for samples in job.sets]
     processes = planned_size(gpus=settings.gpus, procs=settings.procs)
     summary = {
-        "metrics": ", ".join(task.metrics),
-        "samples": "; ".join(describe_images(samples, samples.num) for samples in task.sets),
+        "metrics": ", ".join(job.metrics),
+        "samples": "; ".join(describe_images(samples, samples.num) for samples in job.sets),
         "reference": reference.text if reference is not None else "none",
-        "features": ", ".join(task.tags()),
+        "features": ", ".join(job.tags()),
         "extractor": f"{num + num_reference:,} images at most; kept features are used again",
         "processes": str(processes),
         "would write": f"{', '.join(map(str, outs))}, and features in "
-        + ", ".join(str(samples.stats_folder) for samples in task.sets),
+        + ", ".join(str(samples.stats_folder) for samples in job.sets),
     }
     data = {
         "dry_run": True,
-        "metrics": list(task.metrics),
-        "samples": [{"path": str(s.path), "num": s.num} for s in task.sets],
+        "metrics": list(job.metrics),
+        "samples": [{"path": str(s.path), "num": s.num} for s in job.sets],
         "reference": reference and {"path": str(reference.path), "num": num_reference},
-        "features": [features_record(layer.features) for layer in task.layers.values()],
+        "features": [features_record(layer.features) for layer in job.layers.values()],
         "processes": processes,
         "out": [str(out) for out in outs],
     }

@@ -25,7 +25,7 @@ from sitcli.settings.tools import InspectSettings
 from sitcli.storage import rows
 from sitcli.text import first_line, format_bytes
 
-KEPT = ("latents", "noise")  # what a sample set may hold beside the images
+OPTIONAL_DATASETS = ("latents", "noise")  # what a sample set may hold beside the images
 
 
 def describe_samples(samples: SampleSet) -> Result:
@@ -38,7 +38,7 @@ def describe_samples(samples: SampleSet) -> Result:
     names = list(meta.get("class_names") or [])
     counts = counts_text(samples.labels[samples.done], len(names))
     size = bytes_below(samples.directory if _owns_folder(samples) else samples.path)
-    kept = "".join(f", {name} kept" for name in KEPT if name in samples.rows.names)
+    kept = "".join(f", {name} kept" for name in OPTIONAL_DATASETS if name in samples.rows.names)
     summary = {
         "kind": f"sample set, format {attrs['format_version']}, by sit {attrs['sit_version']}",
         "complete": "yes" if samples.complete else "no",
@@ -60,7 +60,7 @@ def describe_samples(samples: SampleSet) -> Result:
         "num": samples.num,
         "num_done": done,
         "image_shape": shape,
-        **{name: name in samples.rows.names for name in KEPT},
+        **{name: name in samples.rows.names for name in OPTIONAL_DATASETS},
         "class_counts": counts.tolist(),
         "meta": meta,
         "bytes": size,
@@ -82,7 +82,7 @@ def verify_samples(samples: SampleSet) -> Problems:
         yield Progress(done=stop, total=samples.num, unit="images")
     if blank:
         yield Warn(f"{blank} images are of one colour")
-    for name in sorted(set(KEPT) & set(samples.rows.names)):
+    for name in sorted(set(OPTIONAL_DATASETS) & set(samples.rows.names)):
         if not np.isfinite(samples.rows.array(name)[samples.done]).all():
             problems.append(f"some {name} {'is' if name == 'noise' else 'are'} not finite")
     num_classes = len(samples.meta.get("class_names") or []) or 1

@@ -16,7 +16,7 @@ from sitcli.core.guidance import GuidedNetwork
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Progress
 from sitcli.machine.devices import autocast, precision_name, resolve_precision
-from sitcli.machine.ranks import together, until_all
+from sitcli.machine.ranks import all_agree, wait_for_all
 from sitcli.machine.seeds import generator
 from sitcli.machine.world import World
 from sitcli.model.compile import resolve_compile
@@ -101,7 +101,7 @@ def fill(
     yield progress()
     mine = missing[world.rank :: world.size]
     only = job.settings.latents_only
-    parts = together(
+    parts = all_agree(
         world, lambda: (None if only else job.autoencoder(), job.network()) if mine else None
     )
     for batch in mine:
@@ -127,7 +127,7 @@ def fill(
         if frames:
             save_path(samples, job, autoencoder, frames)
         yield progress()
-    for _ in until_all(world):
+    for _ in wait_for_all(world):
         yield progress()
         check_peers()
     yield progress()

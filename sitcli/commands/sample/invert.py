@@ -38,7 +38,7 @@ from sitcli.machine.devices import precision_name, tune_cpu
 from sitcli.machine.quiet import quiet_libraries
 from sitcli.machine.world import World, number_of
 from sitcli.runs.checkpoint import Checkpoint
-from sitcli.runs.compatible import OWN, check_null_class, check_same_latents, known_labels
+from sitcli.runs.compatible import OWN_LABELS, check_null_class, check_same_latents, known_labels
 from sitcli.samples.sample_set import FILE, SampleSet
 from sitcli.settings.sample import SampleSettings
 from sitcli.storage import locks
@@ -46,9 +46,11 @@ from sitcli.storage.files import hash_json, make_folder, write_json
 from sitcli.text import format_bytes
 
 # Options of drawing that say nothing here.
-FOREIGN = ("labels", "seed", "noise", "show_path", "latents_only", "cfg_scale", "cfg_channels",
-           "cfg_interval", "guide", "guide_scale", "internal_scale", "t_shift", "preset",
-           "sde", "ddpm", "ddim")  # fmt: skip
+NOT_FOR_INVERT = (
+    *("labels", "seed", "noise", "show_path", "latents_only", "cfg_scale", "cfg_channels"),
+    *("cfg_interval", "guide", "guide_scale", "internal_scale", "t_shift", "preset"),
+    *("sde", "ddpm", "ddim"),
+)
 
 
 def invert(settings: SampleSettings) -> Stage:
@@ -202,7 +204,7 @@ def _refuse_options(settings: SampleSettings) -> None:
             f"one of {', '.join(names.MAP_SOLVERS)}",
         )
     for option in dataclasses.fields(SampleSettings):
-        if option.name in FOREIGN and getattr(settings, option.name) != option.default:
+        if option.name in NOT_FOR_INVERT and getattr(settings, option.name) != option.default:
             raise UsageError(
                 f"--{option.name.replace('_', '-')} means nothing to --invert, which follows the "
                 "model's ODE from given images, without guidance or chance",
@@ -238,7 +240,7 @@ def _labels(drawn: SamplingJob, real: _Real, items: np.ndarray) -> tuple[np.ndar
             raise UsageError("--classes: --invert takes one class for all images")
         return np.full(len(items), drawn.labels[0]), f"class {given.strip()}"
     labels, policy = known_labels(real.labels[items], real.class_names, drawn.checkpoint)
-    if policy != OWN:
+    if policy != OWN_LABELS:
         check_null_class(drawn.checkpoint, policy, "say which class they are of with --classes")
     return labels, policy
 

@@ -16,7 +16,7 @@ from sitcli.autoencoders.load import from_spec
 from sitcli.commands.newest import SAMPLES, newest_run
 from sitcli.commands.parsing import parse_interval
 from sitcli.commands.sample.labels import labels_of
-from sitcli.commands.sample.options import ALL_OPTIONS, LEAVE, mode_of, resolve
+from sitcli.commands.sample.options import ALL_OPTIONS, LEAVE_OUT, mode_of, resolve
 from sitcli.core.chain import NUM_STEPS
 from sitcli.core.diffusion import Ddim, Ddpm
 from sitcli.core.flow import Flow, Ode, Sde
@@ -38,7 +38,7 @@ from sitcli.storage.files import hash_json
 Sampler = Ode | Sde | Ddpm | Ddim
 NUM = 64
 # How the images are computed or stored; anything else in the settings decides what they show.
-FREE = (
+MAY_CHANGE_ON_RESUME = (
     "out", "batch_size", "device", "gpus", "procs", "png", "npz", "show_path", "vae", "precision",
     "checkpoint", "preset", "compile",
 )  # fmt: skip
@@ -160,11 +160,11 @@ def prepare(settings: SampleSettings) -> Job:
     dtype = resolve_precision(settings.precision, device)
     sampler = _sampler(settings, checkpoint)
     if settings.cfg_scale != 1 and checkpoint.config.num_classes == 0:
-        raise UsageError("--cfg-scale needs classes, and this model is unconditional", LEAVE)
+        raise UsageError("--cfg-scale needs classes, and this model is unconditional", LEAVE_OUT)
     if settings.cfg_scale != 1 and checkpoint.meta.get("label_dropout") == 0:
         raise UsageError(
             "--cfg-scale needs the unconditional output, which --label-dropout 0 never trained",
-            LEAVE,
+            LEAVE_OUT,
         )
     guide = _guide(settings, checkpoint)
     if settings.internal_scale != 1 and not checkpoint.config.aux_block:
@@ -227,7 +227,9 @@ def _check_latents_only(settings: SampleSettings) -> None:
     for name in ("png", "npz", "show_path", "vae"):
         if settings.latents_only and getattr(settings, name):
             flag = name.replace("_", "-")
-            raise UsageError(f"--latents-only decodes no images, which --{flag} is about", LEAVE)
+            raise UsageError(
+                f"--latents-only decodes no images, which --{flag} is about", LEAVE_OUT
+            )
 
 
 def chosen_checkpoint(settings: SampleSettings) -> Checkpoint:
@@ -235,7 +237,7 @@ def chosen_checkpoint(settings: SampleSettings) -> Checkpoint:
 
 
 # No mark where they are not used: sets of older versions keep their names.
-NEWER = (
+UNNAMED_WHEN_UNUSED = (
     "noise",
     "latents_only",
     "cfg_interval",
@@ -287,9 +289,10 @@ def _out_file(s: SampleSettings, checkpoint: Checkpoint, noise: Noise | None) ->
         if run.config.exists() or run.steps():
             raise UsageError(f"{s.out} is a run", "samples take a folder of their own")
         return file_of(s.out)
-    kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in (*FREE, *NEWER)}
+    left_out = {*MAY_CHANGE_ON_RESUME, *UNNAMED_WHEN_UNUSED}
+    kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in left_out}
     kept |= {"noise": noise.hash} if noise is not None else {}
-    for name in NEWER[1:]:
+    for name in UNNAMED_WHEN_UNUSED[1:]:
         value, default = getattr(s, name), getattr(SampleSettings, name)
         kept |= {name: str(value)} if value not in (default, False) else {}
     mark = hash_json([kept, str(checkpoint.path.resolve())])[:6]

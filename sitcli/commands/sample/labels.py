@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sitcli.commands.sample.options import LEAVE
+from sitcli.commands.sample.options import LEAVE_OUT
 from sitcli.errors import UsageError
 from sitcli.machine.seeds import generator
 from sitcli.runs.checkpoint import Checkpoint
@@ -18,7 +18,7 @@ def labels_of(s: SampleSettings, checkpoint: Checkpoint) -> np.ndarray:
     if num_classes == 0:
         if s.classes is not None or s.labels != "balanced":
             flag = "classes" if s.classes is not None else "labels"
-            raise UsageError(f"--{flag}: this model is unconditional", LEAVE)
+            raise UsageError(f"--{flag}: this model is unconditional", LEAVE_OUT)
         return np.zeros(s.num, np.int64)
     classes = np.arange(num_classes)
     if s.classes is not None:

@@ -16,7 +16,7 @@ from sitcli.errors import UsageError
 from sitcli.runs.checkpoint import Checkpoint
 from sitcli.settings.sample import SampleSettings
 
-LEAVE = "leave it out"
+LEAVE_OUT = "leave it out"
 GUIDE_SCALE = 2.0
 # A mode's options and their defaults; it refuses every other one of these.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -116,7 +116,7 @@ def _resolve_guidance(settings: SampleSettings, checkpoint: Checkpoint) -> dict[
         if getattr(s, name) is not None and not there:
             what, _, hint = of.partition(": ")
             flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} means nothing without {what}", hint or LEAVE)
+            raise UsageError(f"--{flag} means nothing without {what}", hint or LEAVE_OUT)
     usual = checkpoint.meta.get("guided_channels", "all")
     scale = None
     if s.guide is not None:

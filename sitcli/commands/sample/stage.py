@@ -14,7 +14,7 @@ from sitcli.commands.sample.report import describe, evaluations_text, labels_tex
 from sitcli.events import Note, Result, Stage
 from sitcli.machine.devices import tune_cpu
 from sitcli.machine.quiet import quiet_libraries
-from sitcli.machine.ranks import from_first, meeting, together, watching
+from sitcli.machine.ranks import all_agree, on_rank_0, process_group, watching_peers
 from sitcli.machine.world import planned_size, world_for
 from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.sample import SampleSettings
@@ -34,10 +34,12 @@ def sample(settings: SampleSettings) -> Stage:
     quiet_libraries()
     world = world_for(gpus=settings.gpus, procs=settings.procs)
     with contextlib.ExitStack() as held:
-        with meeting(world):
+        with process_group(world):
             # A training run may save its next step while we look: one rank decides for all.
-            newest = from_first(world, lambda: chosen_checkpoint(settings).path)
-            job = together(world, lambda: prepare(dataclasses.replace(settings, checkpoint=newest)))
+            newest = on_rank_0(world, lambda: chosen_checkpoint(settings).path)
+            job = all_agree(
+                world, lambda: prepare(dataclasses.replace(settings, checkpoint=newest))
+            )
             if settings.checkpoint is None:
                 yield Note(f"checkpoint: {newest} (the newest)")
 
@@ -47,10 +49,10 @@ def sample(settings: SampleSettings) -> Stage:
                 samples = held.enter_context(open_or_create(job).rows)
                 return missing_batches(SampleSet(samples), job)
 
-            missing = from_first(world, begin)
-            samples = together(world, lambda: SampleSet.open(job.file, writable=True))
+            missing = on_rank_0(world, begin)
+            samples = all_agree(world, lambda: SampleSet.open(job.file, writable=True))
             held.enter_context(samples.rows)
-            job = together(world, lambda: as_begun(job, samples))
+            job = all_agree(world, lambda: as_begun(job, samples))
             if samples.complete and not missing:
                 yield Note(f"all {samples.num} images are there already")
             else:
@@ -58,7 +60,7 @@ def sample(settings: SampleSettings) -> Stage:
                 if 0 < before < samples.num:
                     yield Note(f"going on: {before} of {samples.num} images are there")
                 tune_cpu(job.device)
-                with watching(world) as check_peers:
+                with watching_peers(world) as check_peers:
                     yield from fill(samples, job, missing, world, check_peers)
         if world.rank:
             return Result()

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sitcli.commands.train.feed import Order, StepRandomness, randomness_of_step
 from sitcli.commands.train.job import Job
 from sitcli.commands.train.recipe import make_times
 from sitcli.core.objective import to_tokens
-from sitcli.latents.feed import Draw, Order, draw_step
 from sitcli.machine.seeds import generator
 from sitcli.machine.world import World
 
@@ -19,14 +19,14 @@ from sitcli.machine.world import World
 class Batch(NamedTuple):
     """A micro-batch: data x_* (b, C, h, w), labels y (b,), times t (b,), noise eps (b, C, h, w).
 
-    places: (b, K) tokens that skip no block, None where none do; features: (b, T, D) of REPA.
+    tokens_kept: (b, K) tokens that skip no block, None where none do; features: (b, T, D) of REPA.
     """
 
     x: Tensor
     y: Tensor
     t: Tensor
     eps: Tensor
-    places: Tensor | None
+    tokens_kept: Tensor | None
     features: Tensor | None
 
     def to(self, device: torch.device) -> Batch:
@@ -58,21 +58,21 @@ class Batches:
             posterior = None if draw.posterior is None else draw.posterior[part]
             x = job.store.batch(draw.items[part], flip=draw.flip[part], noise=posterior)
             y = self.labels[draw.items[part]].masked_fill(draw.hide[part], job.config.null_class)
-            places = None if draw.places is None else draw.places[part]
+            tokens_kept = None if draw.tokens_kept is None else draw.tokens_kept[part]
             features = None
             if job.extras.repa:
                 values = job.store.features(draw.items[part], flip=draw.flip[part])
                 features = to_tokens(torch.from_numpy(values).float(), job.config.grid)
-            batch = Batch(x, y, draw.t[part], draw.eps[part], places, features)
+            batch = Batch(x, y, draw.t[part], draw.eps[part], tokens_kept, features)
             batches.append(batch.pinned() if job.device.type == "cuda" else batch)
         return batches
 
-    def _draw(self, step: int) -> Draw:
+    def _draw(self, step: int) -> StepRandomness:
         """The random numbers of the step's whole global batch."""
         s, store = self.job.settings, self.job.store
         again = any(first <= step < last for first, last in self.job.redrawn)
         random = generator(s.seed, "step", step, *(["again"] if again else []))
-        return draw_step(
+        return randomness_of_step(
             random,
             self.order.batch(step, s.batch_size),
             shape=store.latent_shape,

@@ -27,7 +27,7 @@ from sitcli.events import Event, Note, Warn
 from sitcli.images.curves import save_curve
 from sitcli.images.grid import save_grid
 from sitcli.machine.devices import autocast, matmul_rate, peak_memory
-from sitcli.machine.ranks import of_all
+from sitcli.machine.ranks import gathered
 from sitcli.machine.seeds import generator
 from sitcli.machine.world import World
 from sitcli.model.compile import compile_count
@@ -116,7 +116,7 @@ class Logbook:
         # The best so far: on a busy machine a single measurement says little.
         self._peak = max(self._peak, matmul_rate(job.device, job.dtype))
         rate = self._timed[0] / self._timed[1]
-        seconds = of_all(self.world, self.watch.read())
+        seconds = gathered(self.world, self.watch.read())
         entry: dict[str, Any] = dict(
             step=step,
             time=time.time(),
@@ -147,7 +147,7 @@ class Logbook:
         held = held_bytes(self.engine) | {
             "ema": self.ema.num_bytes + sum(track.num_bytes for track in self.tracks.values())
         }
-        of_ranks = of_all(self.world, held)
+        of_ranks = gathered(self.world, held)
         fullest = {kind: max(one[kind] for one in of_ranks) for kind in held}
         self.data = {"bytes_per_rank": fullest, "processes": self.world.size}
         self.summary = {

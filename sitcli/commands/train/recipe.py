@@ -16,7 +16,7 @@ from sitcli.latents.joined import JoinedStores
 from sitcli.latents.store import LatentStore
 from sitcli.settings.train import TrainSettings
 
-LEAVE = "leave it out"
+LEAVE_OUT = "leave it out"
 SYNC_SHARES = 8 / 28, 16 / 28  # LayerSync's blocks in SiT-XL
 
 
@@ -49,7 +49,7 @@ def resolve_recipe(
     ):
         if getattr(s, option) is not None and not used:
             flag = option.replace("_", "-")
-            raise UsageError(f"--{flag} means nothing without {of}", LEAVE)
+            raise UsageError(f"--{flag} means nothing without {of}", LEAVE_OUT)
     filled: dict[str, Any] = {}
     if s.t_dist in with_moments:
         filled["t_mean"] = s.t_mean if s.t_mean is not None else Times.mean
@@ -93,7 +93,7 @@ def _pair(flag: str, text: str, depth: int) -> tuple[int, int]:
     if not 0 < pair[0] < pair[1] <= depth:
         raise UsageError(
             f"--{flag} {text}: not two blocks of {depth}, the first before the second",
-            f"e.g. --{flag} {_sync_blocks(depth)}" if depth > 1 else LEAVE,
+            f"e.g. --{flag} {_sync_blocks(depth)}" if depth > 1 else LEAVE_OUT,
         )
     return pair
 

@@ -21,7 +21,7 @@ from sitcli.settings.train import TrainSettings
 from sitcli.storage.files import hash_json, write_text
 
 # May differ when a run goes on; everything else decides what is learned and may not.
-FREE = (
+MAY_CHANGE_ON_RESUME = (
     *("latents", "out", "steps", "zero", "accumulate", "save_every", "keep", "keep_every"),
     *("sample_every", "log_every", "device", "precision", "gpus", "procs", "offload", "wandb"),
     *("deepspeed_config", "checkpoint_blocks", "compile", "strict", "on_nan", "preset"),
@@ -104,7 +104,7 @@ def run_name(settings: TrainSettings, store: LatentStore | JoinedStores) -> str:
 
     Settings at their default leave no mark: a version with more of them finds its old runs.
     """
-    free, defaults = free_settings(settings.schedule), as_plain(TrainSettings())
+    free, defaults = may_change_on_resume(settings.schedule), as_plain(TrainSettings())
     kept = {k: v for k, v in as_plain(settings).items() if k not in free and v != defaults[k]}
     mark = hash_json([kept, store.fingerprint])[:6]
     model = settings.model.replace("/", "-")
@@ -114,9 +114,9 @@ def run_name(settings: TrainSettings, store: LatentStore | JoinedStores) -> str:
     return f"{model}-{path}-{settings.prediction}-{mark}"
 
 
-def free_settings(schedule: str) -> set[str]:
-    """FREE, less the steps where the learning rate is a function of them."""
-    return set(FREE) - ({"steps"} if SCHEDULES[schedule].whole_run else set())
+def may_change_on_resume(schedule: str) -> set[str]:
+    """MAY_CHANGE_ON_RESUME, less the steps where the learning rate is a function of them."""
+    return set(MAY_CHANGE_ON_RESUME) - ({"steps"} if SCHEDULES[schedule].whole_run else set())
 
 
 def as_plain(settings: Any) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def check_same(path: Path, settings: TrainSettings) -> None:
     # A run of an older version has the defaults of the options that came later.
     defaults = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
     old, new = defaults | read_config(path), as_plain(settings)
-    free = free_settings(new["schedule"])
+    free = may_change_on_resume(new["schedule"])
     for key, value in new.items():
         if key not in free and old[key] != value:
             flag = key.replace("_", "-")

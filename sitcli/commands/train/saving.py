@@ -17,7 +17,7 @@ from sitcli.engine.scaler import scaler_state
 from sitcli.errors import SitError
 from sitcli.events import Event, Warn
 from sitcli.machine.devices import precision_name
-from sitcli.machine.ranks import from_first, of_all
+from sitcli.machine.ranks import gathered, on_rank_0
 from sitcli.machine.world import World
 from sitcli.model.ema import ShardedEma
 from sitcli.runs.meta import checkpoint_meta, latent_facts
@@ -97,10 +97,10 @@ class Saver:
         yield from self.settle(last=last)
         state = self.meter.checked(self.world)
         # The last update may have ruined the weights, and with them their average.
-        if any(of_all(self.world, not self.ema.is_finite())):
+        if any(gathered(self.world, not self.ema.is_finite())):
             raise NotFinite(step)
         run = self.job.run
-        error = from_first(self.world, lambda: error_of(lambda: run.begin_save(step)))
+        error = on_rank_0(self.world, lambda: error_of(lambda: run.begin_save(step)))
         write = self._snapshot(step)
 
         def work() -> None:
@@ -123,10 +123,10 @@ class Saver:
         self.saving.wait()
         saving, run = self.saving, self.job.run
         self.saving = None
-        errors = of_all(self.world, saving.error)
+        errors = gathered(self.world, saving.error)
         error = next((error for error in errors if error), None)
         if error is None:
-            error = from_first(
+            error = on_rank_0(
                 self.world, lambda: error_of(lambda: run.commit_save(saving.step, saving.meta))
             )
         if error is None:

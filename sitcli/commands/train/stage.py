@@ -14,7 +14,7 @@ from sitcli.commands.train.trainer import Trainer
 from sitcli.engine.engine import join_group
 from sitcli.events import Note, Result, Stage, Warn
 from sitcli.machine.devices import tune_cpu
-from sitcli.machine.ranks import from_first, meeting, together
+from sitcli.machine.ranks import all_agree, on_rank_0, process_group
 from sitcli.machine.signals import signals_noted
 from sitcli.machine.world import World, planned_size, world_for
 from sitcli.settings.train import TrainSettings
@@ -30,10 +30,12 @@ def train(settings: TrainSettings) -> Stage:
     """
     world = world_for(gpus=settings.gpus, procs=settings.procs)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(meeting(world, backend=None if torch.cuda.is_available() else "gloo"))
-        job = together(world, lambda: prepare(settings, world))
+        stack.enter_context(
+            process_group(world, backend=None if torch.cuda.is_available() else "gloo")
+        )
+        job = all_agree(world, lambda: prepare(settings, world))
         # What the first rank measured holds for all.
-        job = replace(job, dtype=from_first(world, lambda: job.dtype))
+        job = replace(job, dtype=on_rank_0(world, lambda: job.dtype))
         if world.rank == 0 and settings.latents is None:
             yield Note(f"latents: {job.store.path} (the newest complete store)")
         if job.resume and job.resume.step >= job.settings.steps:
@@ -42,7 +44,7 @@ def train(settings: TrainSettings) -> Stage:
         # The first rank holds the run directory for all.
         owned = contextlib.ExitStack()
         stack.enter_context(owned)
-        from_first(world, lambda: owned.enter_context(job.owned_run()))
+        on_rank_0(world, lambda: owned.enter_context(job.owned_run()))
         join_group(world, job.device)
         tune_cpu(job.device)
         stop = stack.enter_context(signals_noted())

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from sitcli.commands.train.batches import Batch, Batches
+from sitcli.commands.train.feed import Feed
 from sitcli.commands.train.job import Job
 from sitcli.commands.train.logbook import Logbook
 from sitcli.commands.train.meter import Meter, NotFinite, Stopwatch
@@ -20,8 +21,7 @@ from sitcli.engine.engine import gradient_norm, make_engine
 from sitcli.engine.scaler import load_scaler_state
 from sitcli.errors import Interrupted
 from sitcli.events import Event, Note, Progress
-from sitcli.latents.feed import Feed
-from sitcli.machine.ranks import together
+from sitcli.machine.ranks import all_agree
 from sitcli.machine.seeds import stream_seed
 from sitcli.machine.world import World
 from sitcli.model.compile import compile_blocks, compile_count
@@ -69,7 +69,7 @@ class Trainer:
     def _restore(self) -> None:
         """Take up the optimizer's state, the averages and the sums of the job's checkpoint."""
         resume = self.job.resume
-        together(self.world, lambda: optimizer_state.restore(self.engine, resume.path))
+        all_agree(self.world, lambda: optimizer_state.restore(self.engine, resume.path))
         self.ema.load(resume.weights("ema"))
         for std, track in self.tracks.items():
             track.load(resume.tensors(snapshot_name(std)))
@@ -153,7 +153,7 @@ class Trainer:
     def _micro_step(self, batch: Batch) -> None:
         """Forward and backward; with the step's last micro-batch the weights change."""
         job = self.job
-        x, y, t, eps, places, features = batch
+        x, y, t, eps, tokens_kept, features = batch
         self.watch.start()
         loss, terms = training_loss(
             job.process,
@@ -163,7 +163,7 @@ class Trainer:
             t=t,
             eps=eps,
             extras=job.extras,
-            route=places if places is None else Route(places, *job.routing[1:]),
+            route=tokens_kept if tokens_kept is None else Route(tokens_kept, *job.routing[1:]),
             features=features,
         )
         total = weighted(loss.loss, terms, job.extras).mean()

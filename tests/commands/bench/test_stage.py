@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from sitcli.commands.bench.stage import LOOKED_AT, bench
+from sitcli.commands.bench.stage import OPTIONS_OF, bench
 from sitcli.errors import UsageError
 from sitcli.settings.tools import BenchSettings
 from tests.commands.bench.measuring import measured
@@ -24,7 +24,7 @@ def test_an_option_that_is_not_looked_at_is_refused() -> None:
     ]:
         with pytest.raises(UsageError, match=f"means nothing to sit bench {what}"):
             finish(bench(BenchSettings(what=what, **option)))
-    fields = {name for names in LOOKED_AT.values() for name in names}
+    fields = {name for names in OPTIONS_OF.values() for name in names}
     assert fields <= set(BenchSettings.__dataclass_fields__)
 
 

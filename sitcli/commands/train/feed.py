@@ -44,7 +44,7 @@ class Order:
         return self._order
 
 
-class Draw(NamedTuple):
+class StepRandomness(NamedTuple):
     """The random part of one step, for the whole global batch B."""
 
     items: np.ndarray  #  (B,) which images
@@ -53,10 +53,10 @@ class Draw(NamedTuple):
     t: Tensor  #          (B,)
     eps: Tensor  #        (B, C, h, w)
     posterior: Tensor | None  # (B, C, h, w), where the latents have a posterior to draw from
-    places: Tensor | None  # (B, K) int64, the tokens that skip no block, where others do
+    tokens_kept: Tensor | None  # (B, K) int64, the tokens that skip no block, where others do
 
 
-def draw_step(
+def randomness_of_step(
     random: torch.Generator,
     items: np.ndarray,
     *,
@@ -67,7 +67,7 @@ def draw_step(
     posterior: bool,
     tokens: int = 0,
     kept: int = 0,
-) -> Draw:
+) -> StepRandomness:
     """A step's draw for the images `items` (B,) of latents of `shape` (C, h, w).
 
     draw_times: the process's; label_dropout: 1 hides every label; flip: mirror half of the images;
@@ -80,11 +80,11 @@ def draw_step(
     hide = torch.rand(size, generator=random) < label_dropout
     mirror = torch.rand(size, generator=random) < (0.5 if flip else 0.0)
     noise = torch.randn((size, *shape), generator=random) if posterior else None
-    places = None
+    tokens_kept = None
     if kept:
         order = torch.rand((size, tokens), generator=random).argsort(1)
-        places = order[:, :kept].sort(1).values
-    return Draw(items, mirror.numpy(), hide, t, eps, noise, places)
+        tokens_kept = order[:, :kept].sort(1).values
+    return StepRandomness(items, mirror.numpy(), hide, t, eps, noise, tokens_kept)
 
 
 class Feed(Generic[T]):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sitcli.latents.feed import Feed, Order
+from sitcli.commands.train.feed import Feed, Order
 
 
 def test_every_image_once_an_epoch_in_another_order():
@@ -95,7 +95,7 @@ def test_the_interpreter_ends_with_a_feed_at_work():
     """Catches: an unclosed feed that keeps the process alive or aborts it at its end."""
     program = (
         "import torch\n"
-        "from sitcli.latents.feed import Feed\n"
+        "from sitcli.commands.train.feed import Feed\n"
         "feed = Feed(lambda step: torch.randn(1 << 18), 0, 10**9)\n"
         "feed.get(0)\n"
     )
