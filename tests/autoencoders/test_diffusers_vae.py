@@ -167,8 +167,12 @@ def test_original_checkpoints_equal_the_diffusers_folder(tmp_path, monkeypatch, 
     """Catches: keys left at random, a file that needs unsafe unpickling, and a call to the hub."""
     from diffusers import AutoencoderKL
 
-    config = {**diffusers_vae.SD_VAE, "block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4}
-    monkeypatch.setattr(diffusers_vae, "SD_VAE", config)
+    config = {
+        **diffusers_vae.SD_VAE_CONFIG,
+        "block_out_channels": [8, 8, 16, 16],
+        "norm_num_groups": 4,
+    }
+    monkeypatch.setattr(diffusers_vae, "SD_VAE_CONFIG", config)
     network = AutoencoderKL.from_config(config)
     network.save_pretrained(tmp_path / "folder")
     weights = original_keys(network.state_dict())
@@ -191,12 +195,12 @@ def test_original_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch)
     """Catches: weights that diffusers leaves at random, saying so only in a log."""
     weights = original_keys(tiny_kl().state_dict())
     torch.save(weights, tmp_path / "other-shape.pt")
-    config = {**diffusers_vae.SD_VAE, "block_out_channels": [8, 16], "norm_num_groups": 4}
+    config = {**diffusers_vae.SD_VAE_CONFIG, "block_out_channels": [8, 16], "norm_num_groups": 4}
     config |= {"down_block_types": ["DownEncoderBlock2D"] * 2, "layers_per_block": 1}
     config |= {"up_block_types": ["UpDecoderBlock2D"] * 2}
     with pytest.raises(SitError, match="not a Stable Diffusion 1 or 2 VAE"):
         load_autoencoder(str(tmp_path / "other-shape.pt"), **FP32)
-    monkeypatch.setattr(diffusers_vae, "SD_VAE", config)
+    monkeypatch.setattr(diffusers_vae, "SD_VAE_CONFIG", config)
     load_autoencoder(str(tmp_path / "other-shape.pt"), **FP32)
     del weights["encoder.conv_in.bias"]
     torch.save(weights, tmp_path / "incomplete.pt")

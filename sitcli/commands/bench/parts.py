@@ -28,7 +28,8 @@ def random_network(
         nn.init.normal_(parameter, std=0.02)
     if training:
         return network.to(bench.device)
-    return build_network(config, network.state_dict(), bench.device, dtype=bench.job.dtype)
+    dtype = bench.job.dtype
+    return build_network(config, network.state_dict(), bench.device, dtype=dtype)
 
 
 def random_inputs(bench: BenchJob) -> tuple[Tensor, Tensor, Tensor]:

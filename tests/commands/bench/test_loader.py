@@ -80,7 +80,7 @@ def test_every_reading_reads_as_many_images_of_the_same_store(tmp_path):
     saved = np.load(folder / "files" / "latents" / "0000099.npy")
     np.testing.assert_array_equal(saved, store.rows.array("latents")[99])
     assert np.load(folder / "files" / "labels" / "0000099.npy") == store.labels[99]
-    task = stage._Task(
+    task = stage._Job(
         store=store.path,
         files=folder / "files",
         num_files=64,
