@@ -6,10 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from sitcli.commands.train.recipe import learning_rate, make_times
+from sitcli.commands.train.recipe import (
+    Routing,
+    learning_rate,
+    make_extras,
+    make_routing,
+    make_times,
+    network_parts,
+    parse_repa,
+    resolve_recipe,
+)
 from sitcli.commands.train.stage import plan as plan_training
 from sitcli.commands.train.stage import train
 from sitcli.errors import UsageError
+from sitcli.latents.store import LatentStore
 from sitcli.settings.train import TrainSettings
 from tests.tiny import (
     finish,
@@ -77,3 +87,50 @@ def test_times_change_when_they_should(store: Path) -> None:
     assert [make_times(run, step).distribution for step in (0, 2, 3, 9)] == [
         "logit-normal", "logit-normal", "uniform", "uniform",
     ]  # fmt: skip
+
+
+def test_a_resolved_recipe_resolves_to_itself(store: Path) -> None:
+    """Catches: a run that cannot go on, as what was filled in is refused or filled in anew."""
+    opened = LatentStore.open(store)
+    run = train_settings(
+        store, None, t_dist="logit-normal", t_shift="auto", layer_sync=0.2, internal_guidance=0.5,
+        tread=0.5,
+    )  # fmt: skip
+    resolved = resolve_recipe(run, opened, 12)
+    assert resolve_recipe(resolved, opened, 12) == resolved
+    assert None not in (resolved.t_mean, resolved.t_std, resolved.t_shift, resolved.aux_block)
+    plain = resolve_recipe(train_settings(store, None), opened, 12)
+    assert plain == train_settings(store, None)
+
+
+def test_parts_of_the_network_and_of_the_loss_agree(store: Path) -> None:
+    """Catches: a head without its loss, a loss without its head, or blocks exchanged."""
+    opened = LatentStore.open(store)
+    run = train_settings(
+        store, None, layer_sync=0.2, sync_blocks="2,5", internal_guidance=0.5, aux_block=3,
+        tread=0.25, tread_blocks="1,4", rope=True,
+    )  # fmt: skip
+    resolved = resolve_recipe(run, opened, 6)
+    parts, extras = network_parts(resolved, opened), make_extras(resolved)
+    assert (parts["aux_block"], parts["rope"]) == (3, True)
+    assert "align_block" not in parts
+    assert (extras.sync, extras.sync_blocks) == (0.2, (2, 5))
+    assert (extras.internal, extras.repa) == (0.5, 0.0)
+    assert make_routing(resolved) == Routing(0.25, 1, 4)
+    plain = resolve_recipe(train_settings(store, None), opened, 6)
+    assert make_routing(plain) is None
+    assert (make_extras(plain).sync, make_extras(plain).internal) == (0, 0)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.5, 8), (0.25, 12), (0.9, 2), (0.999, 1)])
+def test_at_least_one_token_passes_through(share: float, kept: int) -> None:
+    """Catches: a share of the tokens that are kept in place of those that skip, or none kept."""
+    assert Routing(share, 1, 2).kept(16) == kept
+
+
+@pytest.mark.parametrize("text", ["0.5", "0.5,0", "0.5,4", "0,1", "-1,1", "inf,1", "nan,1", "a,b"])
+def test_repa_is_a_weight_and_a_block(text: str) -> None:
+    """Catches: a weight that is no number, or a block that the network does not have."""
+    assert parse_repa("0.5,3", 4) == (0.5, 3)
+    with pytest.raises(UsageError, match="--repa"):
+        parse_repa(text, 4)
