@@ -12,10 +12,10 @@ Prediction = Literal["velocity", "score", "noise", "data"]
 LossWeight = Literal["none", "velocity", "likelihood"]
 Betas = Literal["linear", "cosine"]
 Variance = Literal["learned-range", "fixed-small", "fixed-large"]
-OdeSolver = Literal["euler", "heun", "rk4", "ab2", "dpm++2m", "dopri5"]
-MapSolver = Literal["euler", "heun", "rk4", "dopri5"]  # those that run either way
+OneStepSolver = Literal["euler", "heun", "rk4"]
+MultistepSolver = Literal["ab2", "dpm++2m"]  # they go from noise to data alone
+AdaptiveSolver = Literal["dopri5"]
 SdeSolver = Literal["euler-maruyama", "heun"]
-Solver = Literal["euler", "heun", "rk4", "ab2", "dpm++2m", "dopri5", "euler-maruyama"]
 LastStep = Literal["mean", "tweedie", "euler", "none"]
 Wt = Literal["kl", "kl-eta", "sigma", "sin2", "linear", "constant", "decreasing"]
 GuidedChannels = Literal["all", "3"]
@@ -40,13 +40,22 @@ TrainPreset = Literal["official-sit", "official-dit", "fast", "fast-sync", "ligh
 SamplePreset = Literal["official-sit", "official-dit", "fast"]
 Size = Literal["Mi", "Ti", "S", "B", "L", "XL"]
 PaperSize = Literal["S", "B", "L", "XL"]
+
+
+def _joined(*lists: object) -> tuple[str, ...]:
+    """The names of several lists, each once."""
+    return tuple(dict.fromkeys(name for each in lists for name in get_args(each)))
+
+
+OdeSolver = Literal[_joined(OneStepSolver, MultistepSolver, AdaptiveSolver)]
+ODE_SOLVERS = get_args(OdeSolver)
+MAP_SOLVERS = _joined(OneStepSolver, AdaptiveSolver)  # those that run either way
+Solver = Literal[(*ODE_SOLVERS, *(set(get_args(SdeSolver)) - set(ODE_SOLVERS)))]
 INTERPOLANTS = get_args(Interpolant)
 PREDICTIONS = get_args(Prediction)
 LOSS_WEIGHTS = get_args(LossWeight)
 BETAS = get_args(Betas)
 VARIANCES = get_args(Variance)
-ODE_SOLVERS = get_args(OdeSolver)
-MAP_SOLVERS = get_args(MapSolver)
 SDE_SOLVERS = get_args(SdeSolver)
 LAST_STEPS = get_args(LastStep)
 WTS = get_args(Wt)

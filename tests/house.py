@@ -39,8 +39,11 @@ class File:
     @cached_property
     def imports(self) -> set[str]:
         """Every module it imports, at the top or inside functions, in full."""
+        return self._modules_in(self.tree)
+
+    def _modules_in(self, tree: ast.AST) -> set[str]:
         found = set()
-        for node in ast.walk(self.tree):
+        for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -48,6 +51,14 @@ class File:
                     inner = f"{node.module}.{alias.name}"
                     found.add(inner if inner in self.package.modules else node.module or "")
         return found
+
+    @cached_property
+    def imports_at_the_top(self) -> set[str]:
+        """The modules it imports when it is imported itself."""
+        top = ast.Module(
+            [n for n in self.tree.body if isinstance(n, ast.Import | ast.ImportFrom)], []
+        )
+        return self._modules_in(top)
 
     @property
     def imported_files(self) -> Iterator[File]:
@@ -159,6 +170,102 @@ def settings_below_commands(package: Package) -> list[str]:
         for other in file.imported_files
         if other.folder == "settings"
     ]
+
+
+# Which file holds the table that a field names a row of.
+TABLES = {
+    "interpolant": "core/interpolant.py",
+    "prediction": "core/prediction.py",
+    "loss_weight": "core/prediction.py",
+    "betas": "core/chain.py",
+    "variance": "core/chain.py",
+    "solver": "core/ode.py",
+    "last_step": "core/sde.py",
+    "wt": "core/wt.py",
+    "t_dist": "core/times.py",
+    "distribution": "core/times.py",
+    "block": "model/blocks.py",
+    "mlp": "model/blocks.py",
+    "norm": "model/blocks.py",
+    "schedule": "commands/train/recipe.py",
+    "vae": "autoencoders/load.py",
+    "crop": "images/decode.py",
+    "lineage": "weights/lineages.py",
+    "format": "weights/formats.py",
+    "features": "features/extractors.py",
+    "align_features": "features/aligners.py",
+}
+# The delivered pipeline runs without sit: it has tables of its own.
+WITHOUT_SIT = ("weights/pipeline.py",)
+
+
+def rows_asked_by_name(package: Package) -> list[str]:
+    """Code that compares a row's name with a string, outside the file that holds the row.
+
+    A row answers what is asked of it; a comparison elsewhere forgets the row that comes next.
+    """
+    wrong = []
+    for file in package.files:
+        for node in ast.walk(file.tree) if str(file) not in WITHOUT_SIT else ():
+            if not isinstance(node, ast.Compare):
+                continue
+            sides = [node.left, *node.comparators]
+            fields = {getattr(s, "attr", getattr(s, "id", "")) for s in sides} & TABLES.keys()
+            names = [c for side in sides for c in getattr(side, "elts", [side])]
+            named = any(isinstance(c, ast.Constant) and isinstance(c.value, str) for c in names)
+            if named and any(str(file) != TABLES[field] for field in fields):
+                wrong.append(f"{file}:{node.lineno}: {ast.unparse(node)}")
+    return wrong
+
+
+# Large commands, and the rooms that one of them does without, with the reason.
+LARGE_COMMANDS = ("train", "sample", "evaluate", "encode", "inspect", "bench")
+ROOMS = ("stage.py", "job.py", "report.py")
+WITHOUT_ROOM = {
+    # Nothing is resolved: a path is opened, and what is there is described by its own file.
+    ("inspect", "job.py"),
+    # store.py, samples.py and run.py each say what they found.
+    ("inspect", "report.py"),
+}
+
+
+def missing_rooms(package: Package) -> list[str]:
+    """Large commands without a file that tells the story, resolves the settings, or reports."""
+    files = {str(file) for file in package.files}
+    return [
+        f"commands/{command} has no {room}"
+        for command in LARGE_COMMANDS
+        for room in ROOMS
+        if f"commands/{command}/{room}" not in files and (command, room) not in WITHOUT_ROOM
+    ]
+
+
+# Files that help texts, launchers and `sit watch` need at once, without torch's two seconds.
+TORCH_FREE = (
+    "__main__.py", "names.py", "errors.py", "events.py", "text.py", "settings/", "cli/",
+    "machine/world.py", "machine/children.py", "storage/files.py", "storage/locks.py",
+    "commands/newest.py", "commands/watch.py",
+)  # fmt: skip
+HEAVY = ("torch", "deepspeed", "diffusers", "numpy", "h5py", "matplotlib")
+
+
+def heavy_imports(package: Package) -> list[str]:
+    """Torch-free files that import a heavy library at their top, directly or through others."""
+    wrong = []
+    for file in package.files:
+        if not str(file).startswith(TORCH_FREE):
+            continue
+        seen, todo = set(), [file]
+        while todo:
+            one = todo.pop()
+            if one in seen:
+                continue
+            seen.add(one)
+            roots = {module.split(".")[0] for module in one.imports_at_the_top}
+            wrong += [f"{file} imports {h} through {one}" for h in HEAVY if h in roots]
+            modules = one.imports_at_the_top & package.modules.keys()
+            todo += [package.modules[module] for module in modules]
+    return wrong
 
 
 # Source files that need no mirrored test file, and why.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,7 +18,7 @@ def to_square(image: Image.Image, size: int, crop: Crop) -> np.ndarray:
 
     Raises BrokenImage if crop is "none" and the image has another size.
     """
-    return CROPS[crop](image, size)
+    return CROPS[crop].to_square(image, size)
 
 
 def _stretch(image: Image.Image, size: int) -> np.ndarray:
@@ -44,10 +45,17 @@ def _adm_crop(image: Image.Image, size: int) -> np.ndarray:
     return array[top : top + size, left : left + size]
 
 
-CROPS: dict[str, Callable[[Image.Image, int], np.ndarray]] = {
-    "adm": _adm_crop,
-    "resize": _stretch,
-    "none": _as_it_is,
+class CropRow(NamedTuple):
+    """to_square(image, size) -> (size, size, 3) uint8; any_size: whether every image will do."""
+
+    to_square: Callable[[Image.Image, int], np.ndarray]
+    any_size: bool = True
+
+
+CROPS: dict[str, CropRow] = {
+    "adm": CropRow(_adm_crop),
+    "resize": CropRow(_stretch),
+    "none": CropRow(_as_it_is, any_size=False),
 }
 
 

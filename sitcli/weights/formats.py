@@ -37,6 +37,10 @@ KEEPS_ALL = "--format safetensors keeps everything"
 # What the official sampler calls the paths it knows, and the predictions it knows.
 OFFICIAL_PATHS = {"linear": "Linear", "gvp": "GVP", "vp": "VP"}
 OFFICIAL_PREDICTIONS = ("velocity", "score", "noise")
+# The one chain that the official DiT samples, and what the delivered pipeline's chain predicts.
+OFFICIAL_CHAIN = {"prediction": "noise", "betas": "linear", "variance": "learned-range"}
+CHAIN_PREDICTIONS = ("noise",)
+LAYOUTS_BLOCK = "adaln-zero"  # the block design of the official and the diffusers layout
 
 
 @dataclass(kw_only=True)
@@ -104,15 +108,13 @@ def _official_dit(export: Export) -> Callable[[Path], None]:
     _check_layout(checkpoint, "official-dit")
     if not isinstance(process, Diffusion):
         raise _refused(checkpoint, "official-dit", "its process is a flow, SiT's")
-    if process.prediction != "noise":
-        raise _refused(checkpoint, "official-dit", f"it predicts {process.prediction}, not noise")
-    if process.betas != "linear" or process.variance != "learned-range":
-        raise _refused(
-            checkpoint,
-            "official-dit",
-            f"the official sampler has linear betas and learned sigma, and it {process.betas} "
-            f"betas and {process.variance} variance",
-        )
+    for part, known in OFFICIAL_CHAIN.items():
+        if (found := getattr(process, part)) != known:
+            raise _refused(
+                checkpoint,
+                "official-dit",
+                f"the official sampler's {part} is {known}, and its own is {found}",
+            )
     return lambda path: _save_state(path, export.state, checkpoint.config)
 
 
@@ -150,7 +152,7 @@ def _check_pipeline(checkpoint: Checkpoint, positions: Tensor) -> None:
     elif not torch.allclose(positions, position_embedding(config.width, *config.grid), atol=1e-5):
         why = "its positions are learned ones"
     elif isinstance(process, Diffusion):
-        if process.prediction != "noise":
+        if process.prediction not in CHAIN_PREDICTIONS:
             why = f"its chain predicts {process.prediction}"
         elif process.variance not in PIPELINE_VARIANCES:
             why = f"the pipeline knows no {process.variance} variance"
@@ -210,8 +212,10 @@ FORMATS: dict[str, Format] = {
 
 def _check_layout(checkpoint: Checkpoint, layout: str) -> None:
     block, beyond = checkpoint.config.block, checkpoint.config.beyond
-    if block != "adaln-zero":
-        raise _refused(checkpoint, layout, f"its blocks are {block}, and the layout's adaln-zero")
+    if block != LAYOUTS_BLOCK:
+        raise _refused(
+            checkpoint, layout, f"its blocks are {block}, and the layout's {LAYOUTS_BLOCK}"
+        )
     if beyond:
         raise _refused(checkpoint, layout, f"the layout has no {', '.join(beyond)}")
 

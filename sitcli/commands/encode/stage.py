@@ -15,6 +15,7 @@ from sitcli.commands.encode.job import look_at_source, resolve, row_shape_ahead
 from sitcli.commands.encode.report import UNKNOWN, describe, result_of
 from sitcli.errors import Interrupted, SitError
 from sitcli.events import Event, Note, Progress, Result, Stage
+from sitcli.images.decode import CROPS
 from sitcli.images.source import Source
 from sitcli.latents.readback import ReadBack
 from sitcli.latents.store import LatentStore
@@ -106,7 +107,7 @@ def _complete(out: Path) -> Generator[Event, None, None]:
             name, problem = store.broken()[0]
             raise SitError(
                 f"none of the {file.num_rows} images can be used; the first is {name}: {problem}",
-                "--crop adm takes images of any size" if store.crop == "none" else "",
+                "--crop adm takes images of any size" if not CROPS[store.crop].any_size else "",
             )
         file.sync(forget=True)
         check = ReadBack(store)
