@@ -12,13 +12,15 @@ from typing import NamedTuple
 from PIL import Image
 
 from sitcli.errors import SitError
-from sitcli.images import folder, tar, zip
 from sitcli.images.decode import decode
+from sitcli.images.folder import FORMAT as FOLDER
 from sitcli.images.place import BrokenImage, Format, Place
+from sitcli.images.tar import FORMAT as TAR
+from sitcli.images.zip import FORMAT as ZIP
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
-FORMATS: dict[str, Format] = {"folder": folder.FORMAT, "zip": zip.FORMAT, "tar": tar.FORMAT}
+FORMATS: dict[str, Format] = {"folder": FOLDER, "zip": ZIP, "tar": TAR}
 # Whole archives compressed: the first bytes, the ending, and what unpacks them.
 COMPRESSED = {
     b"\x1f\x8b": "gunzip",
