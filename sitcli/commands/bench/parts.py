@@ -21,8 +21,10 @@ from sitcli.runs.checkpoint import build_network
 def random_network(
     config: TransformerConfig, bench: BenchJob, *, training: bool = False
 ) -> Transformer:
-    """Its weights are drawn, as a new network's output is zero; for evaluation in the bench's dtype,
-    for training in float32."""
+    """A network of `config` with random weights: those of a new one would give zero as output.
+
+    Its weights are float32 for training, and in the bench's dtype for evaluation.
+    """
     network = Transformer(config)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.02)
