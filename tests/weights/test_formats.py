@@ -16,8 +16,8 @@ REFUSED = [
     (Flow(), "official-dit", "its process is a flow"),
     (Flow(prediction="data"), "official-sit", "no data prediction"),
     (Diffusion(), "official-sit", "its process is DiT's"),
-    (Diffusion(betas="cosine"), "official-dit", "linear betas"),
-    (Diffusion(variance="fixed-small"), "official-dit", "learned sigma"),
+    (Diffusion(betas="cosine"), "official-dit", "betas is linear"),
+    (Diffusion(variance="fixed-small"), "official-dit", "variance is learned-range"),
     (Diffusion(prediction="velocity"), "diffusers", "its chain predicts velocity"),
 ]
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sitcli.errors import SitError
+from sitcli.errors import SitError, UsageError
+from sitcli.model.config import PRESETS
 from sitcli.model.transformer import Transformer
-from sitcli.weights.official import infer_config
+from sitcli.weights.official import config_of, infer_config, model_name, official_keys
 from tests.model.networks import TINY, every_block
-from tests.weights.official_files import bring, official, save
+from tests.weights.official_files import CONFIG, bring, equal, official, save
 
 
 @every_block
@@ -70,3 +71,39 @@ def test_a_wrong_file_is_one_line_that_names_the_key(tmp_path: Path, content, me
     assert message in caught.value.message
     assert "\n" not in caught.value.message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_wrappers_prefixes_are_taken_off(prefix: str) -> None:
+    """Catches: weights of DDP or torch.compile that are refused, or a key cut where it has the
+    word itself."""
+    state, extra = official(), {"projectors.0.weight": torch.ones(2)}
+    wrapped = {prefix + key: value for key, value in {**state, **extra}.items()}
+    found, aside = official_keys(wrapped)
+    assert equal(found, state)
+    assert equal(aside, extra)
+    mixed = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
+    assert official_keys(mixed)[0].keys() == mixed.keys()
+
+
+def test_heads_are_known_or_asked_for() -> None:
+    """Catches: a number of heads guessed, whose network computes something else."""
+    state = official()
+    assert config_of("x", state, heads=None, model=None) == CONFIG
+    assert config_of("x", state, heads=8, model=None).heads == 8
+    odd = official(dataclasses.replace(CONFIG, width=96, heads=3))
+    with pytest.raises(UsageError, match="width 96 is no preset"):
+        config_of("x", odd, heads=None, model=None)
+    assert config_of("x", odd, heads=6, model=None).heads == 6
+    with pytest.raises(UsageError, match="--model SiT-S/2 has 12 blocks"):
+        config_of("x", state, heads=None, model="SiT-S/2")
+
+
+@pytest.mark.parametrize("size", PRESETS)
+def test_models_have_their_papers_names(size: str) -> None:
+    """Catches: a preset told as a size of the user's own, or one of them told as a preset."""
+    depth, width, heads = PRESETS[size]
+    config = dataclasses.replace(CONFIG, depth=depth, width=width, heads=heads)
+    assert model_name("SiT", config) == f"SiT-{size}/2"
+    deeper = dataclasses.replace(config, depth=depth + 1)
+    assert model_name("DiT", deeper) == f"DiT-{depth + 1}x{width}/2"

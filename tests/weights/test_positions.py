@@ -11,6 +11,7 @@ from sitcli.commands.import_weights import import_weights
 from sitcli.errors import UsageError
 from sitcli.model.embed import position_embedding
 from sitcli.settings.weights import ImportSettings
+from sitcli.weights.positions import POSITIONS, grid_of, grid_or_none, near
 from tests.tiny import finish
 from tests.weights.official_files import CONFIG, bring, draw_latents, equal, official, save
 
@@ -44,3 +45,42 @@ def test_positions_are_kept_recomputed_or_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="multiples"):
         bring(file, tmp_path / "g", image_size="72")
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "grid"), [("512", (32, 32)), ("256x512", (16, 32)), ("16x32", (1, 2))]
+)
+def test_a_size_in_pixels_is_rows_and_columns(text: str, grid: tuple[int, int]) -> None:
+    """Catches: width first, or pixels taken for tokens."""
+    assert grid_of(text, 16) == grid
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "500", "512x", "x512", "512x500", "-512", "1e3", "512.0"]
+)
+def test_sizes_that_are_none_are_refused(text: str) -> None:
+    """Catches: a row of pixels that is cut off without a word."""
+    with pytest.raises(UsageError, match=f"--image-size {text}"):
+        grid_of(text, 16)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (2, 8), (8, 2), (1, 16)])
+def test_the_grid_is_read_from_the_values(grid: tuple[int, int]) -> None:
+    """Catches: the first grid of so many tokens taken, with rows and columns exchanged."""
+    assert grid_or_none(position_embedding(32, *grid)) == grid
+
+
+def test_learned_positions_are_square_or_nothing() -> None:
+    """Catches: a grid made up for values that no grid gives."""
+    torch.manual_seed(0)
+    assert grid_or_none(torch.randn(1, 16, 32)) == (4, 4)
+    assert grid_or_none(torch.randn(1, 15, 32)) is None
+
+
+def test_positions_are_near_up_to_rounding() -> None:
+    """Catches: bits of another sine taken for learned positions, or learned ones for rounding."""
+    given = position_embedding(32, 4, 4)
+    assert near(given, given + POSITIONS / 2)
+    assert not near(given, given + 2 * POSITIONS)
+    assert not near(given, position_embedding(32, 2, 8))
+    assert not near(given, given[:, :8])
