@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from sitcli.cli.app import app
 from sitcli.cli.options import command
@@ -21,16 +22,13 @@ from sitcli.settings.evaluate import EvaluateSettings
 from sitcli.settings.sample import SampleSettings
 from sitcli.settings.train import TrainSettings
 from tests.cli.terminal import COMMANDS
-from tests.tiny import ENVIRONMENT
+from tests.tiny import ENVIRONMENT, make_store
 
 SIT = [sys.executable, "-m", "sitcli"]
 
 
 def test_presets_give_way(tmp_path: Path) -> None:
     """Catches: a preset that beats a flag, or a file that a preset beats."""
-
-    from tests.tiny import make_store
-
     latents = make_store(tmp_path / "tiny.h5").path
     (tmp_path / "c.yaml").write_text("train:\n  beta2: 0.9\n")
     command = [
@@ -40,8 +38,6 @@ def test_presets_give_way(tmp_path: Path) -> None:
     ]  # fmt: skip
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    import yaml
-
     kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]
     assert (kept["layer_sync"], kept["beta2"], kept["tread"], kept["lr"]) == (0.7, 0.9, 0.5, 2e-4)
     command = [

@@ -6,11 +6,7 @@ from sitcli.commands.flops import count
 from sitcli.errors import SitError
 from sitcli.events import Progress
 from sitcli.model.blocks import BLOCKS
-from sitcli.model.flops import (
-    Cost,
-    measure_cost,
-    total_cost,
-)
+from sitcli.model.flops import Cost, measure_cost, total_cost
 from sitcli.settings.tools import FlopsSettings
 from tests.model.networks import preset
 

@@ -8,10 +8,7 @@ import pytest
 import torch
 
 from sitcli import names
-from sitcli.core.chain import (
-    Moments,
-    gaussian_kl,
-)
+from sitcli.core.chain import Moments, gaussian_kl
 from sitcli.core.diffusion import Ddim, Ddpm, Diffusion
 from sitcli.core.flow import Flow, Ode, Sde
 from sitcli.core.wt import wt_of

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from sitcli.model import blocks
 from sitcli.model.blocks import BLOCKS, Attention, Style, SwiGLU, gelu
-from sitcli.model.compile import (
-    can_compile,
-)
+from sitcli.model.compile import can_compile
 from sitcli.model.transformer import Transformer
 from tests.model.networks import TINY, every_block
 

@@ -22,12 +22,7 @@ from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.sample import SampleSettings
 from sitcli.settings.weights import ExportSettings, ImportSettings
 from sitcli.storage.tensors import read_tensors
-from tests.tiny import (
-    ENVIRONMENT,
-    TRAINING,
-    finish,
-    train_settings,
-)
+from tests.tiny import ENVIRONMENT, TRAINING, finish, train_settings
 from tests.whole.beyond import EVERYTHING, drawn, train_with_everything
 
 SIT = [sys.executable, "-m", "sitcli"]
@@ -140,7 +135,7 @@ def test_internal_guidance_is_the_formula(trained: Path, tmp_path: Path) -> None
         (dict(cfg_scale=2.0, cfg_interval="a"), "0 <= LO < HI <= 1"),
         (dict(guide_scale=2.0), "nothing without --guide"),
         (dict(t_shift="fast"), "is no shift"),
-        (dict(t_shift="2", solver="dopri5", steps=None), "means nothing to --ode"),
+        (dict(t_shift="2", solver="dopri5", steps=None), "has no effect with --ode"),
         (dict(internal_scale=2.0), "has no second head"),
     ],
     ids=str,

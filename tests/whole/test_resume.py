@@ -13,14 +13,7 @@ import torch
 from sitcli.commands.train.stage import train
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.runs.run_dir import RunDir
-from tests.tiny import (
-    ENVIRONMENT,
-    finish,
-    losses,
-    numbered_losses,
-    train_command,
-    train_settings,
-)
+from tests.tiny import ENVIRONMENT, finish, losses, numbered_losses, train_command, train_settings
 
 
 def test_resume_is_exact(store: Path, tmp_path: Path) -> None:

@@ -16,11 +16,7 @@ from sitcli.core.flow import Flow
 from sitcli.settings.evaluate import EvaluateSettings
 from sitcli.settings.tools import InspectSettings
 from tests.commands.sample.inverting import class_folder, go
-from tests.tiny import (
-    finish,
-    make_run,
-    pictures,
-)
+from tests.tiny import finish, make_run, pictures
 
 
 @pytest.mark.parametrize("process", [Flow(), Flow(prediction="data"), Diffusion()])

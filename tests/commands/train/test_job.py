@@ -8,12 +8,7 @@ import pytest
 
 from sitcli.commands.train.stage import train
 from sitcli.errors import UsageError
-from tests.tiny import (
-    finish,
-    pictures,
-    train_settings,
-    write_samples,
-)
+from tests.tiny import finish, pictures, train_settings, write_samples
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,7 @@ from sitcli.commands.train.stage import train
 from sitcli.errors import UsageError
 from sitcli.latents.store import LatentStore
 from sitcli.settings.train import TrainSettings
-from tests.tiny import (
-    finish,
-    train_settings,
-)
+from tests.tiny import finish, train_settings
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])

@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from sitcli.commands.train.stage import plan, train
-from tests.tiny import (
-    finish,
-    train_settings,
-)
+from tests.tiny import finish, train_settings
 
 
 def test_dry_run_touches_nothing(store: Path, tmp_path: Path) -> None:

@@ -25,12 +25,7 @@ from sitcli.latents.store import LatentStore
 from sitcli.machine.world import World
 from sitcli.settings.train import TrainSettings
 from sitcli.storage.rows import Rows
-from tests.tiny import (
-    finish,
-    losses,
-    make_store,
-    train_settings,
-)
+from tests.tiny import finish, losses, make_store, train_settings
 
 CPU = torch.device("cpu")
 

@@ -16,12 +16,7 @@ from sitcli.machine.world import World
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.runs.run_dir import RunDir
 from sitcli.storage.rows import Rows
-from tests.tiny import (
-    finish,
-    losses,
-    numbered_losses,
-    train_settings,
-)
+from tests.tiny import finish, losses, numbered_losses, train_settings
 
 
 def test_accumulation_equals_the_big_batch(store: Path, tmp_path: Path) -> None:
