@@ -72,11 +72,14 @@ def _take_lock(name: Path, path: Path, what: Path | None) -> int:
         os.close(descriptor)
 
 
-def leave_locks_to_parent() -> None:
+def _leave_locks_to_parent() -> None:
     # A reader process that outlives a killed parent by seconds must not keep its lock.
     for descriptor in _held_locks:
         os.close(descriptor)
     _held_locks.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ import numpy as np
 from sitcli.errors import SitError
 from sitcli.storage.files import sync_folder
 from sitcli.storage.gather import Gather
-from sitcli.storage.locks import check_writable, explained, leave_locks_to_parent
+from sitcli.storage.locks import check_writable, explained
 from sitcli.text import first_line
 
 MISSING, DONE, BROKEN = 0, 1, 2  # the values of `written`
@@ -75,9 +75,6 @@ def create(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-os.register_at_fork(after_in_child=leave_locks_to_parent)
 
 
 class Rows:
