@@ -1,4 +1,4 @@
-"""Folders of diffusers with a DiTTransformer2DModel: their tensors under the official keys."""
+"""Diffusers folders with a DiTTransformer2DModel, read and written under the official keys."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sitcli.model.config import TransformerConfig
 from sitcli.storage.tensors import write_tensors
 from sitcli.storage.untrusted import named_tensors, read_content
 
-# What the delivered pipeline.py knows; the rows of its own tables.
+# The names that the tables of the delivered pipeline.py hold.
 PIPELINE_PATHS = ("linear", "gvp", "vp")
 PIPELINE_PREDICTIONS = ("velocity", "score", "noise", "data")
 PIPELINE_VARIANCES = ("learned-range", "fixed-small", "fixed-large")
-EXTRAS = "sit.safetensors"  # what diffusers has no place for, and the whole meta.json
-# Official key: diffusers' key. Those of a block begin with `blocks.i.` and `transformer_blocks.i.`.
+EXTRAS = "sit.safetensors"  # the tensors diffusers has no place for, and the whole meta.json
+# Official key -> diffusers' key. Keys in a block begin with `blocks.i.` or `transformer_blocks.i.`.
 OUTER = {
     "x_embedder.proj": "pos_embed.proj",
     "final_layer.adaLN_modulation.1": "proj_out_1",
@@ -33,7 +33,7 @@ IN_BLOCK = {
     "mlp.fc2": "ff.net.2",
 }
 QKV = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
-# The embedders of time and label stand in every block there, once here.
+# diffusers repeats the embedders of time and label in every block; the official layout has one.
 COPIED = {
     "t_embedder.mlp.0.weight": "norm1.emb.timestep_embedder.linear_1.weight",
     "t_embedder.mlp.0.bias": "norm1.emb.timestep_embedder.linear_1.bias",
@@ -44,7 +44,10 @@ COPIED = {
 
 
 def to_diffusers(state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """Official keys to those of a DiTTransformer2DModel; pos_embed has none, it is recomputed."""
+    """The tensors of a DiTTransformer2DModel with `depth` blocks, from those under official keys.
+
+    pos_embed is left out: diffusers recomputes it.
+    """
     found = {}
     for kind in ("weight", "bias"):
         for ours, theirs in OUTER.items():
@@ -63,7 +66,10 @@ def to_diffusers(state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
 
 
 def from_diffusers(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `to_diffusers`. SitError naming the first tensor that is not as it must be."""
+    """The inverse of `to_diffusers`.
+
+    Raises SitError naming the first tensor that is missing, unknown or of a wrong shape or value.
+    """
     rest = dict(state)
     rest.pop("pos_embed.pos_embed", None)
 
@@ -93,8 +99,8 @@ def from_diffusers(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
         for i, copy in enumerate(copies):
             if copy.shape != copies[0].shape or not torch.equal(copy, copies[0]):
                 raise SitError(
-                    f"{path}: transformer_blocks.{i}.{theirs} differs from block 0's, so that it "
-                    "is no DiT"
+                    f"{path}: transformer_blocks.{i}.{theirs} differs from block 0's, so these "
+                    "are not the weights of a DiT"
                 )
         if copies:
             found[ours] = copies[0]
@@ -104,8 +110,9 @@ def from_diffusers(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors under official keys, and the folder's JSON files by name, of a pipeline or a model.
+    """The tensors in a pipeline's or model's folder, under official keys, and its JSON files.
 
+    The files are named config, index and scheduler; a missing index or scheduler is {}.
     Raises SitError for a folder without a DiTTransformer2DModel.
     """
     inner = path / "transformer" if (path / "transformer").is_dir() else path
@@ -113,7 +120,7 @@ def read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     kind = facts["config"].get("_class_name")
     if kind not in ("DiTTransformer2DModel", "Transformer2DModel"):
         raise SitError(
-            f"{inner / 'config.json'} is of a {kind}, not of a DiTTransformer2DModel",
+            f"{inner / 'config.json'} describes a {kind}, not a DiTTransformer2DModel",
             "sit import takes DiT and SiT weights",
         )
     for name, file in (
@@ -134,7 +141,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise SitError(f"cannot read {path}: {error}") from None
     if not isinstance(value, dict):
-        raise SitError(f"{path} is damaged: not an object")
+        raise SitError(f"{path} is damaged: it does not hold a JSON object")
     return value
 
 
@@ -149,11 +156,11 @@ def write_folder(
     extras: dict[str, Tensor],
     meta: str,
 ) -> None:
-    """A pipeline folder for diffusers into the empty folder `path`.
+    """Write a diffusers pipeline into the empty folder `path`.
 
-    facts: what pipeline.py is told (see `SitPipeline`). vae: the folder of a diffusers autoencoder.
-    extras, meta: what only sit reads back.
-    OSError if it cannot be written.
+    facts: the arguments of pipeline.py (see `SitPipeline`). vae: the folder of a diffusers
+    autoencoder, which is copied. extras, meta: tensors and JSON text that only sit reads back.
+    Raises OSError if the folder cannot be written.
     """
     import diffusers
 
@@ -195,5 +202,5 @@ def write_folder(
 
 
 def pipeline_source() -> Path:
-    """The file that is delivered as pipeline.py; nothing here imports it."""
+    """The path of the pipeline.py to deliver; sit itself never imports that file."""
     return Path(__file__).with_name("pipeline.py")

@@ -32,12 +32,12 @@ from sitcli.weights.diffusers_dit import (
 from sitcli.weights.official import AUTOENCODER, PROJECTORS
 
 TRAINING_ONLY = ("aux_", PROJECTORS)
-SIDE_512 = 64  # the official sampler builds networks of such latents without learned sigma
-KEEPS_ALL = "--format safetensors keeps everything"
-# What the official sampler calls the paths it knows, and the predictions it knows.
+SIDE_512 = 64  # for latents of this side the official sampler's network has no learned sigma
+KEEPS_ALL = "use --format safetensors, which keeps everything"
+# The official sampler's names of the paths it knows, and the predictions it knows.
 OFFICIAL_PATHS = {"linear": "Linear", "gvp": "GVP", "vp": "VP"}
 OFFICIAL_PREDICTIONS = ("velocity", "score", "noise")
-# The one chain that the official DiT samples, and what the delivered pipeline's chain predicts.
+# The one chain that the official DiT samples, and the prediction of the delivered pipeline's chain.
 OFFICIAL_CHAIN = {"prediction": "noise", "betas": "linear", "variance": "learned-range"}
 CHAIN_PREDICTIONS = ("noise",)
 LAYOUTS_BLOCK = "adaln-zero"  # the block design of the official and the diffusers layout
@@ -45,8 +45,11 @@ LAYOUTS_BLOCK = "adaln-zero"  # the block design of the official and the diffuse
 
 @dataclass(kw_only=True)
 class Export:
-    """What is exported: the weights `which` of a checkpoint, as `state`; `vae` is the folder of the
-    autoencoder, if one was named. A format adds to `warnings` what the user must know."""
+    """The weights to export: those called `which` in a checkpoint, as `state`.
+
+    vae: the folder of the autoencoder, None if the user named none. warnings: lines for the user,
+    which the format adds.
+    """
 
     checkpoint: Checkpoint
     which: str
@@ -58,10 +61,10 @@ class Export:
 class Format(NamedTuple):
     """A layout of weights.
 
-    prepare(export) checks that the layout can hold them, raising UsageError with the reason if it
-    cannot, and returns the function that writes them to a path. folder: whether that path is a
-    folder; takes_vae: whether --vae says something to it; keeps_training_parts: whether it has a
-    place for heads that only training looks at.
+    prepare(export) returns the function that writes the weights to a path; it raises UsageError
+    with the reason if the layout cannot hold them. folder: whether that path is a folder;
+    takes_vae: whether the format uses --vae; keeps_training_parts: whether the layout has a place
+    for heads that only training uses.
     """
 
     prepare: Callable[[Export], Callable[[Path], None]]
@@ -81,16 +84,16 @@ def _official_sit(export: Export) -> Callable[[Path], None]:
     process = checkpoint.process
     _check_layout(checkpoint, "official-sit")
     if isinstance(process, Diffusion):
-        raise _refused(checkpoint, "official-sit", "its process is DiT's")
+        raise _refused(checkpoint, "official-sit", "it was trained with DiT's diffusion")
     if process.interpolant not in OFFICIAL_PATHS:
         raise _refused(
-            checkpoint, "official-sit", f"the official code knows no path {process.interpolant}"
+            checkpoint, "official-sit", f"the official code lacks the path {process.interpolant}"
         )
     if process.prediction not in OFFICIAL_PREDICTIONS:
         raise _refused(
             checkpoint,
             "official-sit",
-            f"the official code knows no {process.prediction} prediction",
+            f"the official code lacks {process.prediction} prediction",
         )
     if checkpoint.meta.get("time_convention", PAPER) != REVERSED:
         state = _reverse_time(state, negate=PREDICTIONS[process.prediction].turns_with_time)
@@ -99,7 +102,7 @@ def _official_sit(export: Export) -> Callable[[Path], None]:
         state = _with_learned_sigma(state, config.patch, config.channels)
     told = f"--path-type {OFFICIAL_PATHS[process.interpolant]} --prediction {process.prediction}"
     if told != "--path-type Linear --prediction velocity":
-        export.warnings.append(f"tell the official sampler {told}")
+        export.warnings.append(f"call the official sampler with {told}")
     return lambda path: _save_state(path, state, checkpoint.config)
 
 
@@ -107,13 +110,13 @@ def _official_dit(export: Export) -> Callable[[Path], None]:
     checkpoint, process = export.checkpoint, export.checkpoint.process
     _check_layout(checkpoint, "official-dit")
     if not isinstance(process, Diffusion):
-        raise _refused(checkpoint, "official-dit", "its process is a flow, SiT's")
+        raise _refused(checkpoint, "official-dit", "it was trained with SiT's flow")
     for part, known in OFFICIAL_CHAIN.items():
         if (found := getattr(process, part)) != known:
             raise _refused(
                 checkpoint,
                 "official-dit",
-                f"the official sampler's {part} is {known}, and its own is {found}",
+                f"the official sampler needs {part} {known}, and this run has {found}",
             )
     return lambda path: _save_state(path, export.state, checkpoint.config)
 
@@ -141,7 +144,7 @@ def _diffusers(export: Export) -> Callable[[Path], None]:
 
 
 def _check_pipeline(checkpoint: Checkpoint, positions: Tensor) -> None:
-    """UsageError for what a DiTTransformer2DModel or the delivered pipeline cannot do."""
+    """Raise UsageError if a DiTTransformer2DModel or the pipeline cannot run this checkpoint."""
     config, process = checkpoint.config, checkpoint.process
     _check_layout(checkpoint, "diffusers")
     why = ""
@@ -150,43 +153,49 @@ def _check_pipeline(checkpoint: Checkpoint, positions: Tensor) -> None:
     elif config.num_classes == 0:
         why = "a DiTTransformer2DModel needs classes"
     elif not torch.allclose(positions, position_embedding(config.width, *config.grid), atol=1e-5):
-        why = "its positions are learned ones"
+        why = "its position embedding was learned"
     elif isinstance(process, Diffusion):
         if process.prediction not in CHAIN_PREDICTIONS:
-            why = f"its chain predicts {process.prediction}"
+            why = f"the pipeline's chain lacks {process.prediction} prediction"
         elif process.variance not in PIPELINE_VARIANCES:
-            why = f"the pipeline knows no {process.variance} variance"
+            why = f"the pipeline lacks {process.variance} variance"
     elif process.interpolant not in PIPELINE_PATHS:
-        why = f"the pipeline knows no path {process.interpolant}"
+        why = f"the pipeline lacks the path {process.interpolant}"
     elif process.prediction not in PIPELINE_PREDICTIONS:
-        why = f"the pipeline knows no {process.prediction} prediction"
+        why = f"the pipeline lacks {process.prediction} prediction"
     if why:
         raise _refused(checkpoint, "diffusers", why)
 
 
 def _vae_folder(export: Export) -> Path | None:
-    """The folder of the diffusers autoencoder, or None with a warning where there is none."""
+    """The folder of the diffusers autoencoder, or None if there is none to copy.
+
+    Adds a warning if the pipeline will need an autoencoder and not have one.
+    """
     spec = export.checkpoint.latents["autoencoder"]
     if spec["kind"] in KINDS.values():
         vae = find_folder(export.vae or spec["name"])
         if vae is None:
             export.warnings.append(
-                f"the autoencoder {spec['name']} is not here: the folder will have no vae, and "
-                "give latents; --vae FOLDER says where it is"
+                f"the autoencoder {spec['name']} is not on this machine: the folder will have no "
+                "vae, and its pipeline returns latents; name it with --vae FOLDER"
             )
         return vae
     if export.vae is not None:
-        raise UsageError("--vae: its autoencoder is not one of diffusers'", "leave it out")
+        raise UsageError(
+            "--vae has no effect: the autoencoder of these weights is not one of diffusers'",
+            "remove --vae",
+        )
     if not is_identity(spec):
         export.warnings.append(
-            f"diffusers has no autoencoder {spec['name']}: the folder will have no vae, and give "
-            "latents"
+            f"diffusers has no autoencoder {spec['name']}: the folder will have no vae, and its "
+            "pipeline returns latents"
         )
     return None
 
 
 def _pipeline_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What pipeline.py is told, see `SitPipeline`."""
+    """The arguments of pipeline.py, see `SitPipeline`."""
     process, latents = checkpoint.process, checkpoint.latents
     spec = latents["autoencoder"]
     facts: dict[str, Any] = dataclasses.asdict(process) | {
@@ -214,10 +223,10 @@ def _check_layout(checkpoint: Checkpoint, layout: str) -> None:
     block, beyond = checkpoint.config.block, checkpoint.config.beyond
     if block != LAYOUTS_BLOCK:
         raise _refused(
-            checkpoint, layout, f"its blocks are {block}, and the layout's {LAYOUTS_BLOCK}"
+            checkpoint, layout, f"its blocks are {block}, and the layout has {LAYOUTS_BLOCK} blocks"
         )
     if beyond:
-        raise _refused(checkpoint, layout, f"the layout has no {', '.join(beyond)}")
+        raise _refused(checkpoint, layout, f"the layout has no place for {', '.join(beyond)}")
 
 
 def _refused(checkpoint: Checkpoint, layout: str, why: str) -> UsageError:
@@ -225,10 +234,11 @@ def _refused(checkpoint: Checkpoint, layout: str, why: str) -> UsageError:
 
 
 def _reverse_time(state: dict[str, Tensor], *, negate: bool) -> dict[str, Tensor]:
-    """Weights of a network of t, as those of the same network of 1 - t; negated for a velocity.
+    """The weights of a network that is fed 1 - t and computes what the given one does at t.
 
-    The features [cos w t | sin w t] of 1 - t are a rotation and a reflection of those of t, which
-    the first linear map of the time embedder takes in. Exact but for the rounding of its sums.
+    negate: change the sign of the output too, as a velocity needs. The features
+    [cos w t | sin w t] of 1 - t are a rotation and a reflection of those of t, which is absorbed
+    into the first linear map of the time embedder. Exact but for the rounding of its sums.
     """
     state = dict(state)
     half = TimestepEmbedder.frequency_dim // 2
@@ -245,7 +255,10 @@ def _reverse_time(state: dict[str, Tensor], *, negate: bool) -> dict[str, Tensor
 
 
 def _with_learned_sigma(state: dict[str, Tensor], patch: int, channels: int) -> dict[str, Tensor]:
-    """Twice the output channels, the second half zero, as the official network at 256 has."""
+    """The weights with twice the output channels, as in the official network at 256 pixels.
+
+    The second half is zero.
+    """
     state = dict(state)
     for key in ("final_layer.linear.weight", "final_layer.linear.bias"):
         rows = state[key].view(patch * patch, channels, -1)  # a token is (p, q, c)
@@ -255,7 +268,7 @@ def _with_learned_sigma(state: dict[str, Tensor], patch: int, channels: int) -> 
 
 
 def _save_state(path: Path, state: dict[str, Tensor], config: TransformerConfig) -> None:
-    """A state dict in the official order: positions first, then as the network is built."""
+    """Save the state dict in the official order: pos_embed first, then as the network is built."""
     with torch.device("meta"):
         built = Transformer(config.backbone).state_dict()
     order = ["pos_embed", *(key for key in built if key != "pos_embed")]
@@ -267,6 +280,6 @@ def _meta_text(export: Export) -> str:
 
 
 def _arrays(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """What the autoencoder needs beside its spec, under keys no network has."""
+    """The autoencoder's own arrays, under keys that no network has."""
     arrays = checkpoint.autoencoder_arrays()
     return {AUTOENCODER + name: torch.from_numpy(value) for name, value in arrays.items()}

@@ -20,10 +20,10 @@ PATHS = {"linear": "linear", "gvp": "gvp", "cosine": "gvp", "vp": "vp"}
 
 @dataclass(frozen=True, kw_only=True)
 class Clues:
-    """What may tell whose weights a file holds.
+    """The facts about a file that may show whose weights it holds.
 
-    name: the file's; keys: the tensors'; args: the trainer's arguments, None without them;
-    learned_sigma: whether the network gives twice the channels it takes.
+    name: the file's name; keys: the names of its tensors; args: the trainer's arguments, None if
+    the file has none; learned_sigma: whether the network outputs twice the channels of its input.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Clues:
 
     @property
     def of_repa(self) -> bool:
+        """Whether the trainer's arguments are REPA's."""
         return self.told("proj_coeff", "enc_type")
 
 
@@ -44,12 +45,13 @@ class Clues:
 class Lineage:
     """Weights of one origin.
 
-    title: for people; family: SiT or DiT; time_convention: see `checkpoint_meta`;
-    guided_channels: what its published figures guide.
-    recognises(clues): what in the file says that it is of this lineage, "" for nothing.
-    process(config, args, interpolant, prediction): the process the weights are of; the last two
-    are what the user said, or None.
-    official: whether a name or a --model of the family, which say no more, mean this lineage.
+    title: the name to print; family: SiT or DiT; time_convention: see `checkpoint_meta`;
+    guided_channels: the channels that are guided in its published figures.
+    recognises(clues): the reason why the file is of this lineage, "" if there is none.
+    process(config, args, interpolant, prediction): the process the weights were trained with; the
+    last two are the user's options, or None.
+    official: whether this lineage is meant where only the family is known, from --model or the
+    file's name.
     has_ema: whether the weights are an average with the papers' decay.
     """
 
@@ -69,9 +71,9 @@ def _sit_process(
     interpolant: str | None,
     prediction: str | None,
 ) -> Flow:
-    """What the trainer's arguments say; the user's options override them.
+    """SiT's process from the trainer's arguments, which the user's options override.
 
-    Raises SitError for arguments sit does not know.
+    Raises SitError for arguments that sit does not know.
     """
     path = str(getattr(args, "path_type", "linear")).lower()
     target = str(getattr(args, "prediction", "velocity"))
@@ -81,7 +83,7 @@ def _sit_process(
         raise SitError(
             f"the trainer's arguments say path {path}, prediction {target}, loss weight {weight}, "
             "which sit does not know",
-            "--interpolant and --prediction override them",
+            "override them with --interpolant and --prediction",
         )
     return Flow(
         interpolant=interpolant or PATHS[path],
@@ -96,12 +98,12 @@ def _dit_process(
     interpolant: str | None,
     prediction: str | None,
 ) -> Flow:
-    """The published process. UsageError for options of SiT's."""
+    """The published DiT process. Raises UsageError for options that only SiT weights have."""
     if interpolant or prediction:
         option = "--interpolant" if interpolant else "--prediction"
-        raise UsageError(f"{option} is for SiT weights, and these are DiT's", "leave it out")
+        raise UsageError(f"{option} is for SiT weights, and these are DiT's", f"remove {option}")
     learned = config.out_channels == 2 * config.channels
-    # What the official create_diffusion takes without learned sigma.
+    # The official create_diffusion takes fixed-large where sigma is not learned.
     return Diffusion(variance="learned-range" if learned else "fixed-large")
 
 
@@ -148,7 +150,7 @@ LINEAGES: dict[str, Lineage] = {
         recognises=_repa_clue,
         process=_sit_process,
     ),
-    # Recognised by its folder, before anything is read.
+    # A diffusers folder is recognised before its files are read.
     "diffusers": Lineage(
         title="diffusers' DiT",
         family="DiT",
@@ -162,10 +164,10 @@ LINEAGES: dict[str, Lineage] = {
 
 
 def recognise(clues: Clues, *, lineage: str | None, why: str, model: str | None) -> tuple[str, str]:
-    """The row of LINEAGES that weights are of, and what says so.
+    """The name of the weights' row in LINEAGES, and the reason for that choice.
 
-    lineage: what was said already, and why; model: what the user said.
-    Raises UsageError if nothing tells, or the user and the file contradict each other.
+    lineage: the lineage if it is known already, for the reason `why`; model: the user's --model.
+    Raises UsageError if the lineage cannot be told, or --model contradicts the file.
     """
     name, family = clues.name, model.split("-")[0] if model else None
     if lineage is not None:
@@ -177,17 +179,17 @@ def recognise(clues: Clues, *, lineage: str | None, why: str, model: str | None)
     said = {"sit": "SiT", "dit": "DiT"}[match[1].lower()] if match else None
     if family == "SiT" and said is None and not clues.learned_sigma:
         raise UsageError(
-            f"{name}: SiT weights without learned sigma may be the official SiT's or REPA's, whose "
-            "times run in opposite directions",
-            "--lineage official-sit, or --lineage repa",
+            f"cannot tell whether {name} holds the official SiT's weights or REPA's, whose times "
+            "run in opposite directions: both can lack learned sigma",
+            "add --lineage official-sit or --lineage repa",
         )
     if family is not None:
         return _official(family), "--model"
     if said is not None:
         return _official(said), "the file's name"
     raise UsageError(
-        f"{name}: DiT's and SiT's weights look alike, and nothing tells which these are",
-        "say so: --model SiT-XL/2, --model DiT-XL/2, or --lineage repa",
+        f"cannot tell whether {name} holds DiT or SiT weights: both use the same tensor names",
+        "add --model SiT-XL/2 or --model DiT-XL/2, or --lineage repa",
     )
 
 
@@ -198,7 +200,7 @@ def _official(family: str) -> str:
 def _agreed(lineage: str, why: str, family: str | None, name: str) -> tuple[str, str]:
     if family not in (None, LINEAGES[lineage].family):
         raise UsageError(
-            f"--model is a {family}, and {name} is {LINEAGES[lineage].title}: {why}",
-            "leave out --model, or say --lineage if you know better",
+            f"--model is a {family}, but {name} holds weights of {LINEAGES[lineage].title}: {why}",
+            "remove --model, or correct the lineage with --lineage",
         )
     return lineage, why

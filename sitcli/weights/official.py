@@ -1,4 +1,4 @@
-"""The official DiT and SiT state dicts: their keys, their shapes, the network they describe."""
+"""The official DiT and SiT state dicts: their keys, shapes and the network they describe."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sitcli.model.embed import position_embedding
 from sitcli.model.transformer import Transformer
 from sitcli.text import format_shape
 
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of DDP, torch.compile and trainers' wrappers
-AUTOENCODER = "autoencoder."  # of an autoencoder's own arrays, in files that sit export wrote
-PROJECTORS = "projectors."  # REPA's, which only training needs
+PREFIXES = ("module.", "_orig_mod.", "model.")  # from DDP, torch.compile and trainers' wrappers
+AUTOENCODER = "autoencoder."  # prefix of an autoencoder's arrays in files that sit export wrote
+PROJECTORS = "projectors."  # prefix of REPA's projectors, which only training needs
 ESSENTIAL = (
     "x_embedder.proj.weight",
     "t_embedder.mlp.0.weight",
@@ -26,7 +26,7 @@ KEYS = "keys as in the official DiT and SiT: x_embedder, t_embedder, y_embedder,
 
 
 def official_keys(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors under the official keys, wrappers' prefixes taken off, and those set aside."""
+    """The tensors with wrappers' prefixes removed from their keys, and REPA's projectors apart."""
     found = dict(state)
     for prefix in PREFIXES * 2:
         if found and all(key.startswith(prefix) for key in found):
@@ -38,10 +38,11 @@ def official_keys(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
 def config_of(
     path: object, state: dict[str, Tensor], *, heads: int | None, model: str | None
 ) -> TransformerConfig:
-    """The network these tensors are of, each key and shape checked.
+    """The configuration of the network with these tensors, after checking every key and shape.
 
-    Raises SitError naming the first wrong key and both shapes, UsageError for heads that nobody
-    knows or a `model` of another size.
+    heads, model: --heads and --model, None if not given; path: the file that errors name.
+    Raises SitError naming the first wrong key and both shapes, UsageError if the number of heads
+    is unknown or `model` has another size.
     """
     for key in ESSENTIAL:
         if key not in state:
@@ -63,7 +64,7 @@ def config_of(
     except (ValueError, KeyError, ZeroDivisionError) as error:
         raise SitError(f"{path} holds no DiT or SiT: {error}", f"expected {KEYS}") from None
     _check_model(path, config, model)
-    # A false depth or width would make a network of any size.
+    # A damaged file may claim any depth: check it before a network of that depth is built.
     if config.depth > len(state):
         raise SitError(f"{path} has {len(state)} tensors, too few for {config.depth} blocks")
     check_tensors(path, state, config)
@@ -71,7 +72,7 @@ def config_of(
 
 
 def check_tensors(path: object, state: dict[str, Tensor], config: TransformerConfig) -> None:
-    """SitError naming the first key or shape that is not the network's, or value not finite."""
+    """Raise SitError naming the first tensor that does not fit the network or is not finite."""
     with torch.device("meta"):
         expected = {k: v.shape for k, v in Transformer(config).state_dict().items()}
     for key, shape in expected.items():
@@ -105,9 +106,9 @@ def _heads(width: int, heads: int | None, model: str | None) -> int:
     known = {preset[1]: preset[2] for preset in PRESETS.values()}
     if width not in known:
         raise UsageError(
-            f"a network of width {width} is no preset: its attention heads leave no trace in the "
-            "weights",
-            "say how many: --heads 6",
+            f"cannot tell the number of attention heads: the weights do not show it, and no preset "
+            f"has width {width}",
+            "add the number, e.g. --heads 6",
         )
     return known[width]
 
@@ -119,14 +120,14 @@ def _check_model(path: object, config: TransformerConfig, model: str | None) -> 
     depth, width, _ = PRESETS[size]
     if (depth, width, int(patch)) != (config.depth, config.width, config.patch):
         raise UsageError(
-            f"--model {model} has {depth} blocks of width {width} and patch {patch}, and {path} "
-            f"{config.depth} of {config.width} and patch {config.patch}",
-            "leave out --model's size: it is inferred",
+            f"--model {model} has {depth} blocks of width {width} and patch {patch}, but {path} "
+            f"has {config.depth} of width {config.width} and patch {config.patch}",
+            "name the size that the file holds, or replace --model by --lineage",
         )
 
 
 def model_name(family: str, config: TransformerConfig) -> str:
-    """`SiT-XL/2`, or `SiT-12x512/4` for a size that is no preset."""
+    """The model's name: `SiT-XL/2`, or `SiT-12x512/4` (depth x width) for a size without preset."""
     for size, (depth, width, heads) in PRESETS.items():
         if (depth, width, heads) == (config.depth, config.width, config.heads):
             return f"{family}-{size}/{config.patch}"
@@ -134,12 +135,12 @@ def model_name(family: str, config: TransformerConfig) -> str:
 
 
 def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
-    """The config of official-layout weights, from their tensors alone (heads leave no trace).
+    """The configuration of weights in the official layout, from the shapes of their tensors.
 
-    Of the papers' blocks only: rotary embeddings leave no trace either.
-
-    Raises KeyError for a missing tensor, ValueError for blocks of no known design, or a position
-    embedding of no grid.
+    The number of heads cannot be seen in them; neither can rotary embeddings, so the network is
+    taken to be one of the papers'.
+    Raises KeyError for a missing tensor, ValueError for blocks of an unknown design or a position
+    embedding that fits no grid.
     """
     width, channels, patch, _ = state["x_embedder.proj.weight"].shape
     out = state["final_layer.linear.weight"].shape[0]
@@ -160,9 +161,10 @@ def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
 
 
 def infer_grid(pos_embed: Tensor) -> tuple[int, int]:
-    """Rows and columns of a position embedding (1, T, d): the grid that gives these values.
+    """Rows and columns of the grid whose sin-cos position embedding is `pos_embed` (1, T, d).
 
-    One of other values, learned ones, is a square. Raises ValueError if it can be none.
+    A learned embedding matches no grid; it is taken to be square.
+    Raises ValueError for a learned embedding whose T is not a square number.
     """
     _, tokens, width = pos_embed.shape
     for rows in range(1, tokens + 1):
@@ -172,12 +174,12 @@ def infer_grid(pos_embed: Tensor) -> tuple[int, int]:
                 return grid
     side = round(tokens**0.5)
     if side * side != tokens:
-        raise ValueError(f"pos_embed has {tokens} tokens, which are no known grid")
+        raise ValueError(f"pos_embed has {tokens} tokens, which fit no known grid")
     return side, side
 
 
 def _infer_block(state: dict[str, Tensor], width: int) -> str:
-    """The design whose parameters are those of the first block, by name and shape."""
+    """The block design whose parameters have the names and shapes of the first block's."""
     prefix = "blocks.0."
     found = {k.removeprefix(prefix): v.shape for k, v in state.items() if k.startswith(prefix)}
     for name, design in BLOCKS.items():
@@ -185,4 +187,4 @@ def _infer_block(state: dict[str, Tensor], width: int) -> str:
             block = design.block(width, 1)
         if {k: v.shape for k, v in block.state_dict().items()} == found:
             return name
-    raise ValueError(f"the parameters of {prefix[:-1]} are those of no known design: {[*found]}")
+    raise ValueError(f"the parameters of {prefix[:-1]} fit no known design: {[*found]}")

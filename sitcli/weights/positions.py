@@ -9,14 +9,16 @@ from torch import Tensor
 from sitcli.errors import UsageError
 from sitcli.weights.official import infer_grid
 
-POSITIONS = 1e-6  # how far a position embedding may be from the recomputed one and count as it
+POSITIONS = 1e-6  # largest difference between a given and a recomputed embedding taken as equal
 
 
 def near(given: Tensor, computed: Tensor) -> bool:
+    """Whether two position embeddings have one shape and differ by at most POSITIONS."""
     return given.shape == computed.shape and bool((given - computed).abs().max() <= POSITIONS)
 
 
 def grid_or_none(given: Tensor) -> tuple[int, int] | None:
+    """Rows and columns of a position embedding (1, T, d), None if it fits no grid."""
     try:
         return infer_grid(given)
     except ValueError:
@@ -24,15 +26,21 @@ def grid_or_none(given: Tensor) -> tuple[int, int] | None:
 
 
 def grid_of(text: str, pixels: int) -> tuple[int, int]:
-    """'512' or '256x512' (height first) pixels -> rows and columns of tokens of `pixels` each."""
+    """'512' or '256x512' (height x width in pixels) -> rows and columns of tokens.
+
+    pixels: the side of a token. Raises UsageError for any other text, or a size that is not a
+    multiple of the token's side.
+    """
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
     if match is None:
-        raise UsageError(f"--image-size {text} is no size", "512, or HEIGHTxWIDTH: 256x512")
+        raise UsageError(
+            f"--image-size {text} is not a size", "give 512, or HEIGHTxWIDTH as in 256x512"
+        )
     height, width = int(match[1]), int(match[2] or match[1])
     if height % pixels or width % pixels or not height * width:
         raise UsageError(
             f"--image-size {text}: a token is {pixels} x {pixels} pixels, and both sides must be "
-            "multiples of it",
-            f"--image-size {max(1, round(height / pixels)) * pixels}",
+            f"multiples of {pixels}",
+            f"use --image-size {max(1, round(height / pixels)) * pixels}",
         )
     return height // pixels, width // pixels

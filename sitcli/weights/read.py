@@ -1,4 +1,4 @@
-"""A file or folder of weights found, read and recognised."""
+"""Files and folders of weights: finding and reading them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,19 @@ WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def only_file(path: Path) -> Path:
-    """The file of weights in a folder that is not diffusers', else the path itself."""
+    """The one file of weights in a folder; the path itself for a file or a diffusers folder.
+
+    Raises SitError if the path does not exist or the folder does not hold exactly one such file,
+    UsageError for a run or checkpoint of sit.
+    """
     if not path.exists():
         raise SitError(f"there is no {path}", "name a file or folder of weights, or hf:OWNER/NAME")
     if not path.is_dir() or (path / "model_index.json").exists() or (path / "config.json").exists():
         return path
     if (path / "meta.json").exists() or RunDir(path).steps():
-        raise UsageError(f"{path} is sit's own already", f"sit sample {path}")
+        raise UsageError(
+            f"{path} is already a run or checkpoint of sit", f"use it as it is: sit sample {path}"
+        )
     files = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_FILES)
     if len(files) == 1:
         return files[0]
@@ -38,6 +44,10 @@ def only_file(path: Path) -> Path:
 
 
 def read_source(path: Path) -> Found:
+    """Read a file of weights or a diffusers folder, without running any code in it.
+
+    Raises SitError for a file or folder that cannot be read as weights.
+    """
     if path.is_dir():
         return _read_diffusers(path)
     if path.suffix == ".safetensors":
@@ -62,7 +72,7 @@ def read_source(path: Path) -> Found:
     step = content.get("steps") if parts else None
     return Found(
         path=path,
-        # A released file is the average alone.
+        # A released file holds the average weights alone.
         states=parts or {"ema": named_tensors(content)},
         args=args if isinstance(args, Namespace) else None,
         step=step if isinstance(step, int) and 0 <= step < 10**9 else _step_in(path),
@@ -88,7 +98,7 @@ def _read_diffusers(path: Path) -> Found:
     target = scheduler.get("prediction_type", "epsilon")
     if betas is None or target != "epsilon":
         raise SitError(
-            f"{path}: its scheduler is of {scheduler.get('beta_schedule')} betas and predicts "
+            f"{path} has a scheduler with {scheduler.get('beta_schedule')} betas that predicts "
             f"{target}, which sit does not know"
         )
     size, patch = facts["config"].get("sample_size"), facts["config"].get("patch_size")
@@ -116,26 +126,31 @@ def _read_diffusers(path: Path) -> Found:
 
 
 def _checked(path: Path, text: str | None) -> dict[str, Any]:
-    """The meta.json that sit export put into a file. SitError if it is damaged."""
+    """The meta.json that sit export put into a file. Raises SitError if it is damaged."""
     try:
         meta = json.loads(text or "")
     except (ValueError, RecursionError):
         meta = None
     if not isinstance(meta, dict) or meta.get("exported_weights") not in ("model", "ema"):
-        raise SitError(f"{path} is damaged: it says nothing of itself", "export it again")
+        raise SitError(f"{path} is damaged: its description is missing", "export it again")
     if wrong := wrong_in_meta(meta):
         raise SitError(f"{path} is damaged: {wrong}", "export it again")
     return meta
 
 
 def _step_in(path: Path) -> int:
-    """0400000.pt, the official trainers' name of a checkpoint, is of step 400000; else 0."""
+    """400000 for 0400000.pt, as the official trainers name a checkpoint; 0 for any other name."""
     return int(path.stem) if re.fullmatch(r"\d{7}", path.stem) else 0
 
 
 @dataclass(kw_only=True)
 class Found:
-    """What a file or folder of weights holds; meta: what sit export put beside them."""
+    """The contents of a file or folder of weights.
+
+    states: 'ema' and 'model' -> the tensors; args: the trainer's arguments; lineage, heads,
+    process, class_names, vae: known for diffusers folders alone; meta, arrays: the checkpoint's
+    meta.json and the autoencoder's arrays, which sit export put beside the weights.
+    """
 
     path: Path
     states: dict[str, dict[str, Tensor]]

@@ -13,12 +13,12 @@ from tests.tiny import make_run
 from tests.weights.official_files import take
 
 REFUSED = [
-    (Flow(), "official-dit", "its process is a flow"),
-    (Flow(prediction="data"), "official-sit", "no data prediction"),
-    (Diffusion(), "official-sit", "its process is DiT's"),
-    (Diffusion(betas="cosine"), "official-dit", "betas is linear"),
-    (Diffusion(variance="fixed-small"), "official-dit", "variance is learned-range"),
-    (Diffusion(prediction="velocity"), "diffusers", "its chain predicts velocity"),
+    (Flow(), "official-dit", "trained with SiT's flow"),
+    (Flow(prediction="data"), "official-sit", "lacks data prediction"),
+    (Diffusion(), "official-sit", "trained with DiT's diffusion"),
+    (Diffusion(betas="cosine"), "official-dit", "needs betas linear"),
+    (Diffusion(variance="fixed-small"), "official-dit", "needs variance learned-range"),
+    (Diffusion(prediction="velocity"), "diffusers", "chain lacks velocity prediction"),
 ]
 
 

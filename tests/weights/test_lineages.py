@@ -88,8 +88,8 @@ def test_clues_tell_the_lineage(found: Clues, model: str | None, lineage: str) -
 @pytest.mark.parametrize(
     ("found", "model", "message"),
     [
-        (clues(), None, "look alike"),
-        (clues("transit-1.pt"), None, "look alike"),
+        (clues(), None, "cannot tell whether"),
+        (clues("transit-1.pt"), None, "cannot tell whether"),
         (clues(learned_sigma=False), "SiT-XL/2", "opposite directions"),
         (clues(path_type="Linear"), "DiT-XL/2", "--model is a DiT"),
         (clues(global_batch_size=1), "SiT-XL/2", "--model is a SiT"),

@@ -92,7 +92,7 @@ def test_heads_are_known_or_asked_for() -> None:
     assert config_of("x", state, heads=None, model=None) == CONFIG
     assert config_of("x", state, heads=8, model=None).heads == 8
     odd = official(dataclasses.replace(CONFIG, width=96, heads=3))
-    with pytest.raises(UsageError, match="width 96 is no preset"):
+    with pytest.raises(UsageError, match="no preset has width 96"):
         config_of("x", odd, heads=None, model=None)
     assert config_of("x", odd, heads=6, model=None).heads == 6
     with pytest.raises(UsageError, match="--model SiT-S/2 has 12 blocks"):

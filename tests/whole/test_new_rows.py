@@ -284,11 +284,11 @@ def test_an_export_refuses_what_it_has_no_name_for(package: Path, tmp_path: Path
         f"{train} --model DiT-Mi/2 --betas toy --out betas",
     ]
     tries = {
-        "export path x.pt --format official-sit": "knows no path toy",
-        "export prediction x.pt --format official-sit": "knows no toy prediction",
-        "export betas x.pt --format official-dit": "betas is linear, and its own is toy",
-        "export path x --format diffusers": "knows no path toy",
-        "export prediction x --format diffusers": "knows no toy prediction",
+        "export path x.pt --format official-sit": "lacks the path toy",
+        "export prediction x.pt --format official-sit": "lacks toy prediction",
+        "export betas x.pt --format official-dit": "needs betas linear, and this run has toy",
+        "export path x --format diffusers": "lacks the path toy",
+        "export prediction x --format diffusers": "lacks toy prediction",
     }
     said = run(package, tmp_path, *lines, *tries)
     for text in said[: len(lines)]:
