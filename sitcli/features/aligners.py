@@ -1,4 +1,4 @@
-"""Encoders whose features a latent store keeps for REPA: maps of an image, not one vector."""
+"""Encoders for REPA, which turn an image into a map of features; a latent store keeps the maps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ TIMM = "timm:"
 
 
 class Aligner(NamedTuple):
-    """spec: name, hash, asked (what --align-features was given) and shape [D, rows, columns];
-    encode: uint8 (B, 3, S, S) -> float32 (B, D, rows, columns)."""
+    """An encoder for REPA.
+
+    spec: name, hash, asked (the value of --align-features) and shape [D, rows, columns].
+    encode: uint8 (B, 3, S, S) -> float32 (B, D, rows, columns).
+    """
 
     spec: dict[str, Any]
     encode: Callable[[Tensor], Tensor]
@@ -41,7 +44,7 @@ def load_aligner(
     weights = weights and local_path(weights)
     if asked == "dinov2":
         features = choose_features("dinov2", {"dinov2": weights})
-        # As REPA: 224 for 256 pixels, 448 for 512, so that there is a feature for each token.
+        # As in REPA: 224 for 256 pixels, 448 for 512, so that there is a feature for each token.
         side = max(DINOV2_SIDE, DINOV2_PATCH * (image_size // 16))
         tokens = dinov2_tokens(features.path, device, side)
         name, hash_, encode = "dinov2", features.hash, lambda images: _as_map(tokens(images), 1)
@@ -50,12 +53,15 @@ def load_aligner(
         encode, hash_ = _load_timm(name, weights, device)
     else:
         if weights is not None:
-            raise UsageError(f"--align-weights means nothing to {asked}", "leave it out")
+            raise UsageError(
+                f"--align-weights has no effect with --align-features {asked}",
+                "remove --align-weights",
+            )
         path = local_path(asked)
         if not path.is_file():
             raise UsageError(
-                f"--align-features {asked}: neither dinov2, timm:NAME, nor a file",
-                "dinov2, timm:vit_base_patch16_224, or a TorchScript file",
+                f"--align-features {asked} is neither dinov2, timm:NAME, nor a file",
+                "use dinov2, timm:vit_base_patch16_224, or a TorchScript file",
             )
         name, hash_ = path.name, hash_file(path)
         encode = load_torchscript(path, device, ("D", "rows", "columns"))
@@ -65,28 +71,32 @@ def load_aligner(
 
 
 def _as_map(tokens: Tensor, prefix: int) -> Tensor:
-    """Tokens (B, prefix + n*n, D) -> (B, D, n, n). SitError if they are no square."""
+    """Tokens (B, prefix + n*n, D) -> (B, D, n, n). Raises SitError if they form no square."""
     grid = tokens[:, prefix:]
     side = round(grid.shape[1] ** 0.5)
     if side * side != grid.shape[1]:
-        raise SitError(f"an encoder of {grid.shape[1]} tokens has no square map of features")
+        raise SitError(f"the encoder gives {grid.shape[1]} tokens, which form no square map")
     return grid.transpose(1, 2).unflatten(2, (side, side))
 
 
 def _load_timm(
     name: str, weights: Path | None, device: torch.device
 ) -> tuple[Callable[[Tensor], Tensor], str]:
-    """A timm model's last features before pooling, normalised inputs of its own size."""
+    """(encode, hash): a timm model up to its last features before pooling.
+
+    encode resizes images to the model's own size and normalises them as the model expects.
+    """
     import timm
 
     if not timm.is_model(name):
-        raise UsageError(f"timm has no model '{name}'", "timm.list_models() names them")
+        raise UsageError(f"timm has no model '{name}'", "choose one of timm.list_models()")
     try:
         network = timm.create_model(name, pretrained=weights is None, num_classes=0)
     except Exception as error:  # the hub's library raises a dozen types
         raise SitError(
-            f"timm's weights of {name} are not here and cannot be fetched: {first_line(error)}",
-            "give their place with --align-weights FILE, or fetch them where there is a network",
+            f"timm's weights of {name} are not on this machine and cannot be fetched: "
+            f"{first_line(error)}",
+            "name them with --align-weights FILE, or fetch them on a connected machine",
         ) from None
     if weights is not None:
         try:
@@ -96,7 +106,7 @@ def _load_timm(
         except (RuntimeError, ValueError, TypeError) as error:
             raise SitError(
                 f"{weights} does not hold the weights of timm's {name}: {first_line(error)}",
-                "a state dict of that very model",
+                "give a state dict of that model",
             ) from None
     network = network.eval().requires_grad_(False).to(device)
     digest = hashlib.sha256()
@@ -111,7 +121,7 @@ def _load_timm(
         found = network.forward_features(resized_input(images, device, side, mean, std)).float()
         if found.ndim == 3:
             return _as_map(found, getattr(network, "num_prefix_tokens", 0))
-        # Of the convolutional ones some keep channels last.
+        # Some convolutional models keep channels last.
         last = found.shape[1] != network.num_features and found.shape[3] == network.num_features
         return found.permute(0, 3, 1, 2) if last else found
 

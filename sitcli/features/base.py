@@ -1,4 +1,4 @@
-"""What an extractor gives, and which of its layers."""
+"""Feature extractors, their layers, and the names of the figures computed from them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ import torch
 
 
 def last_line(error: Exception) -> str:
+    """The last line of an error's text that is not blank, or its repr if there is none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else repr(error)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Which features: an extractor's name or a TorchScript file's, and the hash of its weights.
+    """The identity of a feature extractor: its name, its weights and what it can compute.
 
-    hash: sha256 of the weights' file, empty without one. layers: pool is one vector an image,
-    spatial InceptionV3's mixed_6 map, for sFID. resizes: whether images of any size become one
-    size within. has_classes: whether class probabilities follow from them. official_hash: how the
-    hash of the weights begins with which figures are the published ones; "" if there are none.
+    name: a row of KINDS, or a TorchScript file's name. hash: sha256 of the weights' file, "" if
+    there is none. layers: pool is one vector per image, spatial is InceptionV3's mixed_6 map, for
+    sFID. resizes: whether it resizes images of any size itself. has_classes: whether it gives
+    class probabilities. official_hash: the first digits of the hash of the weights that published
+    figures use; "" if there are no published figures.
     """
 
     name: str
@@ -36,16 +38,16 @@ class Features:
 
     @property
     def official(self) -> bool:
-        """Whether figures made with them may be called FID, sFID, KID and IS."""
+        """Whether figures made with these features may be called FID, sFID, KID and IS."""
         return bool(self.official_hash) and self.hash.startswith(self.official_hash)
 
     @property
     def tag(self) -> str:
-        """`inception:1a2b3c4d`, `pixels`."""
+        """The name with the hash's first digits: `inception:1a2b3c4d`, or `pixels`."""
         return f"{self.name}:{self.hash[:8]}" if self.hash else self.name
 
     def label(self, metric: str) -> str:
-        """What to call a figure: FID and so on, or FD[pixels] for what is not quite that."""
+        """The name of a figure: FID with official weights, else FD[pixels]; KID becomes KD."""
         if self.official:
             return metric
         return f"{dict(FID='FD', sFID='sFD', KID='KD').get(metric, metric)}[{self.tag}]"
@@ -54,8 +56,9 @@ class Features:
 class Kind(NamedTuple):
     """An extractor known by name.
 
-    load(path, device, layers); title, file, url: of its weights, "" if it has none; option: which
-    gives their place; facts: what else its `Features` say.
+    load(path, device, layers): makes the extractor. title, file, url: name, file name and source
+    of its weights, "" if it has none. option: the option that names the weights' file. facts:
+    further fields of its `Features`.
     """
 
     load: Callable[[Path | None, torch.device, Sequence[str]], Extractor]
@@ -67,21 +70,24 @@ class Kind(NamedTuple):
 
 
 class Extractor(NamedTuple):
-    """extract: uint8 (B, 3, H, W) -> float32 (B, D) on the CPU of each layer; logits: features of
-    the pool layer -> (B, classes), None where they lead to no class probabilities."""
+    """A loaded extractor.
+
+    extract: uint8 (B, 3, H, W) -> layer -> float32 (B, D) on the CPU.
+    logits: features of the pool layer -> (B, classes); None if it gives no class probabilities.
+    """
 
     extract: Callable[[torch.Tensor], dict[str, torch.Tensor]]
     logits: Callable[[torch.Tensor], torch.Tensor] | None
 
 
 class Layer(NamedTuple):
-    """One layer of one extractor; kept features and statistics belong to it."""
+    """One layer of one extractor; every file of features or statistics belongs to one."""
 
     features: Features
     name: str
 
     @property
     def tag(self) -> str:
-        """`inception-1a2b3c4d`, `inception-1a2b3c4d-spatial`: part of a file's name."""
+        """`inception-1a2b3c4d` or `inception-1a2b3c4d-spatial`, for use in a file's name."""
         tag = self.features.tag.replace(":", "-")
         return tag if self.name == "pool" else f"{tag}-{self.name}"

@@ -1,4 +1,4 @@
-"""Features of many images: extracted once, kept beside the images, summed by rank."""
+"""Features of many images: extracted once, kept beside the images, summed on every rank."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from sitcli.storage import rows as row_file
 from sitcli.storage.files import make_folder, replacing
 from sitcli.storage.npz import NPZ_ERRORS
 
-KEEP_BYTES = 1 << 30  # features of more than this are not kept, only their mean and covariance
-BLOCK = 256  # images whose features are written together, about; what an interruption can lose
-CHUNK = 1024  # images whose sums are taken together where features are not kept
-SAVE_SECONDS = 60.0  # between writing such sums
+KEEP_BYTES = 1 << 30  # a larger array of features is not kept, only its mean and covariance
+BLOCK = 256  # features of about so many images are written at once; an interruption loses them
+CHUNK = 1024  # images summed together where features are not kept
+SAVE_SECONDS = 60.0  # between two savings of these sums
 
 
 def most_kept(width: int) -> int:
-    """Number of images whose features (N, width) are kept."""
+    """The largest number N of images whose features (N, width) are kept."""
     return KEEP_BYTES // (4 * width)
 
 
 def kept_path(images: ImageSet, indices: np.ndarray, layer: Layer, ending: str) -> Path:
-    """Where something about the features of images[indices] is kept."""
+    """The file, ending in `ending`, that belongs to one layer's features of images[indices]."""
     which = hashlib.sha256(images.version.encode() + np.asarray(indices, "<i8").tobytes())
     name = f"{layer.tag}-{which.hexdigest()[:16]}-{len(indices)}{ending}"
     return images.stats_folder / name
@@ -60,11 +60,12 @@ def collect(
     batch_size: int,
     count: Count,
 ) -> Generator[Event, None, dict[Layer, Collected]]:
-    """Extract the features of images[indices], each rank its share, counting images in `count`.
+    """Features of images[indices] by layer, on rank 0; {} on the other ranks.
 
-    widths: the layers wanted, and the features each gives. parts: (N,) of 0 and 1; of the layers
-    `summed` the moments of each part are taken apart. Kept features are used instead of images;
-    where they cannot be kept a warning says why. What comes back is the first rank's alone.
+    Each rank extracts its share. widths: the wanted layers and the number of features of each.
+    parts: (N,) of 0 and 1. summed: the layers whose moments are computed, for each part
+    separately. Features that were kept by an earlier run are read, not extracted again; a warning
+    says why if they cannot be kept. count: the progress over all sets.
     """
     job = _Job(images, indices, parts, widths, extractors, world, check_peers, batch_size, count)
     if len(indices) > most_kept(max(widths.values())):
@@ -95,7 +96,7 @@ def _collect_rows(
 
         paths, todo, lost = on_rank_0(world, begin)
         if lost:
-            yield Warn(f"features are not kept for another time: {lost}")
+            yield Warn(f"features are not kept for later runs: {lost}")
         files = all_agree(world, lambda: [row_file.Rows(path, writable=True) for path in paths])
         for file in files:
             stack.enter_context(file)
@@ -105,7 +106,7 @@ def _collect_rows(
             return count.at(waiting + min(int((f == row_file.DONE).sum()) for f in flags))
 
         yield progress()
-        # Whole batches: they are the same ones whatever the number of processes.
+        # Shares are whole batches, so that batches do not depend on the number of processes.
         share = min(BLOCK, math.ceil(len(todo) / world.size))
         step = max(1, share // job.batch_size) * job.batch_size
         for start in range(world.rank * step, len(todo), world.size * step):
@@ -123,7 +124,7 @@ def _collect_rows(
         tables = {
             layer: file.array("features") for layer, file in zip(job.widths, files, strict=True)
         }
-        # On Linux a map outlives its file's name, as it must where the folder is temporary.
+        # On Linux a map stays valid after its file is removed, as a temporary folder's files are.
     if world.rank:
         return {}
     result = {}
@@ -144,7 +145,7 @@ def _open_all(paths: Sequence[Path], job: _Job, stack: contextlib.ExitStack) -> 
 
 
 def _elsewhere(paths: Sequence[Path], stack: contextlib.ExitStack) -> list[Path]:
-    """The same names in a temporary folder that goes when `stack` ends."""
+    """The same file names in a temporary folder, which is removed when `stack` ends."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sit-features-")))
     return [folder / path.name for path in paths]
 
@@ -152,11 +153,13 @@ def _elsewhere(paths: Sequence[Path], stack: contextlib.ExitStack) -> list[Path]
 def _open_rows(
     path: Path, num: int, width: int, layer: Layer, stack: contextlib.ExitStack
 ) -> row_file.Rows:
-    """The row file of features at `path`, made if it is not there, open and locked by `stack`."""
+    """The row file of features at `path`, created if missing, open and locked until `stack` ends.
+
+    A file that is damaged or of another shape is replaced.
+    """
     make_folder(path.parent)
     stack.enter_context(locks.lock(path))
     if path.exists():
-        # One that is damaged or of another shape is made anew.
         with contextlib.suppress(SitError):
             rows = row_file.Rows(path, writable=True)
             if "features" in rows.names and rows.shape("features") == (num, width):
@@ -169,7 +172,10 @@ def _open_rows(
 
 
 def _collect_sums(job: _Job) -> Generator[Event, None, dict[Layer, Collected]]:
-    """Moments of chunk after chunk; each rank saves its own now and then, and they are merged."""
+    """Moments of one chunk after the other; each rank saves its own every SAVE_SECONDS.
+
+    Rank 0 merges what all ranks saved.
+    """
     world, num = job.world, len(job.indices)
     with contextlib.ExitStack() as stack:
 
@@ -191,7 +197,7 @@ def _collect_sums(job: _Job) -> Generator[Event, None, dict[Layer, Collected]]:
 
         path, sums, lost = on_rank_0(world, begin)
         if lost:
-            yield Warn(f"sums of features are not kept for another time: {lost}")
+            yield Warn(f"sums of features are not kept for later runs: {lost}")
         chunks = [c for c in range(math.ceil(num / CHUNK)) if c not in sums.chunks]
         done = num - sum(min(CHUNK, num - c * CHUNK) for c in chunks)
         if world.rank:
@@ -200,13 +206,13 @@ def _collect_sums(job: _Job) -> Generator[Event, None, dict[Layer, Collected]]:
         saved = time.monotonic()
         for chunk in chunks[world.rank :: world.size]:
             rows = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, num))
-            # Sums are taken in only when the chunk is whole: what is saved has no half chunks.
+            # Sums are merged only when the chunk is whole, so saved sums have no half chunks.
             fresh = {layer: job.no_sums(layer) for layer in job.widths}
             for batch in job.extract(rows):
                 some, rows = np.split(rows, [len(next(iter(batch.values())))])
                 for layer, features in batch.items():
                     _accumulate(fresh[layer], job.parts[some], features)
-                done += len(some) * world.size  # the others are about as far
+                done += len(some) * world.size  # the other ranks are about as far
                 yield job.count.at(min(done, num))
                 job.check_peers()
             sums.merge(_Sums({chunk}, fresh))
@@ -236,13 +242,13 @@ def _saved(path: Path) -> list[Path]:
 
 
 def _merge_saved(path: Path, job: _Job) -> _Sums:
-    """All sums that ranks of this or an earlier run saved; each chunk once."""
+    """All sums that the ranks of this or an earlier run saved, with each chunk counted once."""
     found = []
     for file in _saved(path):
         with contextlib.suppress(*NPZ_ERRORS):
             found.append(_Sums.load(file, job))
     merged = _Sums(set(), {layer: job.no_sums(layer) for layer in job.widths})
-    # A run killed between merging and removing leaves the merged file and its parts.
+    # A run killed between merging and removing leaves the merged file beside its parts.
     for sums in sorted(found, key=lambda sums: -len(sums.chunks)):
         if not sums.chunks & merged.chunks:
             merged.merge(sums)
@@ -256,19 +262,19 @@ def _accumulate(sums: Sequence[Moments], parts: np.ndarray, block: np.ndarray) -
 
 @dataclass
 class Count:
-    """Images done, of the total over all sets; base: those of the sets before this one."""
+    """Progress over several sets: the total of images, and `base`, those of the sets before."""
 
     total: int
     base: int = 0
 
     def at(self, num: int) -> Progress:
-        """`num` of this set are done."""
+        """The progress once `num` images of this set are done."""
         return Progress(done=self.base + num, total=self.total)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What `collect` was asked for."""
+    """The arguments of `collect`."""
 
     images: ImageSet
     indices: np.ndarray
@@ -303,7 +309,7 @@ class _Job:
         return [Moments(self.widths[layer]) for _ in range(int(self.parts.max()) + 1)]
 
     def sums_ending(self) -> str:
-        """Part of the name of saved sums: of which layers and which parts they are."""
+        """The ending of the saved sums' file: a hash of the layers and parts they belong to."""
         tags = ",".join(layer.tag for layer in self.widths)
         return "-" + hashlib.sha256(tags.encode() + self.parts.tobytes()).hexdigest()[:8] + ".sums"
 
@@ -316,14 +322,14 @@ class _Sums:
     moments: dict[Layer, list[Moments]] = field(default_factory=dict)
 
     def merge(self, other: _Sums) -> None:
-        """Take in everything `other` has."""
+        """Add everything that `other` has."""
         self.chunks |= other.chunks
         for layer, parts in other.moments.items():
             for total, part in zip(self.moments[layer], parts, strict=True):
                 total.merge(part)
 
     def save(self, path: Path) -> None:
-        """Raises SitError when it cannot be written."""
+        """Write the sums to an npz. Raises SitError if it cannot be written."""
         values: dict[str, Any] = {"chunks": np.array(sorted(self.chunks), np.int64)}
         for layer, parts in self.moments.items():
             for i, part in enumerate(parts):
@@ -337,7 +343,7 @@ class _Sums:
 
     @classmethod
     def load(cls, path: Path, job: _Job) -> _Sums:
-        """Raises one of NPZ_ERRORS."""
+        """The sums in an npz. Raises one of NPZ_ERRORS if they cannot be read."""
         with np.load(path, allow_pickle=False) as archive:
             sums = cls(set(archive["chunks"].tolist()), {})
             for layer, width in job.widths.items():

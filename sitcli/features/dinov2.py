@@ -19,7 +19,7 @@ DINOV2_SIZES = {384: "small", 768: "base", 1024: "large"}  # width: timm's name 
 
 
 def load_dinov2(path: Path, device: torch.device) -> Extractor:
-    """The class token of a DINOv2 transformer, (B, D), as EDM2's FD-DINOv2 takes it."""
+    """An extractor of the class token of a DINOv2 transformer, (B, D), as in EDM2's FD-DINOv2."""
     tokens = dinov2_tokens(path, device, DINOV2_SIDE)
     return Extractor(lambda images: {"pool": tokens(images)[:, 0].cpu()}, logits=None)
 
@@ -27,10 +27,12 @@ def load_dinov2(path: Path, device: torch.device) -> Extractor:
 def dinov2_tokens(
     path: Path, device: torch.device, side: int
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """uint8 (B, 3, H, W) -> all tokens of a DINOv2 transformer, (B, 1 + n*n, D), class first.
+    """A function uint8 (B, 3, H, W) -> all tokens of a DINOv2 transformer, (B, 1 + n*n, D).
 
-    Pictures are resized to side x side by an antialiased bicubic and stay float. The position grid
-    is resized as DINOv2's own code does, which no other library does alike. Oquab et al. 2023.
+    The class token is the first. Images are resized to side x side by an antialiased bicubic, in
+    float. The position grid is resized as in DINOv2's own code, which other libraries do
+    differently. Oquab et al. 2023.
+    Raises SitError if the file at `path` does not hold DINOv2's weights.
     """
     import timm
 
@@ -56,7 +58,7 @@ def dinov2_tokens(
     return tokens
 
 
-# Mean and deviation of ImageNet's pixels.
+# Mean and standard deviation of ImageNet's pixels.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -76,7 +78,7 @@ def resized_input(
 
 
 def _resize_positions(positions: torch.Tensor, side: int) -> torch.Tensor:
-    """(1, 1 + n*n, D) -> (1, 1 + side*side, D): a bicubic whose scale is (side + 0.1) / n."""
+    """(1, 1 + n*n, D) -> (1, 1 + side*side, D), by a bicubic of scale (side + 0.1) / n."""
     first, grid = positions[:, :1], positions[:, 1:]
     old, width = round(grid.shape[1] ** 0.5), grid.shape[2]
     scale = (side + 0.1) / old

@@ -25,7 +25,7 @@ def _pixels(images: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"pool": F.adaptive_avg_pool2d(images.float() / 255, grid).flatten(1)}
 
 
-# By the names --features knows them by; anything else is a TorchScript file.
+# Keys are values of --features; any other value is a TorchScript file.
 KINDS: dict[str, Kind] = {
     "inception": inception.KIND,
     "dinov2": dinov2.KIND,
@@ -34,17 +34,18 @@ KINDS: dict[str, Kind] = {
 
 
 def choose_features(name: str, weights: Mapping[str, Path | None] | None = None) -> Features:
-    """Which extractor `--features` means; reads the hash of its weights' file only.
+    """The extractor that `--features NAME` means; hashes its weights' file but does not load it.
 
-    weights: where the weights of the kinds are, by name, if not where torch hub keeps them.
-    Raises UsageError for an unknown name, SitError when the weights are not here.
+    weights: the files of the kinds' weights by name; a kind that is missing or None is looked for
+    where torch hub keeps its files.
+    Raises UsageError for an unknown name, SitError if the weights are not on this machine.
     """
     kind = KINDS.get(name)
     if kind is None:
         path = local_path(name)
         if not path.is_file():
             raise UsageError(
-                f"--features {name}: neither a known extractor nor a file",
+                f"--features {name} is neither a known extractor nor a file",
                 f"use {', '.join(KINDS)}, or the path of a TorchScript module",
             )
         return Features(name=path.name, path=path, hash=_hash_of(path))
@@ -58,7 +59,7 @@ def choose_features(name: str, weights: Mapping[str, Path | None] | None = None)
 
 
 def _hub_file(name: str) -> Path:
-    """Where torch hub, and torch-fidelity with it, keep a file of weights."""
+    """Where torch hub, and so torch-fidelity, keeps a file of weights."""
     return Path(torch.hub.get_dir()) / "checkpoints" / name
 
 
@@ -67,7 +68,7 @@ def _missing(kind: Kind, path: Path, *, asked: bool) -> SitError:
         return SitError(f"{kind.option} {path}: no such file", f"the official one is {kind.url}")
     return SitError(
         f"{kind.title}'s weights, {path.name}, are not at {path}",
-        f"fetch them: curl -L --create-dirs -o {path} {kind.url} ; or give their place with "
+        f"fetch them: curl -L --create-dirs -o {path} {kind.url} ; or name them with "
         f"{kind.option} FILE; or compare offline with --features pixels (which is not FID)",
     )
 
@@ -82,9 +83,9 @@ def _hash_of(path: Path) -> str:
 def load_extractor(
     features: Features, device: torch.device, layers: Sequence[str] = ("pool",)
 ) -> Extractor:
-    """The extractor itself, ready on `device`, for these of the features' layers.
+    """The loaded extractor on `device`, for the given layers.
 
-    Raises SitError for a file that does not fit.
+    Raises SitError for a file that does not hold the extractor's weights.
     """
     if features.name in KINDS:
         return KINDS[features.name].load(features.path, device, layers)

@@ -1,4 +1,4 @@
-"""npz files of a mean and a covariance: ADM's, and our own."""
+"""npz files of a mean and a covariance: ADM's and sit's own."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from sitcli.storage.files import make_folder, replacing
 from sitcli.storage.npz import Npz
 from sitcli.text import format_shape
 
-MOST_FEATURES = 8192  # of an extractor
-OUR_NAMES = ("num", "features", "floor", "seed")  # beside ADM's, in statistics that we keep
+MOST_FEATURES = 8192  # the widest layer that is read
+OUR_NAMES = ("num", "features", "floor", "seed")  # sit's own arrays, beside ADM's
 ADM_NAMES = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
 def save_statistics(path: Path, gaussian: Gaussian, *, layer: str = "pool", **more: object) -> None:
-    """Write an npz with `mu`, `sigma` (`mu_s`, `sigma_s` of the spatial layer), as ADM names them,
-    `num` and whatever else is given.
+    """Write an npz with ADM's names: `mu`, `sigma` (`mu_s`, `sigma_s` for the spatial layer).
 
-    Raises SitError when it cannot be written, or another process is writing it.
+    The file also holds `num` and the arrays in `more`.
+    Raises SitError if it cannot be written, or another process is writing it.
     """
     mean, covariance = ADM_NAMES[layer]
     with locks.lock(path):
@@ -40,9 +40,9 @@ def save_statistics(path: Path, gaussian: Gaussian, *, layer: str = "pool", **mo
 
 
 def load_statistics(path: Path) -> StatisticsFile | None:
-    """Mean and covariance of each layer an npz has them of; None if it has none.
+    """The means and covariances in an npz, by layer; None if it holds none.
 
-    Raises SitError for damage.
+    Raises SitError if the file is damaged.
     """
     gaussians: dict[str, Gaussian] = {}
     with Npz(path) as npz:
@@ -60,7 +60,7 @@ def load_statistics(path: Path) -> StatisticsFile | None:
                 shapes = " and ".join(format_shape(header.shape) for header in headers)
                 raise SitError(f"{path}: {names}, {shapes}, do not fit together")
             if {mean.dtype.kind, covariance.dtype.kind} != {"f"}:
-                raise SitError(f"{path}: {names} are not of floating point")
+                raise SitError(f"{path}: {names} are not floating point")
             mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
             if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
                 raise SitError(f"{path}: {names} are not finite")
@@ -69,7 +69,7 @@ def load_statistics(path: Path) -> StatisticsFile | None:
 
 
 def load_kept_statistics(path: Path, layer: Layer) -> Statistics:
-    """What `keep_statistics` wrote. Raises SitError if it is damaged."""
+    """The statistics that `keep_statistics` wrote. Raises SitError if the file is damaged."""
     loaded = load_statistics(path)
     gaussian = loaded and loaded.gaussians.get(layer.name)
     floor = loaded and loaded.more.get("floor")
@@ -80,7 +80,10 @@ def load_kept_statistics(path: Path, layer: Layer) -> Statistics:
 
 
 def keep_statistics(path: Path, statistics: Statistics, *, layer: Layer, seed: int) -> None:
-    """Write them at `path`; the file can also be a --reference. Raises SitError."""
+    """Write statistics to `path`; the file can also be given to --reference.
+
+    Raises SitError if it cannot be written, or another process is writing it.
+    """
     make_folder(path.parent)
     floor = math.nan if statistics.floor is None else statistics.floor
     facts = dict(floor=floor, seed=seed, features=layer.features.tag)
@@ -88,7 +91,7 @@ def keep_statistics(path: Path, statistics: Statistics, *, layer: Layer, seed: i
 
 
 class StatisticsFile(NamedTuple):
-    """What an npz says: the Gaussian of each layer; more: those of OUR_NAMES that it has."""
+    """The contents of an npz: the Gaussian of each layer, and the arrays among OUR_NAMES."""
 
     gaussians: Mapping[str, Gaussian]
     more: Mapping[str, np.ndarray]
@@ -96,8 +99,10 @@ class StatisticsFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and covariance of a reference, and the Frechet distance of its halves if they have
-    one."""
+    """Mean and covariance of a reference.
+
+    floor: the Frechet distance between its two halves, None if it was not measured.
+    """
 
     gaussian: Gaussian
     floor: float | None

@@ -15,10 +15,11 @@ from sitcli.text import first_line
 def load_torchscript(
     path: Path, device: torch.device, axes: tuple[str, ...]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The file's module, of uint8 images (B, 3, S, S) to float32 (B, ...), an axis for each name.
+    """A function uint8 (B, 3, S, S) -> float32 (B, ...), the TorchScript module in the file.
 
-    Raises SitError for a file that is none, and, when called, for a module that fails or returns
-    anything else.
+    axes: names of the axes of its result after the first, for errors.
+    Raises SitError if the file is not a TorchScript module. The function raises SitError if the
+    module fails or returns another number of axes or images.
     """
     try:
         module = torch.jit.load(str(path), map_location=device).eval()

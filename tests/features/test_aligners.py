@@ -52,7 +52,7 @@ def test_what_is_no_encoder_is_named(tmp_path: Path) -> None:
         load_aligner(str(path), None, image_size=8, device=CPU)
     with pytest.raises(UsageError, match="neither dinov2, timm:NAME, nor a file"):
         load_aligner(str(tmp_path / "none.pt"), None, image_size=8, device=CPU)
-    with pytest.raises(UsageError, match="--align-weights means nothing to"):
+    with pytest.raises(UsageError, match="--align-weights has no effect with"):
         load_aligner(str(path), path, image_size=8, device=CPU)
     with pytest.raises(UsageError, match="timm has no model 'vit_huger'"):
         load_aligner("timm:vit_huger", None, image_size=8, device=CPU)
