@@ -30,24 +30,30 @@ from sitcli.storage.locks import check_writable
 
 
 def named_sets(settings: EvaluateSettings) -> list[Path]:
-    """The sample sets that were named, or the newest."""
+    """The sample sets that were named, else the newest. Raises UsageError for useless options."""
     refuse_options(settings)
     return [local_path(path) for path in settings.samples or [newest_samples()]]
 
 
 def prepare(settings: EvaluateSettings, paths: list[Path]) -> Job:
+    """Open and check the sets `paths` and their reference.
+
+    Raises UsageError for options that do not fit, SitError for images that cannot be compared.
+    """
+    sets = []  # first, so that a wrong path is not reported as missing weights
+    for path in paths:
+        if kind_of(path) == "latent store":
+            raise UsageError(
+                f"{path} is a latent store, not samples", f"use it as --reference {path}"
+            )
+        sets.append(open_images(path))
+    _check_sets(sets)
     features = _main_features(settings)
     metrics = [m for m in METRICS if getattr(settings, m) or (settings.all and METRICS[m].in_all)]
-    if settings.all:  # of all there is what the features give
+    if settings.all:  # --all takes the metrics that these features give
         metrics = [m for m in metrics if _gives(features, METRICS[m])]
     metrics = tuple(metrics) or ("fid",)
     layers = _layers(settings, metrics, features)
-    sets = []
-    for path in paths:
-        if kind_of(path) == "latent store":
-            raise UsageError(f"{path} is a latent store, not samples", f"--reference {path}")
-        sets.append(open_images(path))
-    _check_sets(sets)
     reference = _resolve_reference(settings, sets, metrics)
     for samples in sets:
         check_writable(metrics_path(samples))
@@ -62,28 +68,33 @@ def prepare(settings: EvaluateSettings, paths: list[Path]) -> Job:
 
 
 def _main_features(settings: EvaluateSettings) -> Features:
-    """The extractor of --features, or a metric's own where no other metric was asked for."""
+    """The extractor of --features, or a metric's own if that is the only metric."""
     asked = [name for name in METRICS if getattr(settings, name)]
     own = {METRICS[name].own_features: name for name in asked if METRICS[name].own_features}
     name, weights = settings.features, settings.features_weights
     if settings.dinov2_weights is not None and "dinov2" not in {*own, name}:
-        raise UsageError("--dinov2-weights is for --fdd or --features dinov2", "leave it out")
+        raise UsageError(
+            "--dinov2-weights is for --fdd or --features dinov2",
+            "remove --dinov2-weights, or add --fdd",
+        )
     if name in own:
         raise UsageError(
-            f"--features {name} --fid is --{own[name]} already", f"leave out --{own[name]}"
+            f"--fid with --features {name} is the same figure as --{own[name]}",
+            f"remove --{own[name]}",
         )
     if weights is not None and name != EvaluateSettings.features:
         raise UsageError(
-            f"--features-weights belongs to --features {EvaluateSettings.features}, not to {name}"
+            f"--features-weights belongs to --features {EvaluateSettings.features}, not to {name}",
+            "remove --features-weights",
         )
     left_open = name == EvaluateSettings.features and weights is None and not settings.all
     if left_open and len(own) == len(asked) == 1:
-        (name,) = own  # nothing is asked of the extractor that is there by default
+        (name,) = own  # no metric needs the default extractor
     return choose_features(name, _weights(settings))
 
 
 def _weights(settings: EvaluateSettings) -> dict[str, Path | None]:
-    """Where the weights of the extractors are, if the user said so."""
+    """Where the weights of the extractors are, None if the user did not say."""
     return {
         EvaluateSettings.features: settings.features_weights,
         "dinov2": settings.dinov2_weights,
@@ -98,7 +109,10 @@ def _gives(features: Features, row: Metric) -> bool:
 def _layers(
     settings: EvaluateSettings, metrics: tuple[str, ...], features: Features
 ) -> dict[str, Layer]:
-    """The layers these metrics need, by the names METRICS has for them."""
+    """The layers that these metrics need, by their names in METRICS.
+
+    Raises UsageError for a metric that the features cannot give.
+    """
     layers = {"pool": Layer(features, "pool")}
     for metric in metrics:
         row = METRICS[metric]
@@ -108,7 +122,7 @@ def _layers(
         elif not _gives(features, row):
             raise UsageError(
                 f"--{metric} needs {row.needs}, which --features {settings.features} does not give",
-                f"leave out --{metric}, or use --features inception",
+                f"remove --{metric}, or use --features inception",
             )
         else:
             layers[row.layer] = Layer(features, row.layer)
@@ -124,7 +138,7 @@ def _check_sets(sets: list[ImageSet]) -> None:
             raise UsageError(
                 f"{sets[0].path} is {size_of(sets[0])} and {samples.path} {size_of(samples)}: "
                 "images that are compared must have one size",
-                "type a command for each",
+                "run sit evaluate once for each",
             )
     places = [samples.path.resolve() for samples in sets]
     for place in places:
@@ -141,14 +155,14 @@ def _resolve_reference(
     if not given and any(_default_reference(other) != paths for other in sets):
         raise UsageError(
             f"{sets[0].path} and others were made from different images",
-            "give the images to compare them all with: --reference",
+            "add --reference with the images to compare them all with",
         )
     if not paths:
         if not any(METRICS[metric].compares for metric in metrics):
             return None
         raise UsageError(
             f"{samples.path} does not tell which images to compare it with",
-            "give a folder, latent store, sample set or .npz with --reference",
+            "add --reference with a folder, latent store, sample set or .npz",
         )
     path = paths[0]
     statistics = load_statistics(path) if kind_of(path) == "npz" else None
@@ -188,20 +202,23 @@ def _check_statistics_alone(
 
 
 def _default_reference(samples: ImageSet) -> list[Path]:
-    """The latent stores the samples' run was trained on; they know their source images."""
+    """The latent stores that the samples' run was trained on, which name their source images.
+
+    Raises SitError if one is gone.
+    """
     store = samples.meta.get("store")
     stores = samples.meta.get("stores") or ([] if store is None else [store])
     for store in stores:
         if not Path(store).exists():
             raise SitError(
                 f"the latent store behind these samples, {store}, is not there any more",
-                "give it, or a folder of real images, with --reference",
+                "add --reference with its new path, or with a folder of real images",
             )
     return [Path(store) for store in stores]
 
 
 def metrics_path(samples: ImageSet) -> Path:
-    """metrics.json within a sample set's folder; NAME.metrics.json beside anything else."""
+    """The path of metrics.json in a sample set's folder, or NAME.metrics.json beside others."""
     path = samples.path
     if samples.kind == "sample set" and path.is_dir():
         return path / "metrics.json"
@@ -212,11 +229,13 @@ def metrics_path(samples: ImageSet) -> Path:
 
 
 def device_for(settings: EvaluateSettings) -> torch.device:
+    """The device of this process. Raises UsageError if there is no such device."""
     name = device_name(settings.device, gpus=settings.gpus, procs=settings.procs)
     return resolve_device(name)
 
 
 def load_extractors(job: Job, device: torch.device) -> dict[Features, Extractor]:
+    """The extractors that the job's layers need. Raises SitError if weights are missing."""
     wanted: dict[Features, list[str]] = {}
     for layer in job.layers.values():
         wanted.setdefault(layer.features, []).append(layer.name)
@@ -224,9 +243,10 @@ def load_extractors(job: Job, device: torch.device) -> dict[Features, Extractor]
 
 
 def widths_of(job: Job, extractors: Mapping[Features, Extractor]) -> dict[Layer, int]:
-    """Number of features an image has in each layer.
+    """Number of features of an image in each layer.
 
-    Raises UsageError if samples and reference differ in it, SitError if a file's statistics do.
+    Raises UsageError if samples and reference differ in size but must not, or if there are too
+    many images; SitError if a file's statistics are of another layer.
     """
     samples, reference = job.sets[0], job.reference
     fixed = all(layer.features.resizes for layer in job.layers.values())
@@ -235,7 +255,7 @@ def widths_of(job: Job, extractors: Mapping[Features, Extractor]) -> dict[Layer,
         raise UsageError(
             f"the samples are {size_of(samples)} and the reference {size_of(reference.images)}: "
             f"{job.layers['pool'].features.tag} compares images of one size",
-            "give a --reference of the samples' size; a folder is cropped to it",
+            "give a --reference of the samples' size, or a folder, which is cropped to it",
         )
     trial = torch.zeros(2, 3, *samples.size, dtype=torch.uint8)
     widths = {}
@@ -259,7 +279,7 @@ def widths_of(job: Job, extractors: Mapping[Features, Extractor]) -> dict[Layer,
 
 
 def _check_given(job: Job, layer: Layer, name: str, widths: Mapping[Layer, int]) -> None:
-    """SitError unless a file's statistics are of this layer."""
+    """Raise SitError unless a file's statistics are of this layer."""
     given = job.given(name)
     if given is None:
         return
@@ -291,27 +311,29 @@ def _check_numbers(
                 )
     splits = settings.isc_splits
     if splits is not None and "isc" not in metrics:
-        raise UsageError("--isc-splits is for --isc", "leave it out, or add --isc")
+        raise UsageError("--isc-splits is for --isc", "remove --isc-splits, or add --isc")
     fewest = min(numbers.values())
     if splits is not None and splits > fewest // 2:
         raise UsageError(
-            f"--isc-splits {splits}: of {fewest} samples a split needs 2",
-            f"at most {fewest // 2}",
+            f"--isc-splits {splits}: a split needs 2 samples, and there are {fewest}",
+            f"use at most --isc-splits {fewest // 2}",
         )
 
 
 def describe_images(images: ImageSet, num: int) -> str:
+    """The images, for people; num: how many of them are used."""
     what = "the source images of " if images.kind == "latent store" else ""
     return f"{what}{images.path} ({num:,} images, {size_of(images)}, {images.preparation})"
 
 
 def size_of(images: ImageSet) -> str:
+    """'WIDTHxHEIGHT' in pixels."""
     return f"{images.size[1]}x{images.size[0]}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What samples are compared with: images[indices], or an npz's statistics, or both."""
+    """The reference of a comparison: images[indices], or an npz's statistics, or both."""
 
     path: Path
     images: ImageSet | None
@@ -320,16 +342,18 @@ class Reference:
 
     @property
     def text(self) -> str:
+        """The reference, for people."""
         if self.images is None:
             return f"{self.path} (statistics only)"
         return describe_images(self.images, len(self.indices))
 
     @property
     def short(self) -> str:
+        """Its name and number of images, for a table."""
         return f"{self.path.name} ({len(self.indices):,})" if self.images else self.path.name
 
     def record(self, has_floor: bool) -> dict[str, Any]:
-        """Its part of a figure in metrics.json."""
+        """The reference as a figure in metrics.json names it."""
         num, images = len(self.indices), self.images
         return {
             "path": str(self.path.resolve()),
@@ -344,7 +368,7 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be measured, all of it opened and checked; layers by METRICS' names for them."""
+    """An evaluation with everything opened and checked; layers: by their names in METRICS."""
 
     metrics: tuple[str, ...]
     layers: dict[str, Layer]
@@ -353,10 +377,10 @@ class Job:
     bootstrap: bool
 
     def given(self, name: str) -> Gaussian | None:
-        """What the reference's file says of the layer called so."""
+        """The statistics of layer `name` in the reference's file, None if it has none."""
         statistics = self.reference and self.reference.statistics
         return statistics.gaussians.get(name) if statistics else None
 
     def tags(self) -> list[str]:
-        """The extractors, each once."""
+        """The extractors' tags, each once."""
         return list(dict.fromkeys(layer.features.tag for layer in self.layers.values()))

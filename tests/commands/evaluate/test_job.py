@@ -19,6 +19,7 @@ def test_what_cannot_be_compared_is_refused(pipeline):
         (dict(samples=[small], reference=store), "4x4"),
         (dict(samples=[store]), "latent store"),
         (dict(samples=[pipeline / "samples/a"], reference_num=25), "24 images"),
+        (dict(samples=[pipeline / "samples/nope"], features="inception"), "nope does not exist"),
         (dict(isc=True), "--isc needs class probabilities"),
         (dict(sfid=True), "--sfid needs InceptionV3's mixed_6 map"),
         (dict(features_weights=store), "--features-weights belongs to --features inception"),
