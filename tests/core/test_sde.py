@@ -15,10 +15,10 @@ from sitcli.core.ode import ODE_STEPS
 from sitcli.core.sde import SDE_STEPS, Drift
 from sitcli.core.times import time_grid
 from sitcli.core.wt import LossCurve, wt_of
+from tests.core.cases import pairs_first
 from tests.core.gaussian import Gaussian
 
 DATA = Gaussian(mean=0.7, std=0.6)
-PAIRS = list(itertools.product(names.INTERPOLANTS, names.PREDICTIONS))
 LOSS_CURVE = LossCurve(values=(0.5, 0.3, 0.2, 0.4))
 Y = torch.zeros(3, dtype=torch.long)
 
@@ -62,8 +62,12 @@ def propagate(
     return mean, variance
 
 
-@pytest.mark.parametrize(("interpolant", "prediction"), PAIRS)
-@pytest.mark.parametrize("wt", names.WTS)
+@pytest.mark.parametrize(
+    ("interpolant", "prediction", "wt"),
+    pairs_first(
+        names.INTERPOLANTS, names.PREDICTIONS, names.WTS, prediction="velocity", solver="sigma"
+    ),
+)
 def test_marginal_does_not_depend_on_w(interpolant: str, prediction: str, wt: str) -> None:
     """Catches: a score or w_t off by a factor: the SDE would then have other marginals."""
     flow = Flow(interpolant=interpolant, prediction=prediction)
