@@ -19,7 +19,6 @@ def test_what_cannot_be_compared_is_refused(pipeline):
         (dict(samples=[small], reference=store), "4x4"),
         (dict(samples=[store]), "latent store"),
         (dict(samples=[pipeline / "samples/a"], reference_num=25), "24 images"),
-        (dict(samples=[pipeline / "samples/nope"], features="inception"), "nope does not exist"),
         (dict(isc=True), "--isc needs class probabilities"),
         (dict(sfid=True), "--sfid needs InceptionV3's mixed_6 map"),
         (dict(features_weights=store), "--features-weights belongs to --features inception"),
@@ -28,6 +27,12 @@ def test_what_cannot_be_compared_is_refused(pipeline):
     for more, words in cases:
         with pytest.raises(SitError, match=words):
             events_and_result(evaluate(pixel_settings(**more)))
+
+
+def test_a_wrong_path_is_not_reported_as_missing_weights(tmp_path):
+    """Catches: a long hint on fetching InceptionV3 for a mistyped folder."""
+    with pytest.raises(SitError, match="nope does not exist"):
+        plan(EvaluateSettings(samples=[tmp_path / "nope"], fid=True, device="cpu"))
 
 
 def test_a_plan_writes_nothing(pipeline):
