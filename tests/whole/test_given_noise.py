@@ -162,7 +162,7 @@ def test_latents_alone_need_no_autoencoder_and_are_called_so(
         (np.zeros((2, 3, 8, 8), np.int64), {}, "array of floats"),
         (np.full((2, 3, 8, 8), np.nan, np.float32), {}, "not finite"),
         (np.array([{}], object), {}, "cannot read"),
-        (np.zeros((2, 3, 8, 8), np.float32), {"num": 3}, "2 images' noise"),
+        (np.zeros((2, 3, 8, 8), np.float32), {"num": 3}, "the noise of 2 images"),
     ],
 )
 def test_noise_that_is_none_is_refused(

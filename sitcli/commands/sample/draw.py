@@ -1,4 +1,4 @@
-"""The set is created or opened, and its missing images are drawn."""
+"""Creates or opens the sample set, and draws the images it lacks."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from sitcli.samples.sample_set import SampleSet
 
 
 def open_or_create(job: Job) -> SampleSet:
+    """The job's sample set. Raises UsageError if it exists and was drawn with other options."""
     latents, settings = job.checkpoint.latents, job.settings
     if job.file.exists():
         samples = SampleSet.open(job.file, writable=True)
@@ -31,7 +32,7 @@ def open_or_create(job: Job) -> SampleSet:
             if samples.meta.get(key) != value:
                 raise UsageError(
                     f"{job.file} was drawn with {key} {samples.meta.get(key)}, not {value}",
-                    "name another --out, or remove it",
+                    f"name another --out, or remove {job.file}",
                 )
         return samples
     meta = job.facts() | dict(
@@ -57,8 +58,10 @@ def open_or_create(job: Job) -> SampleSet:
 
 
 def as_begun(job: Job, samples: SampleSet) -> Job:
-    """A set keeps the precision it was begun in, and whether the network is compiled: what is
-    behind `auto` may fall out otherwise."""
+    """Resume with the precision and compilation the set was started with.
+
+    `auto` may resolve differently on another day. Raises UsageError if the job asks for others.
+    """
     begun = samples.meta["precision"]
     if job.settings.precision not in ("auto", begun):
         raise UsageError(
@@ -68,7 +71,7 @@ def as_begun(job: Job, samples: SampleSet) -> Job:
     if job.settings.compile not in ("auto", compiled):
         raise UsageError(
             f"{job.file} was drawn with --compile {compiled}",
-            "leave --compile out, or name another --out",
+            "remove --compile, or name another --out",
         )
     return dataclasses.replace(
         job,
@@ -78,7 +81,10 @@ def as_begun(job: Job, samples: SampleSet) -> Job:
 
 
 def missing_batches(samples: SampleSet, job: Job) -> list[np.ndarray]:
-    """Whole batches with an image missing: always the same batches, so always the same bits."""
+    """The batches, as image numbers, of which an image is missing.
+
+    They are drawn whole: the bits of an image can depend on the batch it is computed in.
+    """
     size, done = samples.meta["batch_size"], samples.done
     batches = [np.arange(a, min(a + size, samples.num)) for a in range(0, samples.num, size)]
     wants_path = job.settings.show_path and not samples.beside("path.png").exists()
@@ -92,7 +98,10 @@ def fill(
     world: World,
     check_peers: Callable[[], None],
 ) -> Iterator[Progress]:
-    """Draw this rank's share of the missing batches, and wait for the others."""
+    """Draw this rank's share of the missing batches, and wait for the other ranks.
+
+    Raises SitError if a result is not finite.
+    """
 
     def progress(part: int = 0, text: str = "") -> Progress:
         done = int(samples.done.sum()) + part
@@ -136,7 +145,7 @@ def fill(
 def _trajectory(
     job: Job, network: GuidedNetwork, batch: np.ndarray
 ) -> Iterator[tuple[float, Tensor]]:
-    """(t, x_t) from t = 1 on, for the images `batch`; image i depends on (seed, i) alone."""
+    """Yield (t, x_t) of the images `batch` from t = 1 down; image i depends on (seed, i) alone."""
     shape = job.checkpoint.config.latent_shape
     random = [generator(job.settings.seed, "image", int(i)) for i in batch]
 
@@ -144,7 +153,7 @@ def _trajectory(
         return torch.stack([torch.randn(shape, generator=r) for r in random]).to(job.device)
 
     y = torch.from_numpy(job.labels[batch]).to(job.device)
-    noise = randn()  # where it is given too, so that what is drawn later is the same
+    noise = randn()  # drawn even if --noise gives it, so that later draws are the same
     if job.noise is not None:
         noise = job.noise.rows(batch).to(job.device)
     yield 1.0, noise
@@ -153,7 +162,10 @@ def _trajectory(
 
 
 def solver_steps(job: Job, steps: Iterator[tuple[float, Tensor]]) -> Iterator[tuple[float, Tensor]]:
-    """A solver's steps: it alone runs under autocast and without gradients, not who reads them."""
+    """Yield a solver's steps (t, x_t), each computed under autocast and without gradients.
+
+    The caller's code between two steps runs outside both. Raises SitError if the solver fails.
+    """
     while True:
         with torch.no_grad(), autocast(job.device, job.dtype):
             try:

@@ -45,7 +45,7 @@ from sitcli.storage import locks
 from sitcli.storage.files import hash_json, make_folder, write_json
 from sitcli.text import format_bytes
 
-# Options of drawing that say nothing here.
+# Options of drawing that have no effect with --invert.
 NOT_FOR_INVERT = (
     *("labels", "seed", "noise", "show_path", "latents_only", "cfg_scale", "cfg_channels"),
     *("cfg_interval", "guide", "guide_scale", "internal_scale", "t_shift", "preset"),
@@ -56,7 +56,7 @@ NOT_FOR_INVERT = (
 def invert(settings: SampleSettings) -> Stage:
     """Find the noise of the images settings.invert, draw them again from it, and compare.
 
-    A set that was interrupted begins again: it counts only when it is complete.
+    An interrupted set is made again from its first image.
 
     Raises UsageError for options or images that do not fit the model.
     """
@@ -74,7 +74,7 @@ def invert(settings: SampleSettings) -> Stage:
             samples = _create(job)
             try:
                 yield from _fill(samples, job)
-            except SitError:  # a picture that cannot be read, say: nothing half-written stays
+            except SitError:  # e.g. a picture cannot be read: remove the half-written set
                 samples.rows.close()
                 job.file.unlink(missing_ok=True)
                 raise
@@ -83,7 +83,7 @@ def invert(settings: SampleSettings) -> Stage:
 
 
 def plan(settings: SampleSettings) -> Result:
-    """What `invert` would do; touches nothing."""
+    """What `invert` would do, for --dry-run; touches nothing."""
     from sitcli.model.flops import total_cost
 
     job = _prepare(settings)
@@ -108,8 +108,9 @@ def plan(settings: SampleSettings) -> Result:
 class _Real(NamedTuple):
     """Images to invert.
 
-    preparation: what was done to them; identity: a hash of them; labels (N,), class_names: theirs.
-    read(indices) yields the pictures, uint8 (H, W, 3); without it they are latents of `store`.
+    preparation: how they were cropped and resized, for people; identity: a hash of the images;
+    labels: (N,) their classes, named by class_names. read(indices) yields pictures, uint8
+    (H, W, 3); it is None for latents, which are read from `store`.
     """
 
     path: Path
@@ -126,7 +127,7 @@ class _Real(NamedTuple):
 class _Job:
     """Settings resolved against the checkpoint and the images."""
 
-    drawn: SamplingJob  # as if the images were to be drawn
+    drawn: SamplingJob  # the job that would draw as many images
     real: _Real
     items: np.ndarray  # (n,) numbers of the images used
     labels: np.ndarray  # (n,)
@@ -153,7 +154,7 @@ class _Job:
         return bool((self.labels < self.checkpoint.config.num_classes).all())
 
     def facts(self) -> dict[str, Any]:
-        """What the figures depend on, beside the batch size and precision."""
+        """All that the figures depend on, except the batch size and the precision."""
         facts = self.drawn.facts() | dict(
             invert=str(self.real.path.resolve()),
             preparation=self.real.preparation,
@@ -169,12 +170,10 @@ def _prepare(settings: SampleSettings) -> _Job:
     _refuse_options(settings)
     asked = number_of(gpus=settings.gpus, procs=settings.procs)
     if (asked or World.from_environment().size) > 1:
-        raise UsageError(
-            "--invert runs in one process", "leave out --gpus and --procs", shared=True
-        )
+        raise UsageError("--invert runs in one process", "remove --gpus and --procs", shared=True)
     # The error of bf16's rounding would hide the solver's.
     precision = "fp32" if settings.precision == "auto" else settings.precision
-    # The steps' times are the map's own, whatever the run was trained with.
+    # The ODE map has its own time steps: the run's --t-shift is not applied.
     like = dataclasses.replace(
         settings,
         invert=None,
@@ -199,16 +198,16 @@ def _prepare(settings: SampleSettings) -> _Job:
 def _refuse_options(settings: SampleSettings) -> None:
     if settings.solver in set(names.ODE_SOLVERS) - set(names.MAP_SOLVERS):
         raise UsageError(
-            f"--solver {settings.solver} remembers earlier steps, and runs from noise to data "
-            "alone",
-            f"one of {', '.join(names.MAP_SOLVERS)}",
+            f"--solver {settings.solver} remembers earlier steps, and only runs from noise to data",
+            f"use one of {', '.join(names.MAP_SOLVERS)}",
         )
     for option in dataclasses.fields(SampleSettings):
         if option.name in NOT_FOR_INVERT and getattr(settings, option.name) != option.default:
+            flag = option.name.replace("_", "-")
             raise UsageError(
-                f"--{option.name.replace('_', '-')} means nothing to --invert, which follows the "
-                "model's ODE from given images, without guidance or chance",
-                "leave it out",
+                f"--{flag} has no effect with --invert, which follows the model's ODE from given "
+                "images, without guidance or randomness",
+                f"remove --{flag}",
             )
 
 
@@ -233,7 +232,7 @@ def _open(path: Path, checkpoint: Checkpoint) -> _Real:
 
 
 def _labels(drawn: SamplingJob, real: _Real, items: np.ndarray) -> tuple[np.ndarray, str]:
-    """(n,) labels, and where they are from: --classes, the images' classes, or none."""
+    """(n,) labels, and where they come from: --classes, the images' classes, or none."""
     given = drawn.settings.classes
     if given:
         if "," in given:
@@ -241,12 +240,12 @@ def _labels(drawn: SamplingJob, real: _Real, items: np.ndarray) -> tuple[np.ndar
         return np.full(len(items), drawn.labels[0]), f"class {given.strip()}"
     labels, policy = known_labels(real.labels[items], real.class_names, drawn.checkpoint)
     if policy != OWN_LABELS:
-        check_null_class(drawn.checkpoint, policy, "say which class they are of with --classes")
+        check_null_class(drawn.checkpoint, policy, "name the class of the images with --classes")
     return labels, policy
 
 
 def _finished(job: _Job) -> SampleSet | None:
-    """The set that is there already, if it is complete. UsageError if it is another one."""
+    """The existing set if it is complete, else None. Raises UsageError if it is another set."""
     if not job.file.exists():
         return None
     samples = SampleSet.open(job.file, writable=True)
@@ -255,7 +254,7 @@ def _finished(job: _Job) -> SampleSet | None:
         if samples.meta.get(key) != value:
             raise UsageError(
                 f"{job.file} was made with {key} {samples.meta.get(key)}, not {value}",
-                "name another --out, or remove it",
+                f"name another --out, or remove {job.file}",
             )
     return samples if samples.complete else None
 
@@ -274,7 +273,7 @@ def _create(job: _Job) -> SampleSet:
     )
     return SampleSet.create(
         job.file,
-        # Without a class they have no label, as an unconditional model's have not.
+        # Images without a class get label 0, like those of an unconditional model.
         labels=job.labels if job.labelled else np.zeros_like(job.labels),
         seeds=np.zeros(len(job.items), np.int64),
         image_size=job.checkpoint.image_size,

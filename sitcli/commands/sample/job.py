@@ -16,7 +16,7 @@ from sitcli.autoencoders.load import from_spec
 from sitcli.commands.newest import SAMPLES, newest_run
 from sitcli.commands.parsing import parse_interval
 from sitcli.commands.sample.labels import labels_of
-from sitcli.commands.sample.options import ALL_OPTIONS, LEAVE_OUT, mode_of, resolve
+from sitcli.commands.sample.options import ALL_OPTIONS, mode_of, resolve
 from sitcli.core.chain import NUM_STEPS
 from sitcli.core.diffusion import Ddim, Ddpm
 from sitcli.core.flow import Flow, Ode, Sde
@@ -60,7 +60,7 @@ class Job:
     compiled: bool = False
 
     def facts(self) -> dict[str, Any]:
-        """What the figures of these images must be published with."""
+        """The facts to publish together with any figure of these images."""
         s = self.settings
         facts: dict[str, Any] = dict(
             checkpoint=str(self.checkpoint.path.resolve()),
@@ -85,7 +85,7 @@ class Job:
         return facts | {name: value for name, value in values.items() if value is not None}
 
     def autoencoder(self) -> Autoencoder:
-        """The one the model's latents are of."""
+        """The autoencoder of the latents that the model was trained on."""
         return from_spec(
             self.checkpoint.latents["autoencoder"],
             self.checkpoint.autoencoder_arrays(),
@@ -105,7 +105,7 @@ class Job:
         if self.compiled:
             batch = min(s.batch_size, s.num)
             sizes = {batch if s.cfg_scale == 1 else 2 * batch}
-            if s.cfg_interval is not None:  # outside it, the conditional half alone
+            if s.cfg_interval is not None:  # outside it only the conditional half runs
                 sizes.add(batch)
             network = CompiledNetwork(network, self.device, sizes=sizes)
             if two_headed is not None:
@@ -115,7 +115,7 @@ class Job:
         return GuidedNetwork(network, self.guidance(guide), two_headed=two_headed)
 
     def guidance(self, guide: Network | None) -> Guidance:
-        """What was asked for, with this network as the guide."""
+        """The guidance that was asked for, with `guide` as its weaker network."""
         s = self.settings
         return Guidance(
             null_class=self.checkpoint.config.null_class,
@@ -130,7 +130,7 @@ class Job:
 
 
 def guidance_facts(s: SampleSettings, guide: Checkpoint | None) -> dict[str, Any]:
-    """What there is beside plain classifier-free guidance."""
+    """The facts of guidance beyond plain classifier-free guidance; {} if there is no more."""
     facts: dict[str, Any] = {}
     if s.cfg_interval is not None:
         facts["cfg_interval"] = list(parse_interval(s.cfg_interval))
@@ -142,7 +142,10 @@ def guidance_facts(s: SampleSettings, guide: Checkpoint | None) -> dict[str, Any
 
 
 def prepare(settings: SampleSettings) -> Job:
-    """Check everything that can be checked before anything is written."""
+    """Turn settings into a Job, checking all that can be checked before anything is written.
+
+    Raises UsageError for options that do not fit the checkpoint or one another.
+    """
     checkpoint = chosen_checkpoint(settings)
     settings = resolve(settings, checkpoint)
     noise = None
@@ -150,8 +153,8 @@ def prepare(settings: SampleSettings) -> Job:
         noise = open_noise(settings.noise, checkpoint.config.latent_shape)
         if settings.num not in (None, noise.num):
             raise UsageError(
-                f"--num {settings.num}: {settings.noise} holds {noise.num} images' noise",
-                "leave out --num",
+                f"--num {settings.num}: {settings.noise} holds the noise of {noise.num} images",
+                "remove --num",
             )
     num = noise.num if noise is not None else settings.num or NUM
     settings = dataclasses.replace(settings, num=num)
@@ -160,17 +163,19 @@ def prepare(settings: SampleSettings) -> Job:
     dtype = resolve_precision(settings.precision, device)
     sampler = _sampler(settings, checkpoint)
     if settings.cfg_scale != 1 and checkpoint.config.num_classes == 0:
-        raise UsageError("--cfg-scale needs classes, and this model is unconditional", LEAVE_OUT)
+        raise UsageError(
+            "--cfg-scale needs classes, and this model is unconditional", "remove --cfg-scale"
+        )
     if settings.cfg_scale != 1 and checkpoint.meta.get("label_dropout") == 0:
         raise UsageError(
             "--cfg-scale needs the unconditional output, which --label-dropout 0 never trained",
-            LEAVE_OUT,
+            "remove --cfg-scale",
         )
     guide = _guide(settings, checkpoint)
     if settings.internal_scale != 1 and not checkpoint.config.aux_block:
         raise UsageError(
             f"--internal-scale: {checkpoint.path} has no second head",
-            "train with --internal-guidance 0.5",
+            "remove --internal-scale, or train with --internal-guidance 0.5",
         )
     labels = labels_of(settings, checkpoint)
     file = _out_file(settings, checkpoint, noise)
@@ -180,7 +185,7 @@ def prepare(settings: SampleSettings) -> Job:
 
 
 def _planned_flops(job: Job) -> float | None:
-    """Operations of all images, None where the solver decides; a guide counts as the network."""
+    """Operations of all images; None where the solver decides. A guide counts like the network."""
     from sitcli.model.flops import total_cost
 
     planned = planned_evaluations(job)
@@ -188,7 +193,7 @@ def _planned_flops(job: Job) -> float | None:
 
 
 def _guide(settings: SampleSettings, checkpoint: Checkpoint) -> Checkpoint | None:
-    """The checkpoint of --guide. UsageError for one that predicts something else."""
+    """The checkpoint of --guide. Raises UsageError if it predicts something else."""
     if settings.guide is None:
         return None
     guide = open_checkpoint(settings.guide)
@@ -205,7 +210,7 @@ def _guide(settings: SampleSettings, checkpoint: Checkpoint) -> Checkpoint | Non
             raise UsageError(
                 f"--guide {settings.guide} has other {what} than {checkpoint.path}: {theirs}, not "
                 f"{ours}",
-                "a guide is trained on the same latents with the same process",
+                "name a guide trained on the same latents with the same process",
             )
     if guide.path.resolve() == checkpoint.path.resolve():
         raise UsageError(
@@ -228,15 +233,18 @@ def _check_latents_only(settings: SampleSettings) -> None:
         if settings.latents_only and getattr(settings, name):
             flag = name.replace("_", "-")
             raise UsageError(
-                f"--latents-only decodes no images, which --{flag} is about", LEAVE_OUT
+                f"--{flag} has no effect with --latents-only, which decodes no images",
+                f"remove --{flag}",
             )
 
 
 def chosen_checkpoint(settings: SampleSettings) -> Checkpoint:
+    """The checkpoint that was named, else the newest of the newest run below runs/."""
     return open_checkpoint(settings.checkpoint or newest_run())
 
 
-# No mark where they are not used: sets of older versions keep their names.
+# Options added since 0.2. They enter the default name of a sample set only when used, so sets made
+# by older versions keep their names.
 UNNAMED_WHEN_UNUSED = (
     "noise",
     "latents_only",
@@ -257,10 +265,13 @@ def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Sampler:
     if s.ddpm or s.ddim:
         if s.steps > NUM_STEPS:
             raise UsageError(
-                f"--steps {s.steps}: the chain has {NUM_STEPS} steps", f"at most {NUM_STEPS}"
+                f"--steps {s.steps}: the chain has {NUM_STEPS} steps",
+                f"use at most --steps {NUM_STEPS}",
             )
         if s.ddim and s.eta > 1:
-            raise UsageError(f"--eta {s.eta:g}: DDIM's eta is at most 1", "--eta 1 is DDPM's noise")
+            raise UsageError(
+                f"--eta {s.eta:g}: DDIM's eta is at most 1", "use --eta 1, as noisy as DDPM"
+            )
         return Ddpm(steps=s.steps) if s.ddpm else Ddim(steps=s.steps, eta=s.eta)
     if s.last_step_size == 0:
         raise UsageError("--last-step-size 0 leaves no last step", "use --last-step none")
@@ -268,7 +279,7 @@ def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Sampler:
     try:
         w = wt_of(s.wt, scale=s.wt_scale, eta=s.eta or 0.0, loss_curve=curve)
     except ValueError as error:
-        hint = "--eta 0.1, say" if s.eta == 0 else "use another --wt"
+        hint = "use --eta 0.1" if s.eta == 0 else "use another --wt"
         raise UsageError(f"--wt {s.wt}: {error}", hint) from None
     return Sde(
         w=w,
@@ -284,10 +295,12 @@ def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Sampler:
 def _out_file(s: SampleSettings, checkpoint: Checkpoint, noise: Noise | None) -> Path:
     if s.out is not None:
         if s.out.suffix == ".h5" and s.out.is_dir():
-            raise UsageError(f"{s.out} is a folder", "name a file that is none, or a folder")
+            raise UsageError(
+                f"--out {s.out} is a folder", "name a new file, or a folder without .h5 in its name"
+            )
         run = RunDir(s.out)
         if run.config.exists() or run.steps():
-            raise UsageError(f"{s.out} is a run", "samples take a folder of their own")
+            raise UsageError(f"--out {s.out} is a run", "name another folder for the samples")
         return file_of(s.out)
     left_out = {*MAY_CHANGE_ON_RESUME, *UNNAMED_WHEN_UNUSED}
     kept = {k: v for k, v in dataclasses.asdict(s).items() if k not in left_out}
@@ -301,9 +314,10 @@ def _out_file(s: SampleSettings, checkpoint: Checkpoint, noise: Noise | None) ->
 
 
 def planned_evaluations(job: Job) -> tuple[int, int] | None:
-    """Evaluations an image, those of guidance included, and how many its interval saves.
+    """(evaluations per image including those of guidance, how many of them the interval saves).
 
-    Counted by a run of the sampler with networks that do nothing; None where the solver decides.
+    None where the solver decides. They are counted by running the sampler on networks that
+    return zeros.
     """
     if isinstance(job.sampler, Ode) and job.sampler.adaptive:
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sitcli.commands.sample.options import LEAVE_OUT
 from sitcli.errors import UsageError
 from sitcli.machine.seeds import generator
 from sitcli.runs.checkpoint import Checkpoint
@@ -13,12 +12,15 @@ from sitcli.settings.sample import SampleSettings
 
 
 def labels_of(s: SampleSettings, checkpoint: Checkpoint) -> np.ndarray:
-    """The label of each image, (N,); a function of the settings alone."""
+    """The label of each image, (N,) int64; a function of the settings alone.
+
+    Raises UsageError for labels that an unconditional model does not have and for unknown classes.
+    """
     num_classes = checkpoint.config.num_classes
     if num_classes == 0:
         if s.classes is not None or s.labels != "balanced":
             flag = "classes" if s.classes is not None else "labels"
-            raise UsageError(f"--{flag}: this model is unconditional", LEAVE_OUT)
+            raise UsageError(f"--{flag}: this model is unconditional", f"remove --{flag}")
         return np.zeros(s.num, np.int64)
     classes = np.arange(num_classes)
     if s.classes is not None:
@@ -35,7 +37,7 @@ def labels_of(s: SampleSettings, checkpoint: Checkpoint) -> np.ndarray:
 
 
 def _parse_classes(text: str, num_classes: int, class_names: list[str]) -> list[int]:
-    """'207,goldfish' -> class numbers. UsageError for what is neither a number nor a name."""
+    """'207,goldfish' -> class numbers. Raises UsageError for an unknown number or name."""
     import difflib
 
     classes = []
@@ -44,7 +46,9 @@ def _parse_classes(text: str, num_classes: int, class_names: list[str]) -> list[
             classes.append(class_names.index(word))
         elif word.isdecimal():
             if int(word) >= num_classes:
-                raise UsageError(f"--classes: there is no class {word}", f"0 to {num_classes - 1}")
+                raise UsageError(
+                    f"--classes: there is no class {word}", f"use 0 to {num_classes - 1}"
+                )
             classes.append(int(word))
         else:
             close = difflib.get_close_matches(word, class_names, n=1)

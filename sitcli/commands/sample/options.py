@@ -16,9 +16,8 @@ from sitcli.errors import UsageError
 from sitcli.runs.checkpoint import Checkpoint
 from sitcli.settings.sample import SampleSettings
 
-LEAVE_OUT = "leave it out"
 GUIDE_SCALE = 2.0
-# A mode's options and their defaults; it refuses every other one of these.
+# Each mode's options and their defaults. A mode refuses the options of the others.
 OPTIONS: dict[str, dict[str, Any]] = {
     "ode": dict(solver="heun", steps=50, t_shift=None),
     "sde": dict(
@@ -33,7 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ddpm": dict(steps=250),
     "ddim": dict(steps=50, eta=0.0),
 }
-# What a choice of a mode adds to its options, or takes away (None).
+# Options that a choice within a mode adds, with their defaults. None takes an option away.
 CHOICES: dict[tuple[str, str], dict[str, Any]] = {
     **{
         ("solver", name): dict(rtol=Ode.rtol, atol=Ode.atol, steps=None, t_shift=None)
@@ -53,7 +52,10 @@ SOLVERS = {"ode": names.ODE_SOLVERS, "sde": names.SDE_SOLVERS}
 
 
 def mode_of(settings: SampleSettings) -> str | None:
-    """The one of ode, sde, ddpm, ddim that was asked for. UsageError for two of them."""
+    """The sampler that was asked for: ode, sde, ddpm, ddim, or None.
+
+    Raises UsageError if two were asked for.
+    """
     asked = [mode for mode in OPTIONS if getattr(settings, mode)]
     if len(asked) > 1:
         raise UsageError(f"--{asked[0]} and --{asked[1]} are two samplers", "give one of them")
@@ -61,20 +63,25 @@ def mode_of(settings: SampleSettings) -> str | None:
 
 
 def resolve(settings: SampleSettings, checkpoint: Checkpoint) -> SampleSettings:
-    """Fill in the sampler and its defaults; UsageError for options that it does not have."""
+    """The settings with the sampler and its defaults filled in.
+
+    Raises UsageError for options that the sampler does not have.
+    """
     discrete = isinstance(checkpoint.process, Diffusion)
     mode = mode_of(settings) or ("ddpm" if discrete else "ode")
     if mode in ("ddpm", "ddim") and not discrete:
         raise UsageError(
-            f"--{mode} walks the chain of a DiT model, and {checkpoint.path} is a SiT model",
-            "--ode or --sde",
+            f"--{mode} samples the chain of a DiT model, and {checkpoint.path} is a SiT model",
+            "use --ode or --sde",
         )
     given = {name: getattr(settings, name) for name in ALL_OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
     options = OPTIONS[mode] | {k: v for k, v in given.items() if k in OPTIONS[mode]}
     if options.get("solver", "") not in SOLVERS.get(mode, ("",)):
         choices = ", ".join(SOLVERS[mode])
-        raise UsageError(f"--solver {options['solver']} is not for --{mode}", f"one of {choices}")
+        raise UsageError(
+            f"--solver {options['solver']} is not a solver of --{mode}", f"use one of {choices}"
+        )
     choice = ""
     for (name, value), more in CHOICES.items():
         if options.get(name) == value:
@@ -82,10 +89,11 @@ def resolve(settings: SampleSettings, checkpoint: Checkpoint) -> SampleSettings:
             options = {k: v for k, v in options.items() if k not in more or more[k] is not None}
             options |= {k: given.get(k, v) for k, v in more.items() if v is not None}
     for name in given.keys() - options.keys():
-        flag, hint = name.replace("_", "-"), "leave it out"
+        flag = name.replace("_", "-")
+        hint = f"remove --{flag}"
         if name not in OPTIONS[mode]:
             hint += _owners(name)
-        raise UsageError(f"--{flag} means nothing to --{mode}{choice}", hint)
+        raise UsageError(f"--{flag} has no effect with --{mode}{choice}", hint)
     if "t_shift" in options:
         options["t_shift"] = _shift(settings, checkpoint)
     return dataclasses.replace(
@@ -94,7 +102,7 @@ def resolve(settings: SampleSettings, checkpoint: Checkpoint) -> SampleSettings:
 
 
 def _shift(settings: SampleSettings, checkpoint: Checkpoint) -> str | None:
-    """What was asked for, or the training's; None where that is 1."""
+    """The time shift that was asked for, else the one of the training; None if it is 1."""
     if settings.t_shift is None:
         shift = float(checkpoint.meta.get("t_shift", 1))
     else:
@@ -103,20 +111,20 @@ def _shift(settings: SampleSettings, checkpoint: Checkpoint) -> str | None:
 
 
 def _resolve_guidance(settings: SampleSettings, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Guided channels and the guide's scale. UsageError for options without their guidance."""
+    """Guided channels and the guide's scale. Raises UsageError for options without guidance."""
     s = settings
     guided = s.cfg_scale != 1 or s.guide is not None or s.internal_scale != 1
     if s.cfg_interval is not None:
         parse_interval(s.cfg_interval)
     for name, there, of in (
-        ("cfg_channels", guided, "guidance: e.g. --cfg-scale 1.5"),
-        ("cfg_interval", s.cfg_scale != 1, "--cfg-scale: e.g. --cfg-scale 1.5"),
+        ("cfg_channels", guided, "guidance: add --cfg-scale 1.5"),
+        ("cfg_interval", s.cfg_scale != 1, "--cfg-scale: add --cfg-scale 1.5"),
         ("guide_scale", s.guide is not None, "--guide"),
     ):
         if getattr(s, name) is not None and not there:
             what, _, hint = of.partition(": ")
             flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} means nothing without {what}", hint or LEAVE_OUT)
+            raise UsageError(f"--{flag} has no effect without {what}", hint or f"remove --{flag}")
     usual = checkpoint.meta.get("guided_channels", "all")
     scale = None
     if s.guide is not None:
@@ -127,4 +135,4 @@ def _resolve_guidance(settings: SampleSettings, checkpoint: Checkpoint) -> dict[
 def _owners(name: str) -> str:
     owners = [f"--{mode}" for mode, options in OPTIONS.items() if name in options]
     owners += [f"--{k.replace('_', '-')} {v}" for (k, v), more in CHOICES.items() if more.get(name)]
-    return f"; it is an option of {' or '.join(owners)}" if owners else ""
+    return f", or sample with {' or '.join(owners)}" if owners else ""

@@ -21,7 +21,10 @@ PATH_ROWS, PATH_COLUMNS = 6, 10
 def save_path(
     samples: SampleSet, job: Job, autoencoder: Autoencoder, frames: list[tuple[float, Tensor]]
 ) -> None:
-    """path.png: an image a row, x_t decoded at about equally spaced times from t = 1 down."""
+    """Write path.png: one image per row, x_t decoded at about equally spaced times from t = 1.
+
+    frames: (t, x_t) of the first images, x_t (B, C, h, w).
+    """
     picks = np.unique(np.linspace(0, len(frames) - 1, PATH_COLUMNS).round().astype(int))
     columns = [
         decode_latents(autoencoder, frames[i][1], job.checkpoint.latents["scaling"]).numpy()
@@ -32,7 +35,7 @@ def save_path(
 
 
 def save_pictures(samples: SampleSet, job: Job) -> None:
-    """grid.png, and what was asked for beside it; of latents alone nothing."""
+    """Write grid.png and the files that were asked for; nothing if the set has latents only."""
     if samples.images is None:
         return
     class_names = samples.meta["class_names"]
@@ -42,7 +45,7 @@ def save_pictures(samples: SampleSet, job: Job) -> None:
 
 
 def save_files(samples: SampleSet, settings: SampleSettings) -> None:
-    """samples.npz and png/, if they were asked for."""
+    """Write samples.npz and png/ if they were asked for."""
     if settings.npz:
         path = samples.beside("samples.npz")
         with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -60,7 +63,7 @@ def save_files(samples: SampleSet, settings: SampleSettings) -> None:
 
 
 def _grid(samples: SampleSet, class_names: list[str]) -> tuple[np.ndarray, int, list[str] | None]:
-    """Images, columns and row labels of the grid: a class a row where classes have several."""
+    """Images, columns and row labels of the grid; one class per row if a class has several."""
     if not class_names or np.bincount(samples.labels).max() < 2:
         shown = min(samples.num, GRID_ROWS * GRID_COLUMNS)
         return samples.images[:shown], max(1, math.isqrt(shown)), None

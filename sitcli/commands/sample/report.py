@@ -1,4 +1,4 @@
-"""What `sit sample` says of its work."""
+"""The report of `sit sample`: its summary and the next command."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sitcli.text import count
 
 
 def evaluations_text(planned: tuple[int, int] | None) -> str:
+    """The result of `planned_evaluations`, for people."""
     if planned is None:
         return "as dopri5 needs"
     evaluations, saved = planned
@@ -23,11 +24,13 @@ def evaluations_text(planned: tuple[int, int] | None) -> str:
 
 
 def labels_text(facts: dict[str, Any]) -> str:
+    """How the labels and the random numbers were chosen, for people."""
     text = "every class in turn" if facts["labels"] == "balanced" else "drawn from the seed"
     return f"{text}; image i is a function of seed {facts['seed']} and i"
 
 
 def describe(facts: dict[str, Any]) -> str:
+    """The sampler and its guidance, for people, from the facts of a job or a sample set."""
     text = facts["mode"].upper() + (f" {facts['solver']}" if "solver" in facts else "")
     text += (
         f", {count(facts['steps'], 'step')}" if "steps" in facts else f", rtol {facts['rtol']:g}"
@@ -51,6 +54,7 @@ def describe(facts: dict[str, Any]) -> str:
 
 
 def result_of(samples: SampleSet, job: Job) -> Result:
+    """The result of a complete sample set, with the command that evaluates it."""
     meta = samples.meta
     path = samples.directory if samples.path.name == FILE else samples.path
     summary = {

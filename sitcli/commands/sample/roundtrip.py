@@ -23,7 +23,7 @@ GRID_BANDS, GRID_COLUMNS = 3, 10
 
 
 class SumsOfErrors:
-    """Sums over all images, from which the figures follow; in float64 on the CPU."""
+    """Sums over all images, in float64 on the CPU, from which the figures are computed."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
@@ -37,7 +37,11 @@ class SumsOfErrors:
         alone: np.ndarray,
         again: np.ndarray,
     ) -> None:
-        """Latents, the noise and the latents again, (B, C, h, w); pictures uint8 (B, H, W, 3)."""
+        """Add a batch.
+
+        Latents (B, C, h, w): x, its noise, and `back`, drawn again from the noise. Pictures uint8
+        (B, H, W, 3): originals, `alone` decoded from x, and `again` decoded from `back`.
+        """
         x, noise, back = (z.cpu().double() for z in (x, noise, back))
         new = dict(
             latents=x.numel(), x=x.sum(), xx=x.square().sum(), error=(back - x).square().sum(),
@@ -50,7 +54,7 @@ class SumsOfErrors:
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
     def figures(self) -> dict[str, float | None]:
-        """By name; PSNR is of the mean square over all images, None where it is infinite."""
+        """The figures by name. A PSNR is of the mean square over all images, None if infinite."""
         s = self.sums
         num = s["latents"]
         std = math.sqrt(max(s["xx"] / num - (s["x"] / num) ** 2, 0.0))
@@ -77,12 +81,16 @@ def _squares(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _psnr(mean_square: float) -> float | None:
-    """Peak signal-to-noise ratio in dB, of bytes; None for equal pictures."""
+    """Peak signal-to-noise ratio of bytes, in dB; None for equal pictures."""
     return 10 * math.log10(255**2 / mean_square) if mean_square else None
 
 
 def save_roundtrip_grid(path: Path, shown: list[tuple[np.ndarray | None, ...]]) -> None:
-    """Rows original (if there is one), autoencoder, round trip; a band for each ten images."""
+    """Write the grid: for each ten images a row of originals, of the autoencoder's pictures and of
+    the round trip's.
+
+    shown: batches of (originals or None, autoencoder, round trip), uint8 (B, H, W, 3).
+    """
     columns = zip(*shown, strict=True)
     kinds = ("original", "autoencoder", "ODE and back")
     pictures = {
@@ -103,11 +111,13 @@ def save_roundtrip_grid(path: Path, shown: list[tuple[np.ndarray | None, ...]]) 
 
 
 def describe(facts: dict[str, Any]) -> str:
+    """The solver and its steps, for people."""
     steps = f", {count(facts['steps'], 'step')}" if "steps" in facts else ""
     return f"ODE {facts['solver']}{steps} up, as many down" if steps else f"ODE {facts['solver']}"
 
 
 def result_of(samples: SampleSet) -> Result:
+    """The result of a complete round trip. Raises SitError if its figures cannot be read."""
     meta, grid = samples.meta, samples.beside("grid.png")
     figures = _read_figures(samples.beside(FIGURES))
     rms, std = figures["latent_rms_error"], figures["latent_std"]

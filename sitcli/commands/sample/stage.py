@@ -24,10 +24,10 @@ from sitcli.text import format_bytes
 
 
 def sample(settings: SampleSettings) -> Stage:
-    """Draw settings.num images, going on with the missing ones of an interrupted set.
+    """Draw settings.num images, or those that an interrupted set lacks.
 
-    Of several processes each draws every W-th of the missing batches; the first alone creates the
-    set and finishes it.
+    Each of W processes draws every W-th of the missing batches; rank 0 creates and finishes the
+    set.
 
     Raises UsageError for options that do not fit the checkpoint or the set.
     """
@@ -71,7 +71,7 @@ def sample(settings: SampleSettings) -> Stage:
 
 
 def plan(settings: SampleSettings) -> Result:
-    """What `sample` would do; touches nothing."""
+    """What `sample` would do, for --dry-run; touches nothing."""
     from sitcli.model.flops import total_cost
 
     job = prepare(settings)

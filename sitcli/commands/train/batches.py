@@ -19,7 +19,8 @@ from sitcli.machine.world import World
 class Batch(NamedTuple):
     """A micro-batch: data x_* (b, C, h, w), labels y (b,), times t (b,), noise eps (b, C, h, w).
 
-    tokens_kept: (b, K) tokens that skip no block, None where none do; features: (b, T, D) of REPA.
+    tokens_kept: (b, K) tokens that skip no block, None if no token skips any; features: (b, T, D)
+    for REPA.
     """
 
     x: Tensor
@@ -30,11 +31,11 @@ class Batch(NamedTuple):
     features: Tensor | None
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`, without waiting for the copy."""
+        """This batch on `device`, without waiting for the copy."""
         return Batch(*(p if p is None else p.to(device, non_blocking=True) for p in self))
 
     def pinned(self) -> Batch:
-        """The same in pinned memory, from which a copy to a GPU does not wait for its work."""
+        """This batch in pinned memory: a copy from there to a GPU does not wait for the GPU."""
         return Batch(*(p if p is None else p.pin_memory() for p in self))
 
 
@@ -47,7 +48,7 @@ class Batches:
         self.labels = torch.from_numpy(job.store.labels)
 
     def of_step(self, step: int) -> list[Batch]:
-        """Those of a step (from 0), `--accumulate` of them."""
+        """The micro-batches of step `step` (from 0), as many as --accumulate says."""
         job, s = self.job, self.job.settings
         draw = self._draw(step)
         mine = range(s.batch_size)[self.world.slice(s.batch_size)]

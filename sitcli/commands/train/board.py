@@ -1,4 +1,4 @@
-"""A run's figures for its viewers: TensorBoard always, Weights & Biases (wandb) if asked for."""
+"""A run's figures for TensorBoard, and for Weights & Biases (wandb) if asked for."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from sitcli.storage.files import write_text
 from sitcli.text import first_line
 
 ID_FILE = "wandb-id.txt"
-# wandb neither speaks nor listens. A dead network costs these seconds at the run's two ends and
-# nothing in between: its own process sends, and what is not sent stays in the run directory.
+# wandb prints nothing and captures no output. Without a network a run waits these seconds at its
+# start and its end, and never in between: wandb's own process sends the data, and leaves in the
+# run directory what it could not send.
 WANDB_SETTINGS: dict[str, Any] = dict(
     silent=True, console="off", init_timeout=15.0, finish_timeout=15.0
 )
@@ -25,28 +26,28 @@ UNPLOTTED = ("step", "time")
 
 
 def check_wandb() -> None:
-    """UsageError if `--wandb` cannot be served; to be called before anything is written."""
+    """Raise UsageError if --wandb cannot work; called before anything is written."""
     try:
         import wandb
 
         wandb.Settings(**WANDB_SETTINGS)
-    except (ImportError, AttributeError, ValueError):  # none, a folder of that name, an old one
+    except (ImportError, AttributeError, ValueError):  # none, a folder called wandb, an old version
         raise UsageError(
             f"--wandb needs the package wandb, {WANDB_VERSION} or newer",
-            f"pip install 'wandb>={WANDB_VERSION}', or leave --wandb out",
+            f"pip install 'wandb>={WANDB_VERSION}', or remove --wandb",
         ) from None
 
 
 class Board:
-    """Scalars and pictures of one run, by step; `notes` fills with lines for the user.
+    """Scalars and pictures of one run, by step; `notes` collects lines for the user.
 
     folder: the run directory; it gets tb/ and, with wandb, wandb/ and wandb-id.txt.
-    first_step: what an earlier process logged at this step and later counts no more.
+    first_step: entries that an earlier process logged at this step and later are discarded.
     name, config: what wandb calls the run, and the settings it shows.
 
-    With wandb the run of an earlier process goes on, whose id is in wandb-id.txt. Without a key, or
-    a network when the training begins, wandb keeps its files in the run directory. None of its
-    failures ends the training.
+    With wandb, the run whose id is in wandb-id.txt goes on. wandb keeps its files in the run
+    directory if there is no API key, or no network when the training begins. A failure of wandb
+    never ends the training.
     """
 
     def __init__(
@@ -62,9 +63,9 @@ class Board:
                 self._run = self._start_wandb(folder, name, config)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers by name, a list of numbers (a figure of every rank) by its least and greatest.
+        """Log numbers by name; a list (a figure of every rank) by its least and its greatest.
 
-        `step` and `time` in `values` are left out: they are the axes.
+        `step` and `time` in `values` are not logged: they are the axes.
         """
         flat: dict[str, float] = {}
         for name, value in values.items():
@@ -82,7 +83,7 @@ class Board:
                 self._run.log(flat, step=step)
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """The picture in a PNG file."""
+        """Log the picture of a PNG file."""
         import numpy as np
         from PIL import Image
 
@@ -96,11 +97,11 @@ class Board:
                 self._run.log({name: wandb.Image(pixels)}, step=step)
 
     def flush(self) -> None:
-        """TensorBoard's part is in its file when this returns; wandb sends by itself."""
+        """Write TensorBoard's buffer to its file; wandb sends by itself."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Flush, and end the wandb run: at most some seconds if the network is gone."""
+        """Flush, and end the wandb run; without a network this waits at most `finish_timeout`."""
         self._writer.close()
         if self._run is not None:
             with self._surviving_wandb():
@@ -139,7 +140,7 @@ class Board:
 
     @contextlib.contextmanager
     def _surviving_wandb(self) -> Iterator[None]:
-        """Whatever wandb raises in the block is its end, not the training's."""
+        """An exception of wandb in the block ends the logging to wandb, not the training."""
         try:
             yield
         except Exception as error:
@@ -148,7 +149,10 @@ class Board:
 
 
 def _wandb_id(folder: Path) -> str:
-    """The id in the run directory, drawn at first: a run trained anew under an old name is new."""
+    """The wandb id of the run directory, drawn at the first call.
+
+    A run that is removed and trained again under its old name gets another id.
+    """
     path = folder / ID_FILE
     if not path.exists():
         write_text(path, secrets.token_hex(8) + "\n")

@@ -1,4 +1,4 @@
-"""What training reads, in order and ahead of need."""
+"""The order of the images, a step's random numbers, and batches prepared ahead in a thread."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def randomness_of_step(
     tokens: int = 0,
     kept: int = 0,
 ) -> StepRandomness:
-    """A step's draw for the images `items` (B,) of latents of `shape` (C, h, w).
+    """The random numbers of a step for the images `items` (B,), latents of `shape` (C, h, w).
 
-    draw_times: the process's; label_dropout: 1 hides every label; flip: mirror half of the images;
-    posterior: whether there is one to draw from; kept: of an image's tokens how many skip no
-    block, 0: there is no such choice.
+    draw_times(B, random): the process's; label_dropout: chance to hide a label; flip: mirror half
+    of the images; posterior: draw noise for the latents' posterior; kept: how many of an image's
+    `tokens` skip no block, 0 if none skips any.
     """
     size = len(items)
     eps = torch.randn((size, *shape), generator=random)
@@ -88,10 +88,10 @@ def randomness_of_step(
 
 
 class Feed(Generic[T]):
-    """prepare(step) of the steps first .. last - 1, called ahead of need in a thread of its own.
+    """Calls prepare(step) for the steps first .. last - 1 in a thread, ahead of `get`.
 
-    At most `ahead` results wait. What `prepare` raises is raised by `get` at that step. Close it
-    when done; the interpreter's end does so too.
+    At most `ahead` results wait. An exception of `prepare` is raised by `get` at that step. Call
+    `close` when done; it is also called when the interpreter ends.
     """
 
     def __init__(self, prepare: Callable[[int], T], first: int, last: int, *, ahead: int = 2):
@@ -106,14 +106,14 @@ class Feed(Generic[T]):
         )
         threads, self._single = torch.get_num_threads(), threading.Event()
         self._thread.start()
-        # What one thread sets for itself torch takes as the default of those that come later, too.
+        # torch takes the number that one thread sets as the default of later threads: set it back.
         self._single.wait()
         torch.set_num_threads(threads)
         # A thread inside torch while the interpreter is taken down can abort the process.
         atexit.register(self.close)
 
     def get(self, step: int) -> T:
-        """prepare(step); steps are asked for in their order, each once."""
+        """The result of prepare(step). Raises ValueError unless steps come in order, each once."""
         if self._failed is not None:
             raise self._failed
         if step != self._next or step >= self._last or self._closed:
@@ -134,8 +134,8 @@ class Feed(Generic[T]):
         atexit.unregister(self.close)
 
     def _run(self, prepare: Callable[[int], T]) -> None:
-        # Shared among threads, operations as small as these take twice as long, and the threads
-        # are wanted elsewhere.
+        # Operations as small as these take twice as long on several threads, and training needs
+        # the threads.
         torch.set_num_threads(1)
         self._single.set()
         for step in range(self._next, self._last):

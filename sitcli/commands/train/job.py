@@ -58,13 +58,14 @@ class Job:
     compiled: bool
     run: RunDir
     resume: Checkpoint | None
-    redrawn: tuple[tuple[int, int], ...]  # first and last step of what is drawn a second time
+    # (first, last) steps to repeat with other random numbers after a rollback
+    redrawn: tuple[tuple[int, int], ...]
     extras: Extras
     routing: Routing | None
 
     @property
     def kept_tokens(self) -> int:
-        """Of an image's, those that skip no block; 0 where none does."""
+        """How many tokens of an image skip no block; 0 if none skips any."""
         return self.routing.kept(self.config.tokens) if self.routing else 0
 
     @property
@@ -74,7 +75,7 @@ class Job:
 
     @property
     def step_flops(self) -> float:
-        """Operations of a step: forward and backward are three forwards of 2 per MAC."""
+        """Operations of a step: three forward passes (backward counts as two), 2 per MAC."""
         routed = self.routing and (self.kept_tokens, self.routing.start, self.routing.stop)
         macs = training_macs(
             self.config, routed=routed, aux=self.extras.internal > 0, align=self.extras.repa > 0
@@ -83,7 +84,7 @@ class Job:
 
     @contextlib.contextmanager
     def owned_run(self) -> Iterator[None]:
-        """Create or tidy the run directory and keep other trainers out of it."""
+        """Create or tidy the run directory, and keep other trainers out of it meanwhile."""
         make_folder(self.run.path)
         with locks.lock(self.run.config, what=self.run.path):
             self.run.clean()
@@ -93,7 +94,8 @@ class Job:
             yield
 
     def rolled_back(self, bad_step: int) -> Job:
-        """This job from its last checkpoint, or the beginning, with other draws up to bad_step."""
+        """This job from its newest checkpoint, or the beginning, to repeat with other random
+        numbers up to bad_step."""
         newest = self.run.newest()
         resume = open_checkpoint(newest) if newest else None
         start = resume.step if resume else 0
@@ -101,7 +103,11 @@ class Job:
 
 
 def prepare(settings: TrainSettings, world: World) -> Job:
-    """Check everything that can be checked before anything is written."""
+    """Turn settings into a Job, checking all that can be checked before anything is written.
+
+    Raises UsageError for settings that do not fit the store, the device or the run, SitError for
+    a store or a run that cannot be used.
+    """
     device = resolve_device(device_name(settings.device, gpus=settings.gpus, procs=settings.procs))
     if device.type == "mps":
         raise UsageError("training on mps is not supported by DeepSpeed", "use --device cpu")
@@ -115,12 +121,12 @@ def prepare(settings: TrainSettings, world: World) -> Job:
     try:
         checkpoint_every = parse_checkpoint_blocks(settings.checkpoint_blocks)
     except ValueError as error:
-        raise UsageError(f"--checkpoint-blocks: {error}", "none, all, or every-2") from None
+        raise UsageError(f"--checkpoint-blocks: {error}", "use none, all, or every-2") from None
     if settings.wandb:
         check_wandb()
     run = RunDir(settings.out or Path("runs") / run_name(settings, store))
     if (run.path / SAMPLES_FILE).exists():
-        raise UsageError(f"{run.path} is a sample set", "a run takes a folder of its own")
+        raise UsageError(f"{run.path} is a sample set", "name another --out for the run")
     if run.config.exists():
         check_same(run.config, settings)
     dtype = resolve_precision(_precision_of(run, settings), device)
@@ -141,7 +147,7 @@ def prepare(settings: TrainSettings, world: World) -> Job:
         extras=make_extras(settings),
         routing=make_routing(settings),
     )
-    # Of all steps, not of those that are left: a run that goes on computes as it began.
+    # Counted over all steps, not those that are left: a resumed run is compiled as it was at first.
     flops = job.step_flops * settings.steps
     return replace(job, compiled=resolve_compile(settings.compile, device, flops=flops))
 
@@ -152,14 +158,14 @@ def _check_batch_size(settings: TrainSettings, world: World) -> None:
         raise UsageError(
             f"--batch-size {settings.batch_size} is not divisible by {world.size} process(es) x "
             f"{settings.accumulate} micro-batch(es)",
-            f"use {math.ceil(settings.batch_size / share) * share}",
+            f"use --batch-size {math.ceil(settings.batch_size / share) * share}",
         )
 
 
 def _config(
     settings: TrainSettings, store: LatentStore | JoinedStores, process: Flow
 ) -> TransformerConfig:
-    """The network's. UsageError for latents that are not square, or sizes that do not fit."""
+    """The network's configuration. Raises UsageError for latents or sizes that do not fit."""
     channels, height, width = store.latent_shape
     if height != width:
         raise UsageError(f"{store.path} holds {height} x {width} latents; the model takes squares")
@@ -179,9 +185,9 @@ def _config(
 
 
 def _precision_of(run: RunDir, settings: TrainSettings) -> str:
-    """The precision to train in. UsageError for another than the run's checkpoints were made in.
+    """The precision to train in: the one of the run, as `auto` may resolve differently another day.
 
-    The trial behind `auto` may fall out differently another day; a run keeps its precision.
+    Raises UsageError if the settings ask for another than the run's checkpoints were made in.
     """
     precision = settings.precision
     if not run.config.exists():
@@ -195,7 +201,7 @@ def _precision_of(run: RunDir, settings: TrainSettings) -> str:
 def _checkpoint_of(run: RunDir, store: LatentStore | JoinedStores) -> Checkpoint | None:
     """The checkpoint to go on from, None for a new run.
 
-    UsageError for one without an optimizer's state, or that was trained on other latents.
+    Raises UsageError if it has no optimizer state, or was trained on other latents.
     """
     newest = run.newest()
     if newest is None:
@@ -212,13 +218,13 @@ def _checkpoint_of(run: RunDir, store: LatentStore | JoinedStores) -> Checkpoint
         flags = " ".join(f"--latents {shlex.quote(path)}" for path in before)
         raise UsageError(
             f"{run.path} was trained on other latents than {', '.join(map(str, store.paths))}",
-            f"name them with {flags}; or another --out",
+            f"use {flags}, or name another --out",
         )
     return resume
 
 
 def _engine_config(settings: TrainSettings, world: World, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's configuration, with the user's own file in it."""
+    """DeepSpeed's configuration, merged with the user's --deepspeed-config."""
     file = read_file(settings.deepspeed_config) if settings.deepspeed_config else {}
     zero = settings.zero or default_stage(settings.offload, world, file)
     engine = engine_config(

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: log lines, the summary, the loss curve, grids of samples."""
+"""The records of a run in training: log lines, the summary, the loss curve, grids of samples."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ GRID_IMAGES, GRID_STEPS = 16, 20
 
 
 class Logbook:
-    """Measures steps and writes what there is to say of them; rank 0 writes, all ranks measure.
+    """Measures steps on all ranks, and writes log lines and pictures on rank 0.
 
-    summary, data: what the end of the run tells, for people and as JSON.
+    summary, data: the report at the end of the run, for people and as JSON.
     """
 
     def __init__(
@@ -81,17 +81,17 @@ class Logbook:
             self.board.close()
 
     def news(self) -> Iterator[Event]:
-        """What the board has to say since it was last asked."""
+        """Yield the notes that the board has collected since the last call."""
         while self.board is not None and self.board.notes:
             yield Note(self.board.notes.pop(0))
 
     def timed(self, seconds: float) -> None:
-        """One more step took so long."""
+        """Count one more step, which took `seconds`."""
         steps, before = self._timed
         self._timed = (steps + 1, before + seconds)
 
     def log(self, step: int, state: dict[str, Any], saver: Saver) -> str:
-        """Write the log line of `step`, the meter's state; returns it for people.
+        """Write the log line of `step` from the meter's `state`; returns a short form for people.
 
         Every rank must call it.
         """
@@ -143,7 +143,7 @@ class Logbook:
         return entry
 
     def _summarise(self, entry: dict[str, Any], steps: int, saver: Saver) -> None:
-        """What the end of the run tells; every rank must call it."""
+        """Fill summary and data at the end of the run; every rank must call it."""
         held = held_bytes(self.engine) | {
             "ema": self.ema.num_bytes + sum(track.num_bytes for track in self.tracks.values())
         }
@@ -170,7 +170,7 @@ class Logbook:
             )
 
     def draw_curve(self) -> None:
-        """loss.png over all steps, and the boards' buffers to the disk (rank 0)."""
+        """Write loss.png over all steps, and flush the board (rank 0)."""
         entries = self.job.run.read_metrics()
         if len(entries) > 1:
             steps, losses = zip(*((e["step"], e["loss"]) for e in entries), strict=True)
@@ -178,7 +178,10 @@ class Logbook:
         self.board.flush()
 
     def draw_grid(self, step: int) -> Iterator[Event]:
-        """A grid of samples of the average weights, from the same noise every time."""
+        """Write a grid of samples of the average weights, from the same noise every time.
+
+        Every rank must call it.
+        """
         average = self.ema.gather()  # every rank takes part
         if self.world.rank == 0 and self._grids:
             try:

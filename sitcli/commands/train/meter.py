@@ -1,4 +1,4 @@
-"""What a training step measures: losses, the loss over t, seconds; and NotFinite."""
+"""Measurements of training steps: losses, the loss over t, seconds; and NotFinite."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ class Meter:
         self.counts.index_add_(0, bins, torch.ones_like(velocity))
 
     def end_step(self, step: int) -> None:
+        """Count a step: note a loss that is not finite, and let the sums over t decay."""
         self.steps += 1
         first = (self.bad_step < 0) & ~torch.isfinite(self.total)
         self.total.zero_()
@@ -65,7 +66,7 @@ class Meter:
         self.counts *= LOSS_MEMORY
 
     def reduced(self, world: World) -> dict[str, Any]:
-        """Over all ranks, as plain numbers; every rank must call it."""
+        """The sums over all ranks, as plain numbers; every rank must call it."""
         means = torch.stack([self.loss, *self.terms.values()]) / world.size
         packed = torch.cat([self.sums, self.counts, means])
         bad = self.bad_step.clone()
@@ -83,21 +84,24 @@ class Meter:
         )
 
     def checked(self, world: World) -> dict[str, Any]:
-        """As `reduced`. Raises NotFinite if a loss was not finite."""
+        """The sums over all ranks, as plain numbers; every rank must call it.
+
+        Raises NotFinite if a loss was not finite.
+        """
         state = self.reduced(world)
         if state["bad_step"] >= 0:
             raise NotFinite(state["bad_step"])
         return state
 
     def reset(self) -> None:
-        """Begin the sums of the next log line; those over t go on."""
+        """Set the sums of the log line to zero, and keep those over t."""
         self.loss.zero_()
         for term in self.terms.values():
             term.zero_()
         self.steps = 0
 
     def load(self, state: dict[str, Any], world: World) -> None:
-        """Take up what `reduced` returned; the bins go to rank 0 alone."""
+        """Restore the state that `reduced` returned; the sums over t go to rank 0 alone."""
         self.loss.fill_(state["loss_sum"])
         for name, value in state.get("term_sums", {}).items():
             self.terms[name].fill_(value)
@@ -108,9 +112,9 @@ class Meter:
 
 
 class Stopwatch:
-    """Seconds this rank works before it meets the others in a step: waiting for data, forward.
+    """Seconds of a step before this rank meets the others: waiting for data, and forward.
 
-    On a GPU the forward pass is timed there, without waiting for it.
+    On a GPU the forward pass is timed by events, without waiting for it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -120,19 +124,21 @@ class Stopwatch:
         self._events: list[tuple[Any, Any]] = []
 
     def start(self) -> None:
+        """Begin timing a forward pass."""
         if self.cuda:
             self._events.append(tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)))
             self._events[-1][0].record()
         self._began = time.perf_counter()
 
     def stop(self) -> None:
+        """End timing a forward pass."""
         if self.cuda:
             self._events[-1][1].record()
         else:
             self.forward += time.perf_counter() - self._began
 
     def read(self) -> tuple[float, float]:
-        """Seconds a step of data and of forward since the last reading."""
+        """(data, forward) seconds per step since the last reading."""
         if self.cuda:
             torch.cuda.synchronize()
             self.forward = sum(first.elapsed_time(last) for first, last in self._events) / 1e3

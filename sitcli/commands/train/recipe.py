@@ -16,26 +16,28 @@ from sitcli.latents.joined import JoinedStores
 from sitcli.latents.store import LatentStore
 from sitcli.settings.train import TrainSettings
 
-LEAVE_OUT = "leave it out"
 SYNC_SHARES = 8 / 28, 16 / 28  # LayerSync's blocks in SiT-XL
 
 
 class Routing(NamedTuple):
-    """TREAD's: share of the tokens that skip blocks start .. stop - 1 (from 0)."""
+    """TREAD's routing: `share` of the tokens skip the blocks start .. stop - 1 (from 0)."""
 
     share: float
     start: int
     stop: int
 
     def kept(self, tokens: int) -> int:
-        """How many of an image's tokens pass through, at least one."""
+        """How many of an image's `tokens` skip no block, at least one."""
         return max(1, tokens - round(self.share * tokens))
 
 
 def resolve_recipe(
     settings: TrainSettings, store: LatentStore | JoinedStores, depth: int
 ) -> TrainSettings:
-    """Fill in what depends on the network's depth and the store. UsageError for bad values."""
+    """The settings with all that depends on the network's depth and the store filled in.
+
+    Raises UsageError for bad values, and for options that have no effect without another.
+    """
     s = settings
     with_moments = [name for name, row in TIME_DISTRIBUTIONS.items() if row.has_moments]
     moments = f"--t-dist {' or '.join(with_moments)}"
@@ -49,7 +51,9 @@ def resolve_recipe(
     ):
         if getattr(s, option) is not None and not used:
             flag = option.replace("_", "-")
-            raise UsageError(f"--{flag} means nothing without {of}", LEAVE_OUT)
+            raise UsageError(
+                f"--{flag} has no effect without {of}", f"remove --{flag}, or add {of}"
+            )
     filled: dict[str, Any] = {}
     if s.t_dist in with_moments:
         filled["t_mean"] = s.t_mean if s.t_mean is not None else Times.mean
@@ -63,7 +67,7 @@ def resolve_recipe(
         block = s.aux_block or max(1, min(8, depth // 3))
         if not 0 < block < depth:
             raise UsageError(
-                f"--aux-block {block}: the network has {depth} blocks", f"1 to {depth - 1}"
+                f"--aux-block {block}: the network has {depth} blocks", f"use 1 to {depth - 1}"
             )
         filled["aux_block"] = block
     if s.tread:
@@ -75,7 +79,7 @@ def resolve_recipe(
         if store.align_width is None:
             raise UsageError(
                 f"--repa: {store.path} holds no features to align with",
-                "encode it with --align-features dinov2, say",
+                "encode the images again with --align-features dinov2",
             )
         filled["repa"] = f"{weight:g},{block}"
     return dataclasses.replace(s, **filled)
@@ -87,19 +91,19 @@ def _sync_blocks(depth: int) -> str:
 
 
 def _pair(flag: str, text: str, depth: int) -> tuple[int, int]:
-    """'2,8' -> (2, 8) with 0 < first < second <= depth."""
+    """'2,8' -> (2, 8). Raises UsageError unless 0 < first < second <= depth."""
     match = re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*", text)
     pair = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 0 < pair[0] < pair[1] <= depth:
         raise UsageError(
             f"--{flag} {text}: not two blocks of {depth}, the first before the second",
-            f"e.g. --{flag} {_sync_blocks(depth)}" if depth > 1 else LEAVE_OUT,
+            f"e.g. --{flag} {_sync_blocks(depth)}" if depth > 1 else f"remove --{flag}",
         )
     return pair
 
 
 def parse_repa(text: str, depth: int) -> tuple[float, int]:
-    """'0.5,8' -> (0.5, 8). UsageError for anything else."""
+    """'0.5,8' -> (0.5, 8), the weight and the block. Raises UsageError for anything else."""
     try:
         weight, block = text.split(",")
         parsed = float(weight), int(block)
@@ -114,7 +118,7 @@ def parse_repa(text: str, depth: int) -> tuple[float, int]:
 
 
 def network_parts(settings: TrainSettings, store: LatentStore | JoinedStores) -> dict[str, Any]:
-    """Fields of TransformerConfig beyond the papers, of resolved settings."""
+    """Fields of TransformerConfig beyond the papers, from resolved settings."""
     parts: dict[str, Any] = {
         name: getattr(settings, name) for name in ("mlp", "norm", "rope", "qk_norm")
     }
@@ -127,7 +131,7 @@ def network_parts(settings: TrainSettings, store: LatentStore | JoinedStores) ->
 
 
 def make_extras(settings: TrainSettings) -> Extras:
-    """The terms beside the loss, of resolved settings."""
+    """The terms beside the main loss, from resolved settings."""
     s = settings
     return Extras(
         sync=s.layer_sync,
@@ -138,7 +142,7 @@ def make_extras(settings: TrainSettings) -> Extras:
 
 
 def make_routing(settings: TrainSettings) -> Routing | None:
-    """TREAD's, of resolved settings."""
+    """TREAD's routing, from resolved settings; None without --tread."""
     if not settings.tread:
         return None
     return Routing(settings.tread, *_numbers(settings.tread_blocks))
@@ -160,8 +164,11 @@ def _numbers(text: str) -> tuple[int, int]:
 
 
 class Schedule(NamedTuple):
-    """factor(left) of the learning rate, left the share of the steps after the warm-up that is
-    still to come; whole_run: whether it depends on how many steps there are in all."""
+    """A schedule of the learning rate.
+
+    factor(left): the factor on the learning rate, where left is the share of the steps after the
+    warm-up that is still to come; whole_run: whether it depends on the number of all steps.
+    """
 
     factor: Callable[[float], float]
     whole_run: bool = True

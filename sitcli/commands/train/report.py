@@ -1,4 +1,4 @@
-"""What `sit train` says: of what it would do, and at its end."""
+"""The reports of `sit train`: the plan of --dry-run, and the result at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sitcli.text import count, format_bytes, format_shape
 
 
 def plan_of(job: Job, world: World) -> Result:
-    """What the job would do."""
+    """What the job would do, for --dry-run."""
     s, cost = job.settings, total_cost(job.config)
     done = job.resume.step if job.resume else 0
     to_go = job.step_flops * (s.steps - done)
@@ -64,7 +64,7 @@ def plan_of(job: Job, world: World) -> Result:
 
 
 def _beyond_the_papers(job: Job) -> list[str]:
-    """What the objective has beyond the papers', in words."""
+    """The parts of the objective that the papers' have not, for people."""
     s, parts = job.settings, []
     if s.t_dist != PLAIN.distribution:
         until = f" until step {s.t_dist_until}" if s.t_dist_until else ""
@@ -84,7 +84,7 @@ def _beyond_the_papers(job: Job) -> list[str]:
 
 
 def result_of(job: Job, measured: dict[str, str], more: dict[str, Any]) -> Result:
-    """The end of a complete run; measured and more: what the logbook adds for people, as JSON."""
+    """The result of a complete run; measured, more: the logbook's summary and its data."""
     run, step = job.run, job.run.steps()[-1]
     newest, entries = run.step_path(step), run.read_metrics()
     data = dict(run=str(run.path), step=step, checkpoint=str(newest))

@@ -20,7 +20,7 @@ from sitcli.model.config import PRESETS
 from sitcli.settings.train import TrainSettings
 from sitcli.storage.files import hash_json, write_text
 
-# May differ when a run goes on; everything else decides what is learned and may not.
+# Settings that may differ when a run goes on. The others decide what is learned, and must not.
 MAY_CHANGE_ON_RESUME = (
     *("latents", "out", "steps", "zero", "accumulate", "save_every", "keep", "keep_every"),
     *("sample_every", "log_every", "device", "precision", "gpus", "procs", "offload", "wandb"),
@@ -36,21 +36,24 @@ OBJECTIVES: dict[str, dict[str, str]] = {
 def resolve(
     settings: TrainSettings, store: LatentStore | JoinedStores, device: torch.device
 ) -> TrainSettings:
-    """Fill in the defaults that depend on the device and the store. UsageError for bad values."""
+    """The settings with the defaults filled in that depend on the device and the store.
+
+    Raises UsageError for settings that do not fit the store or the model.
+    """
     for name, useless, why in (
         ("label_dropout", store.num_classes == 0, "holds no classes"),
         ("posterior", store.kind != "moments", "holds latents without a posterior"),
     ):
         if useless and getattr(settings, name) != getattr(TrainSettings, name):
             flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} means nothing here: {store.path} {why}", "leave it out")
+            raise UsageError(f"--{flag} has no effect: {store.path} {why}", f"remove --{flag}")
     if settings.flip and isinstance(store, JoinedStores):
         mirrored = [part.path for part in store.parts if part.has_flips]
         plain = [part.path for part in store.parts if not part.has_flips]
         if mirrored and plain:
             raise UsageError(
                 f"{mirrored[0]} holds mirrored latents and {plain[0]} none",
-                "--no-flip trains without them",
+                "add --no-flip to train without mirrored latents",
             )
     small = device.type == "cpu"
     steps = settings.steps or (2000 if small else 400_000)
@@ -81,7 +84,7 @@ def _objective(model: str, settings: TrainSettings) -> dict[str, str]:
         others = [f"{other}-" for other, options in OBJECTIVES.items() if name in options]
         raise UsageError(
             f"--{name} is an option of {' and '.join(others)} models, not of {model}",
-            f"leave it out, or --model {model.replace(f'{family}-', others[0])}",
+            f"remove --{name}, or use --model {model.replace(f'{family}-', others[0])}",
         )
     return OBJECTIVES[family] | given
 
@@ -100,9 +103,10 @@ def make_process(settings: TrainSettings) -> Flow:
 
 
 def run_name(settings: TrainSettings, store: LatentStore | JoinedStores) -> str:
-    """A name that is the same for the same resolved settings and store, and another for others.
+    """A name that is the same for the same resolved settings and store, and differs for others.
 
-    Settings at their default leave no mark: a version with more of them finds its old runs.
+    Settings at their default do not enter the hash, so a later version with more settings still
+    finds this run.
     """
     free, defaults = may_change_on_resume(settings.schedule), as_plain(TrainSettings())
     kept = {k: v for k, v in as_plain(settings).items() if k not in free and v != defaults[k]}
@@ -115,7 +119,7 @@ def run_name(settings: TrainSettings, store: LatentStore | JoinedStores) -> str:
 
 
 def may_change_on_resume(schedule: str) -> set[str]:
-    """MAY_CHANGE_ON_RESUME, less the steps where the learning rate is a function of them."""
+    """MAY_CHANGE_ON_RESUME, without `steps` if the learning rate is a function of them."""
     return set(MAY_CHANGE_ON_RESUME) - ({"steps"} if SCHEDULES[schedule].whole_run else set())
 
 
@@ -136,7 +140,7 @@ def write_config(path: Path, settings: TrainSettings) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The settings of a run. SitError for a damaged file."""
+    """The settings of a run. Raises SitError if the file cannot be read or is damaged."""
     try:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8"))["train"])
     except OSError as error:
@@ -149,7 +153,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_same(path: Path, settings: TrainSettings) -> None:
-    """UsageError naming the first setting that would change what the run at `path` learns."""
+    """Raise UsageError for the first setting that would change what the run at `path` learns."""
     # A run of an older version has the defaults of the options that came later.
     defaults = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
     old, new = defaults | read_config(path), as_plain(settings)
@@ -161,14 +165,14 @@ def check_same(path: Path, settings: TrainSettings) -> None:
                 word = "with" if old[key] else "without"
                 raise UsageError(
                     f"{path.parent} was trained {word} --{flag}",
-                    "name another --out, or leave the option as it was",
+                    "name another --out, or keep the setting of the run",
                 )
             if old[key] is None:
                 raise UsageError(
                     f"{path.parent} was trained without --{flag}",
-                    "name another --out, or leave the option out",
+                    f"name another --out, or remove --{flag}",
                 )
             raise UsageError(
                 f"{path.parent} was trained with --{flag} {old[key]}, not {value}",
-                "name another --out, or leave the option out",
+                f"name another --out, or use --{flag} {old[key]}",
             )

@@ -28,8 +28,8 @@ from sitcli.storage.tensors import write_tensors
 class Saving:
     """A checkpoint on its way to the disk, in a thread, while training goes on.
 
-    step, meta: of the checkpoint; error: why it could not be written; stall: seconds that training
-    stood still for it; seconds: those of the writing.
+    step, meta: of the checkpoint; error: why it could not be written; stall: seconds for which
+    training stood still; seconds: duration of the writing.
     """
 
     def __init__(
@@ -52,9 +52,11 @@ class Saving:
 
     @property
     def running(self) -> bool:
+        """Whether the thread is still writing."""
         return self._thread.is_alive()
 
     def wait(self) -> None:
+        """Wait until the checkpoint is written, or could not be."""
         self._thread.join()
 
 
@@ -62,7 +64,8 @@ class Saver:
     """Saves a run's checkpoints, one at a time; every rank must call `save` and `settle`.
 
     committed() is called on rank 0 after each checkpoint that was committed.
-    costs: of each of them, seconds that training stood still and seconds of writing beside it.
+    costs: for each committed checkpoint, the seconds for which training stood still and those of
+    writing beside it.
     """
 
     def __init__(
@@ -89,9 +92,10 @@ class Saver:
         return self.saving is not None and self.saving.running
 
     def save(self, step: int, *, last: bool) -> Iterator[Event]:
-        """Begin the checkpoint of `step`; with last, end it too.
+        """Begin the checkpoint of `step`; with `last`, also wait until it is committed.
 
-        Raises NotFinite if the losses or the weights are not finite; else as `settle`.
+        Raises NotFinite if the losses or the weights are not finite, and SitError if a checkpoint
+        cannot be written that is the last one or under --strict.
         """
         began = time.perf_counter()
         yield from self.settle(last=last)
@@ -114,9 +118,9 @@ class Saver:
             yield from self.settle(last=True)
 
     def settle(self, *, last: bool) -> Iterator[Event]:
-        """Wait for the checkpoint that is being written, and commit it or say why there is none.
+        """Wait for the checkpoint that is being written, and commit it or warn that there is none.
 
-        Raises SitError for a last one that cannot be written, and under --strict.
+        Raises SitError instead if it is the last one, or under --strict.
         """
         if self.saving is None:
             return
@@ -144,14 +148,14 @@ class Saver:
         yield Warn(f"{message}; training goes on, {kept}")
 
     def close(self) -> None:
-        """Wait for what is being written or removed."""
+        """Wait for the checkpoint that is being written and for those that are being removed."""
         if self.saving is not None:
-            self.saving.wait()  # it is not to write into a folder that is removed
+            self.saving.wait()  # it must not write into a folder that is removed
         if self._pruning is not None:
             self._pruning.join()
 
     def _snapshot(self, step: int) -> Callable[[], None]:
-        """Copy what the checkpoint holds; the function that is returned writes it."""
+        """Copy all that the checkpoint holds; returns the function that writes it."""
         world, folder = self.world, self.job.run.saving_path(step)
         weights = whole_weights(self.engine, keep=world.rank == 0)
         average = self.ema.gather()
@@ -209,7 +213,7 @@ class Saver:
 
 
 def last_good(job: Job) -> str:
-    """For people: which checkpoint the run can go on from."""
+    """A sentence for people: which checkpoint the run can go on from."""
     newest = job.run.newest()
     return f"the last good checkpoint is {newest}" if newest else "nothing was saved yet"
 

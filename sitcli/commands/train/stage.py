@@ -34,14 +34,14 @@ def train(settings: TrainSettings) -> Stage:
             process_group(world, backend=None if torch.cuda.is_available() else "gloo")
         )
         job = all_agree(world, lambda: prepare(settings, world))
-        # What the first rank measured holds for all.
+        # All ranks use the dtype that rank 0 chose.
         job = replace(job, dtype=on_rank_0(world, lambda: job.dtype))
         if world.rank == 0 and settings.latents is None:
             yield Note(f"latents: {job.store.path} (the newest complete store)")
         if job.resume and job.resume.step >= job.settings.steps:
             yield Note(f"all {job.settings.steps} steps of {job.run.path} are done already")
             return result_of(job, {}, {})
-        # The first rank holds the run directory for all.
+        # Rank 0 locks the run directory for all.
         owned = contextlib.ExitStack()
         stack.enter_context(owned)
         on_rank_0(world, lambda: owned.enter_context(job.owned_run()))
@@ -69,7 +69,7 @@ def train(settings: TrainSettings) -> Stage:
 
 
 def plan(settings: TrainSettings) -> Result:
-    """What `train` would do; touches nothing."""
+    """What `train` would do, for --dry-run; touches nothing."""
     world = World(0, planned_size(gpus=settings.gpus, procs=settings.procs))
     job = prepare(settings, world)
     return plan_of(job, world)

@@ -67,7 +67,7 @@ class Trainer:
         self.feed = Feed(Batches(job, world).of_step, self.step, s.steps)
 
     def _restore(self) -> None:
-        """Take up the optimizer's state, the averages and the sums of the job's checkpoint."""
+        """Restore the optimizer's state, the averages and the meter from the job's checkpoint."""
         resume = self.job.resume
         all_agree(self.world, lambda: optimizer_state.restore(self.engine, resume.path))
         self.ema.load(resume.weights("ema"))
@@ -78,7 +78,11 @@ class Trainer:
         self.step = resume.step
 
     def run(self, stop: list[int]) -> Iterator[Event]:
-        """All steps that are left; `stop` receives the number of a signal."""
+        """Train all steps that are left; a signal puts its number into `stop`.
+
+        Raises NotFinite, Interrupted after a signal (with everything saved), and SitError if the
+        last checkpoint cannot be written.
+        """
         run = self.job.run
         if self.world.rank == 0:
             self.logbook.open(self.step)
@@ -88,7 +92,7 @@ class Trainer:
         try:
             yield from self._steps(stop)
         except NotFinite as failure:
-            yield from self.saver.settle(last=False)  # begun before, and good
+            yield from self.saver.settle(last=False)  # was begun before the bad step, and is good
             failure.message += f"; {last_good(self.job)}"
             raise
 
@@ -98,8 +102,8 @@ class Trainer:
             began = time.perf_counter()
             self.train_step()
             logged = self._is_logged(self.step)
-            # A GPU is behind the host: the check waits for it, within the time that is taken. On
-            # a CPU it costs nothing, and names the step at once.
+            # On a GPU the check waits for the device, within the time that is measured; hence only
+            # on logged steps. On a CPU it costs nothing, and finds a bad step at once.
             on_cpu = self.job.device.type == "cpu"
             state = self.meter.checked(self.world) if logged or on_cpu else {}
             self.logbook.timed(time.perf_counter() - began)
@@ -151,7 +155,7 @@ class Trainer:
             self.logbook.compiled = compile_count()
 
     def _micro_step(self, batch: Batch) -> None:
-        """Forward and backward; with the step's last micro-batch the weights change."""
+        """Forward and backward of a micro-batch; the last one of a step updates the weights."""
         job = self.job
         x, y, t, eps, tokens_kept, features = batch
         self.watch.start()
@@ -180,13 +184,13 @@ class Trainer:
         return Progress(done=self.step, total=self.job.settings.steps, unit="steps", text=text)
 
     def _exchange(self, stop: list[int]) -> Iterator[Event]:
-        """After each step the ranks tell each other of signals and of savings that are written.
+        """The number of a signal that any rank received, or 0.
 
-        Returns the number of a signal that any of them received, or 0.
+        Called after each step. Commits the checkpoint that all ranks have finished writing.
         """
         signalled, busy = stop[0] if stop else 0, int(self.saver.busy)
         if self.world.size > 1:
-            # Between the CPUs, so that no GPU is waited for.
+            # Exchanged between the CPUs, so that no GPU is waited for.
             told = torch.tensor([signalled, busy])
             dist.all_reduce(told, op=dist.ReduceOp.MAX)
             signalled, busy = told.tolist()

@@ -115,12 +115,12 @@ def test_a_finished_set_is_kept_and_an_interrupted_one_begins_again(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sde": True}, "--sde means nothing to --invert"),
-        ({"ddim": True}, "--ddim means nothing to --invert"),
-        ({"cfg_scale": 2.0}, "--cfg-scale means nothing to --invert"),
-        ({"labels": "random"}, "--labels means nothing to --invert"),
-        ({"seed": 1}, "--seed means nothing to --invert"),
-        ({"show_path": True}, "--show-path means nothing to --invert"),
+        ({"sde": True}, "--sde has no effect with --invert"),
+        ({"ddim": True}, "--ddim has no effect with --invert"),
+        ({"cfg_scale": 2.0}, "--cfg-scale has no effect with --invert"),
+        ({"labels": "random"}, "--labels has no effect with --invert"),
+        ({"seed": 1}, "--seed has no effect with --invert"),
+        ({"show_path": True}, "--show-path has no effect with --invert"),
         ({"wt": "kl"}, "--wt"),
         ({"solver": "euler-maruyama"}, "--solver euler-maruyama"),
         ({"solver": "dopri5", "steps": 3}, "--steps"),

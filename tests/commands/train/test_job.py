@@ -18,7 +18,7 @@ from tests.tiny import finish, pictures, train_settings, write_samples
         (dict(model="SiT-Q/2"), "no model is called"),
         (dict(model="DiT-S/2", interpolant="gvp"), "--interpolant is an option of SiT"),
         (dict(betas="cosine"), "--betas is an option of DiT"),
-        (dict(posterior="mode"), "--posterior means nothing here"),
+        (dict(posterior="mode"), "--posterior has no effect"),
         (dict(variance="fixed-small"), "--variance is an option of DiT"),
         (dict(batch_size=9, accumulate=2), "not divisible"),
         (dict(heads=3), "heads do not divide"),

@@ -39,8 +39,8 @@ def test_schedules(schedule: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(t_mean=1.0), "nothing without --t-dist"),
-        (dict(sync_blocks="1,2"), "nothing without --layer-sync"),
+        (dict(t_mean=1.0), "no effect without --t-dist"),
+        (dict(sync_blocks="1,2"), "no effect without --layer-sync"),
         (dict(layer_sync=0.2, sync_blocks="2,1"), "not two blocks"),
         (dict(layer_sync=0.2, sync_blocks="1,9"), "not two blocks of 2"),
         (dict(internal_guidance=0.5, aux_block=2), "--aux-block 2"),

@@ -51,7 +51,7 @@ def test_unconditional(tmp_path: Path) -> None:
     store = make_store(tmp_path / "flat.h5", classes=False).path
     finish(train(train_settings(store, tmp_path / "run", steps=2)))
     assert open_checkpoint(tmp_path / "run").config.num_classes == 0
-    with pytest.raises(UsageError, match="--label-dropout means nothing here"):
+    with pytest.raises(UsageError, match="--label-dropout has no effect"):
         finish(train(train_settings(store, tmp_path / "other", steps=2, label_dropout=0.5)))
 
 
