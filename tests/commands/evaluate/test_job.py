@@ -19,10 +19,19 @@ def test_what_cannot_be_compared_is_refused(pipeline):
         (dict(samples=[small], reference=store), "4x4"),
         (dict(samples=[store]), "latent store"),
         (dict(samples=[pipeline / "samples/a"], reference_num=25), "24 images"),
-        (dict(isc=True), "--isc needs class probabilities"),
-        (dict(sfid=True), "--sfid needs InceptionV3's mixed_6 map"),
-        (dict(features_weights=store), "--features-weights belongs to --features inception"),
-        (dict(dinov2_weights=store), "--dinov2-weights is for --fdd"),
+        (dict(samples=[pipeline / "samples/a"], isc=True), "--isc needs class probabilities"),
+        (
+            dict(samples=[pipeline / "samples/a"], sfid=True),
+            "--sfid needs InceptionV3's mixed_6 map",
+        ),
+        (
+            dict(samples=[pipeline / "samples/a"], features_weights=store),
+            "--features-weights belongs to --features inception",
+        ),
+        (
+            dict(samples=[pipeline / "samples/a"], dinov2_weights=store),
+            "--dinov2-weights is for --fdd",
+        ),
     ]
     for more, words in cases:
         with pytest.raises(SitError, match=words):
