@@ -130,10 +130,10 @@ def test_internal_guidance_is_the_formula(trained: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(cfg_interval="0,0.5"), "nothing without --cfg-scale"),
+        (dict(cfg_interval="0,0.5"), "no effect without --cfg-scale"),
         (dict(cfg_scale=2.0, cfg_interval="0.5,0.2"), "0 <= LO < HI <= 1"),
         (dict(cfg_scale=2.0, cfg_interval="a"), "0 <= LO < HI <= 1"),
-        (dict(guide_scale=2.0), "nothing without --guide"),
+        (dict(guide_scale=2.0), "no effect without --guide"),
         (dict(t_shift="fast"), "is no shift"),
         (dict(t_shift="2", solver="dopri5", steps=None), "has no effect with --ode"),
         (dict(internal_scale=2.0), "has no second head"),
