@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from sitcli.commands.sample.labels import labels_of
 from sitcli.errors import UsageError
+from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.settings.sample import SampleSettings
 from tests.tiny import draw, make_run
 
 
@@ -32,3 +35,22 @@ def test_unconditional(tmp_path: Path) -> None:
     for options in ({"classes": "0"}, {"classes": ""}, {"labels": "random"}):
         with pytest.raises(UsageError, match="unconditional"):
             draw(run, "out3", **options)
+
+
+def test_random_labels_do_not_depend_on_how_many_there_are(run: Path) -> None:
+    """Catches: labels drawn one after the other, so that more images change those before them."""
+    checkpoint = open_checkpoint(run)
+
+    def labels(num: int, **more) -> list[int]:
+        settings = SampleSettings(num=num, labels="random", **more)
+        return labels_of(settings, checkpoint).tolist()
+
+    assert labels(9) == labels(20)[:9]
+    assert labels(20) != labels(20, seed=1)
+    assert set(labels(20, classes="2,red")) == {0, 2}
+
+
+def test_balanced_labels_differ_by_one_at_most(run: Path) -> None:
+    """Catches: one class more often than another by more than the rest of a division."""
+    labels = labels_of(SampleSettings(num=10), open_checkpoint(run)).tolist()
+    assert sorted(labels.count(label) for label in range(3)) == [3, 3, 4]
