@@ -1,4 +1,4 @@
-"""What every autoencoder is here, and the conversions between uint8 images and latents."""
+"""The interface of all autoencoders, and the conversions between uint8 images and latents."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """A built-in autoencoder: `--vae NAME` needs no file, and it computes in float32 always.
+    """A built-in autoencoder: `--vae NAME` needs no file. It always computes in float32.
 
-    restore(spec, arrays, device): the autoencoder, from what a latent store keeps of it.
-    shape(options): latent channels, and the side in pixels of what becomes one latent position.
-    options: the options of `sit encode-latents` that are its own, with their defaults.
-    kept(spec): the values those options had when the spec was made.
-    fit(images, options, device): made from the images that are being encoded; None where there is
-    nothing to fit.
+    restore(spec, arrays, device): the autoencoder, from the spec and arrays in a latent store.
+    shape(options): the number of latent channels, and the side in pixels of one latent position.
+    options: its own options of `sit encode-latents`, with their defaults.
+    kept(spec): the values of those options when the spec was made.
+    fit(images, options, device): the autoencoder fitted on images; None if nothing is fitted.
     identity: whether the latents are the pixels themselves.
     """
 
@@ -41,12 +40,12 @@ class Embedded:
 
 
 class Family(NamedTuple):
-    """A kind of autoencoder that people bring as files.
+    """A kind of autoencoder that users bring as files.
 
-    in_file(path, weights): whether the file at `path`, with these tensors, is one of them.
-    in_folder(path): what `load` is to be given for a folder, None if it holds none of them.
-    load(path, weights, name, device, dtype): weights is None for what `in_folder` found; name is
-    the path the user gave.
+    in_file(path, weights): whether the file at `path`, with these tensors, is of this kind.
+    in_folder(path): the path to give to `load` for a folder, None if none of this kind is in it.
+    load(path, weights, name, device, dtype): the autoencoder. weights: the file's tensors, None
+    for a path that `in_folder` found; name: the path the user gave.
     """
 
     in_file: Callable[[Path, dict[str, torch.Tensor]], bool]
@@ -54,7 +53,7 @@ class Family(NamedTuple):
     load: Callable[..., Autoencoder]
 
 
-# Decoding an 84M-parameter VAE takes about 0.5 GB of activations for each 256 x 256 image.
+# An 84M-parameter VAE needs about 0.5 GB of activations to decode a 256 x 256 image.
 PIXELS_PER_CALL = {"cpu": 4 * 256 * 256, "cuda": 32 * 256 * 256, "mps": 4 * 256 * 256}
 
 
@@ -77,9 +76,9 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 def decode_latents(
     autoencoder: Autoencoder, latents: torch.Tensor, scaling: float | list[float]
 ) -> torch.Tensor:
-    """Latents as a network is trained on, (B, C, h, w), -> uint8 (B, H, W, 3) on the CPU.
+    """Scaled latents (B, C, h, w), as a network is trained on, -> uint8 (B, H, W, 3) on the CPU.
 
-    scaling: the store's, one number or one per channel; the shift is the autoencoder's own.
+    scaling: the latent store's, one number or one per channel. The shift is the autoencoder's own.
     """
     factor = torch.as_tensor(scaling, dtype=torch.float32, device=latents.device)
     unscaled = latents.float() / factor.reshape(-1, 1, 1) + autoencoder.shift
@@ -89,10 +88,10 @@ def decode_latents(
 def encode_latents(
     autoencoder: Autoencoder, images: np.ndarray, scaling: float | list[float]
 ) -> torch.Tensor:
-    """uint8 (B, H, W, 3) -> latents as a network is trained on, (B, C, h, w), on the device.
+    """uint8 (B, H, W, 3) -> scaled latents (B, C, h, w), as a network is trained on, on the device.
 
-    The posterior's mode where there is one. The inverse of `decode_latents` but for what the
-    autoencoder loses. Works in slices, so memory stays bounded.
+    The latents are the posterior's mode where the autoencoder has a posterior. Up to the loss of
+    the autoencoder, this inverts `decode_latents`. Works in slices, so memory stays bounded.
     """
     channels = autoencoder.latent_channels
     pixels = images.shape[1] * images.shape[2]
@@ -103,7 +102,7 @@ def encode_latents(
 
 
 def hash_arrays(arrays: dict[str, np.ndarray] | dict[str, torch.Tensor]) -> str:
-    """sha256 over the names, shapes and bytes, in order of name."""
+    """sha256, in hex, over the arrays' names, types, shapes and bytes, in order of name."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -113,6 +112,7 @@ def hash_arrays(arrays: dict[str, np.ndarray] | dict[str, torch.Tensor]) -> str:
 
 
 def embedded_spec(name: str, class_name: str, *, channels: int, downsample: int) -> dict[str, Any]:
+    """The spec of a built-in autoencoder, without its hash."""
     return {
         "name": name,
         "class": class_name,
@@ -136,7 +136,7 @@ def wrap_network(
 ) -> Autoencoder:
     """An Autoencoder around a convolutional network whose float32 weights are on the CPU.
 
-    encode, decode: what the network's methods give, as tensors. Adds the spec's hash.
+    encode, decode: functions from tensors to tensors. The hash of the weights is added to `spec`.
     """
     network.eval().requires_grad_(False)
     spec = {**spec, "hash": hash_arrays(network.state_dict())}
@@ -147,8 +147,8 @@ def wrap_network(
 class Autoencoder:
     """Pictures to latents and back; made by `load_autoencoder`, `from_spec`, `fit_patch_pca`.
 
-    spec:   what it is (see the module's docstring).
-    arrays: float32 arrays the latent store must keep for `from_spec`; {} unless patch-pca.
+    spec:   name, class, kind, latent_channels, downsample, deterministic, scaling, shift, hash.
+    arrays: float32 arrays that a latent store must keep for `from_spec`; {} unless patch-pca.
     """
 
     def __init__(
@@ -193,11 +193,11 @@ class Autoencoder:
         return torch.cat([self._run(self._decode, part) for part in latents.split(step)])
 
     def images_per_call(self, pixels: int) -> int:
-        """How many images of `pixels` pixels the network is given at once."""
+        """The number of images with `pixels` pixels that the network takes at once."""
         return max(1, PIXELS_PER_CALL[self._device.type] // pixels)
 
     def _run(self, function: Callable, batch: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), autocast(self._device, self._dtype):
             result = function(batch.to(self._device, torch.float32, non_blocking=True))
-        # Rows of what we hand out are written to files: plain (B, C, h, w) order.
+        # The rows are written to files, so they must be in plain (B, C, h, w) order.
         return result.float().contiguous()

@@ -1,5 +1,5 @@
 """Autoencoders of diffusers: from a local folder, from the hub or its cache, or from an original
-Stable Diffusion checkpoint. Nothing here reaches for the network unless the cache lacks a hub name.
+Stable Diffusion checkpoint. The network is used only for a hub name that is not in the cache.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def load_folder(
     if class_name not in KINDS:
         raise SitError(
             f"{folder} holds a '{class_name}', not an autoencoder that sit knows",
-            f"known: {', '.join(KINDS)}",
+            f"sit knows {', '.join(KINDS)}",
         )
     _quiet()
     import diffusers
@@ -90,13 +90,13 @@ def load_hub(name: str, *, device: torch.device, dtype: torch.dtype) -> Autoenco
 
 
 def folder_in(path: Path) -> Path | None:
-    """The folder with a config.json: `path` itself, or vae/ in it, as whole pipelines have it."""
+    """The folder with a config.json: `path`, or its vae/ as in a whole pipeline; None if none."""
     folders = (path, path / "vae")
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def find_folder(name: str) -> Path | None:
-    """Where the autoencoder of this name or path is on this machine; None if it is not."""
+    """The folder of the autoencoder of this name or path, None if it is not on this machine."""
     path = Path(name).expanduser()
     if (folder := folder_in(path)) is not None:
         return folder
@@ -107,7 +107,7 @@ def find_folder(name: str) -> Path | None:
 
 
 def is_original(weights: dict[str, torch.Tensor]) -> bool:
-    """Whether these are the tensors of an original (CompVis) KL autoencoder, alone or in a model.
+    """Whether the tensors include those of an original (CompVis) KL autoencoder.
 
     Keys as in ``encoder.down.0.block.0.conv1.weight``, perhaps below ``first_stage_model.``.
     """
@@ -119,8 +119,8 @@ def load_original(
 ) -> Autoencoder:
     """An original Stable Diffusion 1 or 2 VAE (4 channels, f8, scaling 0.18215).
 
-    The file does not tell its scaling; SDXL's VAE, of the same shape, needs its diffusers folder.
-    Raises SitError for one of another shape.
+    The file does not hold its scaling: SDXL's VAE, of the same shape, needs its diffusers folder.
+    Raises SitError for an autoencoder of another shape.
     """
     _quiet()
     from diffusers import AutoencoderKL
@@ -133,13 +133,13 @@ def load_original(
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(SD_VAE_CONFIG))
         try:
-            # Without low_cpu_mem_usage it does the same whether accelerate is installed or not.
+            # Without low_cpu_mem_usage the result does not depend on accelerate being installed.
             network = AutoencoderKL.from_single_file(
                 weights, config=folder, local_files_only=True, low_cpu_mem_usage=False
             )
         except (ValueError, RuntimeError, KeyError):  # other shapes
             network = None
-    # Diffusers leaves what is missing at random: every tensor must have come from the file.
+    # Diffusers initialises missing tensors at random: every tensor must have come from the file.
     complete = network is not None and len(weights) == len(network.state_dict())
     if not complete:
         raise SitError(
@@ -163,7 +163,7 @@ def _wrap(network: Any, name: str, *, device: torch.device, dtype: torch.dtype) 
         "scaling": float(config.get("scaling_factor") or 1.0),
         "shift": float(config.get("shift_factor") or 0.0),
     }
-    # Some VAEs overflow float16; those that do not say so in their configuration.
+    # Some VAEs overflow float16; force_upcast is false for those that do not.
     if dtype == torch.float16 and config.get("force_upcast", True):
         dtype = torch.float32
     return wrap_network(
@@ -198,7 +198,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _find_cached(repo: str, folders: list[str]) -> Path | None:
-    """The first of the repository's folders whose autoencoder is in the hub's cache."""
+    """The first of the repository's folders with an autoencoder in the hub's cache, or None."""
     _quiet()
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -222,7 +222,7 @@ def _download(repo: str, folders: list[str]) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        # Asking with a time limit of our own first: the download's first request has none.
+        # Ask for the list of files first: the download's own first request has no time limit.
         files = [f.rfilename for f in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings]
         if wanted := _choose_files(files, folders):
             root = snapshot_download(repo, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT)
@@ -238,7 +238,7 @@ def _download(repo: str, folders: list[str]) -> Path:
         ) from None
     except Exception as error:  # the HTTP library's own kinds, which differ between versions
         raise SitError(
-            f"{repo} is not in the hub's cache, and the hub cannot be had: {first_line(error)}",
+            f"{repo} is not in the hub's cache and cannot be fetched: {first_line(error)}",
             OFFLINE_HINT.format(repo=repo, folder=repo.split("/")[1]),
         ) from error
     raise SitError(f"the hub's {repo} holds no autoencoder of diffusers")
@@ -257,13 +257,13 @@ def _choose_files(files: list[str], folders: list[str]) -> list[str]:
 
 def _quiet() -> None:
     quiet_libraries()
-    # The hub's client announces every failed request; ours ends in one error of our own.
+    # The hub's client logs every failed request; sit reports the failure itself, once.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.ERROR)
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
-# An original Stable Diffusion VAE, which needs no config.json.
+# An original Stable Diffusion VAE, which comes without a config.json.
 ORIGINAL = Family(
     in_file=lambda path, weights: is_original(weights),
     in_folder=lambda path: None,

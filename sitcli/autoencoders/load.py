@@ -1,4 +1,4 @@
-"""Autoencoders by name, file or folder, or by the facts a latent store kept of one."""
+"""Autoencoders by name, file or folder, or by the spec in a latent store."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sitcli.errors import SitError, UsageError
 from sitcli.latents.store import LatentStore
 from sitcli.storage.untrusted import read_weights
 
-# By the names --vae knows them by.
+# Keys are values of --vae.
 EMBEDDED: dict[str, Embedded] = {"pixels": pixels.EMBEDDED, "patch-pca": patch_pca.EMBEDDED}
-# Asked in this order: any file of weights may lie beside somebody's config.json.
+# Tried in this order for a file. diffusers is last: any file may lie beside a config.json.
 FAMILIES: dict[str, Family] = {
     "taesd": taesd.FAMILY,
     "original": diffusers_vae.ORIGINAL,
@@ -34,17 +34,18 @@ def is_identity(spec: dict[str, Any]) -> bool:
 def load_autoencoder(name: str, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
     """The autoencoder called `name`: an embedded one, a local file or folder, or a hub name.
 
-    Of a latent store (.h5), the one it was made with.
-    dtype: what matrix products run in. Raises UsageError for a name that is none of these,
-    SitError for weights that cannot be had or read.
+    For a latent store (.h5) it is the autoencoder the store was made with. dtype: the type of its
+    matrix products.
+    Raises UsageError for a name that is none of these, SitError for weights that cannot be fetched
+    or read.
     """
-    name = name.removeprefix("hf:")  # a hub name, which is known as one without it
+    name = name.removeprefix("hf:")  # a hub name is recognised without it
     path = Path(name).expanduser()
     if name in EMBEDDED:
         if EMBEDDED[name].fit is not None:
             raise UsageError(
                 f"{name} is fitted on the images being encoded and kept in their latent store",
-                "it needs no --vae when the store is read",
+                "remove --vae: the latent store brings its autoencoder",
             )
         return EMBEDDED[name].restore({}, {}, device)
     if path.is_file():
@@ -70,13 +71,17 @@ def from_spec(
 ) -> Autoencoder:
     """The autoencoder a latent store was made with.
 
-    spec, arrays: as the store keeps them. override: where its weights are now, if they moved.
-    Raises SitError if the weights are gone or are other weights than those of the spec.
+    spec, arrays: from the store. override: the path or name of its weights now, if they moved.
+    Raises SitError if the weights are gone or differ from those of the spec, UsageError for an
+    override of a built-in autoencoder.
     """
     name = spec["name"]
     if spec["kind"] in EMBEDDED:
         if override not in (None, name):
-            raise UsageError(f"--vae {override}: the latents were made with {name}, built in")
+            raise UsageError(
+                f"--vae {override} has no effect: these latents were made with {name}, built in",
+                "remove --vae",
+            )
         return EMBEDDED[spec["kind"]].restore(spec, arrays, device)
     found = override or name
     if override is None and Path(name).is_absolute() and not Path(name).exists():
@@ -89,9 +94,9 @@ def from_spec(
         raise SitError(
             f"{found} has {autoencoder.latent_channels} latent channels, and these latents have "
             f"{spec['latent_channels']}",
-            "say which autoencoder they are of with --vae PATH",
+            "name the autoencoder that made them with --vae PATH",
         )
-    # Of imported weights nobody has seen the autoencoder: what they name is believed.
+    # Imported weights name an autoencoder but have no hash of it: any is accepted.
     if spec["hash"] not in (None, autoencoder.spec["hash"]):
         raise SitError(
             f"{found} holds other weights than the autoencoder these latents were made with",
@@ -101,7 +106,7 @@ def from_spec(
 
 
 def _load_folder(path: Path, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
-    # A config.json says for sure what is in the folder; names of files do not.
+    # A config.json identifies the folder's content for certain, unlike names of files.
     for family in reversed(FAMILIES.values()):
         if (found := family.in_folder(path)) is not None:
             return family.load(found, None, name=path, device=device, dtype=dtype)

@@ -18,8 +18,8 @@ def fit_patch_pca(
     """A linear autoencoder fitted on images: p x p patches to k whitened principal components.
 
     images: uint8 (H, W, 3) or (B, H, W, 3) arrays, H and W divisible by `patch`, read once.
-    The result depends on the images alone, not on their order or batching: bytes and their
-    products are integers, which float64 sums exactly up to 10^11 patches.
+    The result does not depend on the images' order or batching: bytes and their products are
+    integers, which float64 sums exactly up to 10^11 patches.
     Raises UsageError if channels > 3 patch^2 or there is no image.
     """
     size = 3 * patch * patch
@@ -40,9 +40,9 @@ def fit_patch_pca(
     variance, basis = np.linalg.eigh((products / count - np.outer(mean, mean)) / 127.5**2)
     variance, basis = np.maximum(variance[::-1], 0), basis[:, ::-1]
     kept = basis[:, :channels]
-    # Each component's largest entry is positive: eigenvectors are defined up to a sign.
+    # Eigenvectors are defined up to a sign: make each component's largest entry positive.
     kept = kept * np.sign(kept[np.abs(kept).argmax(axis=0), np.arange(channels)])
-    # A component that never moves by a hundredth of a grey level is rounding: it stays 0.
+    # A component whose std is below a hundredth of a grey level is rounding: do not amplify it.
     std = np.sqrt(variance[:channels])
     std[std < 0.01 / 127.5] = 1.0
     arrays = {
@@ -60,6 +60,7 @@ def fit_patch_pca(
 def load_patch_pca(
     spec: dict[str, Any], arrays: dict[str, np.ndarray], device: torch.device
 ) -> Autoencoder:
+    """The autoencoder with these arrays. Raises SitError if they do not match the spec's hash."""
     if hash_arrays(arrays) != spec["hash"]:
         raise SitError("the patch-pca basis in the latent store is damaged", "encode again")
     mean, basis, std = (torch.from_numpy(arrays[n]).to(device) for n in ("mean", "basis", "std"))
@@ -74,7 +75,7 @@ def load_patch_pca(
         grid = patches.reshape(b, h, w, patch, patch, 3)
         return grid.permute(0, 5, 1, 3, 2, 4).reshape(b, 3, h * patch, w * patch)
 
-    # Always float32: it costs nothing, and bf16 products would blur what whitening amplifies.
+    # Always float32: it costs nothing, and whitening would amplify the rounding of bf16 products.
     return Autoencoder(spec, encode=encode, decode=decode, arrays=arrays, device=device)
 
 

@@ -28,7 +28,10 @@ def is_taesd(weights: Weights) -> bool:
 
 
 def find_encoder(folder: Path) -> Path | None:
-    """The encoder's file of the only pair in the folder, None without one. UsageError for two."""
+    """The encoder's file of the only pair in the folder, None if there is no pair.
+
+    Raises UsageError if there are several pairs.
+    """
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     pairs = [f for f in files if "encoder" in f.name and _sibling(f) in files]
     if len(pairs) > 1:
@@ -39,7 +42,11 @@ def find_encoder(folder: Path) -> Path | None:
 
 
 def load(path: Path, *, name: Path, device: torch.device, dtype: torch.dtype) -> Autoencoder:
-    """The pair of files that `path`, either of them, belongs to; `name` is what the user gave."""
+    """The autoencoder in the pair of files that `path` is one of.
+
+    name: the path the user gave. Raises SitError if a file of the pair is missing or is not laid
+    out as TAESD's, or the two do not belong together.
+    """
     paths = path, _sibling(path)
     if paths[0] == paths[1] or not paths[1].is_file():
         raise SitError(
@@ -88,7 +95,7 @@ def _build(layers_of, path: Path) -> nn.Sequential:
     try:
         network = nn.Sequential(*layers_of(weights))
         network.load_state_dict(weights, strict=True)
-        # Whether each layer takes what the one before it gives, only trying tells.
+        # Only a trial shows whether each layer accepts the output of the layer before it.
         first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
         with torch.no_grad():
             network.float()(torch.zeros(1, first.in_channels, 8, 8))
@@ -98,12 +105,12 @@ def _build(layers_of, path: Path) -> nn.Sequential:
 
 
 def _encoder_layers(weights: Weights) -> list[nn.Module]:
-    """Convolutions without a bias halve the size."""
+    """The encoder's layers; convolutions without a bias halve the size."""
     return [_layer(weights, index, stride=2) for index in range(_num_layers(weights))]
 
 
 def _decoder_layers(weights: Weights) -> list[nn.Module]:
-    """Layers without weights: the clamp (0), a ReLU (2), then an upsampling before each stage."""
+    """The decoder's layers. Without weights are the clamp (0), a ReLU (2) and the upsamplings."""
     layers: list[nn.Module] = [_Clamp(), _layer(weights, 1), nn.ReLU()]
     for index in range(3, _num_layers(weights)):
         has_weights = any(key.startswith(f"{index}.") for key in weights)
@@ -113,7 +120,7 @@ def _decoder_layers(weights: Weights) -> list[nn.Module]:
 
 def _num_layers(weights: Weights) -> int:
     number = 1 + max(int(key.split(".")[0]) for key in weights)
-    if number > 4 * len(weights):  # a key's number is not to build as many layers as it says
+    if number > 4 * len(weights):  # a false number in a key must not build that many layers
         raise ValueError("more layers than weights")
     return number
 

@@ -13,7 +13,10 @@ from sitcli.storage.files import save_picture
 
 
 def save_curve(path: Path, steps: Sequence[float], values: Sequence[float], *, label: str) -> None:
-    """Write a curve as a PNG, with a running mean over a fiftieth of its points."""
+    """Write a curve and its running mean over a fiftieth of its points as a PNG.
+
+    Raises SitError if it cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -33,9 +36,10 @@ def save_curve(path: Path, steps: Sequence[float], values: Sequence[float], *, l
 def save_history(
     path: Path, steps: Sequence[int], panels: dict[str, tuple[Sequence[float], float | None]]
 ) -> None:
-    """Write metrics over the training step as a PNG: a panel each, dashed its floor if known.
+    """Write metrics over the training step as a PNG, one panel for each.
 
-    panels: label -> (a value for each step, the floor).
+    panels: label -> (a value for each step, the floor or None). A known floor is a dashed line.
+    Raises SitError if it cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -54,8 +58,8 @@ def save_history(
     save_picture(figure.savefig, path)
 
 
-# A dash pattern of its own for each row of `core.wt.WT`, readable without colour. Wide and pale
-# below narrow and dark, since some coincide: sigma is t on the linear interpolant.
+# Each row of `core.wt.WT` has its own dash pattern, readable without colour. Wide pale lines lie
+# below narrow dark ones, since some curves coincide: sigma is t on the linear interpolant.
 WT_STYLES: dict[str, dict] = {
     "kl": dict(color="#b2182b", linestyle="-", linewidth=1.6),
     "kl-eta": dict(color="#000000", linestyle="-", linewidth=2.6),
@@ -83,8 +87,10 @@ def save_loss_and_wt(
 ) -> None:
     """Write the velocity loss and every w_t over t, side by side, as a PNG.
 
-    loss, means, counts and kl_eta_end: empty or None where no loss was measured; else the means of
-    equal bins, None where a bin is empty, and kl-eta at t = 1. with_eta: the w_t that eta decides.
+    loss: the loss at the times t. means, counts: mean loss and number of losses in equal bins of t,
+    with None as the mean of an empty bin. kl_eta_end: kl-eta at t = 1. They are empty or None if no
+    loss was measured. with_eta: names of the w_t that depend on eta.
+    Raises SitError if it cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -108,7 +114,7 @@ def _draw_loss(axes, t, loss, means, counts) -> None:
     axes.set_title("Velocity loss", fontsize=11)
     axes.set_ylabel("$L_t$ (squared error per latent element)")
     if not means:
-        text = "no loss was measured\nwhile this was trained"
+        text = "no loss was measured\nduring training"
         axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, fontsize=12)
         axes.set_yticks([])
         return
@@ -117,7 +123,7 @@ def _draw_loss(axes, t, loss, means, counts) -> None:
     values = np.array([np.nan if mean is None else mean for mean in means])
     axes.stairs(values, edges, baseline=None, color="#7fa3c4", linewidth=2.5, label=measured)
     axes.plot(t, loss, color="black", linewidth=1.2, label="as kl-eta reads it")
-    empty = "empty bin: the nearest bin's mean is read"
+    empty = "empty bin: the nearest bin's mean is used"
     for i in np.flatnonzero(np.isnan(values)):
         axes.axvspan(
             *edges[i : i + 2], facecolor="none", edgecolor="#bbbbbb", hatch="///", label=empty

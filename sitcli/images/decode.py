@@ -1,4 +1,4 @@
-"""The bytes of an image file become a square RGB array."""
+"""From the bytes of an image file to a square RGB array."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _adm_crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 class CropRow(NamedTuple):
-    """to_square(image, size) -> (size, size, 3) uint8; any_size: whether every image will do."""
+    """to_square(image, size) -> (size, size, 3) uint8; any_size: whether it takes any image."""
 
     to_square: Callable[[Image.Image, int], np.ndarray]
     any_size: bool = True
@@ -60,9 +60,9 @@ CROPS: dict[str, CropRow] = {
 
 
 def decode(data: bytes) -> Image.Image:
-    """Any image file's bytes as 8-bit RGB, upright, transparency composited on white.
+    """The image in a file's bytes as 8-bit RGB, upright, composited on white if transparent.
 
-    The first frame of an animation. Raises BrokenImage.
+    An animation gives its first frame. Raises BrokenImage if the bytes are not a readable image.
     """
     try:
         image = Image.open(io.BytesIO(data))
@@ -71,7 +71,7 @@ def decode(data: bytes) -> Image.Image:
     except BrokenImage:
         raise
     except Image.UnidentifiedImageError:
-        raise BrokenImage("not an image, or of an unknown format") from None
+        raise BrokenImage("not an image, or in an unknown format") from None
     except Exception as error:  # Pillow's readers raise whatever their format's parser does
         raise BrokenImage(" ".join(str(error).split()) or type(error).__name__) from None
 

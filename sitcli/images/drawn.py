@@ -1,7 +1,7 @@
 """The quickstart's pictures: ten classes of anti-aliased coloured shapes, a function of the seed.
 
-A shape is a function (x, y) -> inside, on coordinates in which it fills about the unit disc with
-y pointing up. To add a class, write one and add a row to `SHAPES`.
+A shape is a function (x, y) -> whether the point is inside, on coordinates in which the shape
+about fills the unit disc and y points up. To add a class, write one and add a row to `SHAPES`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ import hashlib
 
 import numpy as np
 
-SUPERSAMPLE = 6
-
-
-"""Samples per pixel and axis; their mean is the pixel, which is what anti-aliases the edges."""
+SUPERSAMPLE = 6  # samples per pixel and axis; a pixel is their mean, which smooths the edges
 
 
 def draw_shape(name: str, index: int, *, size: int, seed: int) -> np.ndarray:
     """Picture number `index` of class `name`: (size, size, 3) uint8.
 
-    Colour, background, position, size and rotation are drawn from (seed, name, index) alone, so
-    that adding pictures or classes changes none of the others.
+    Colour, background, position, size and rotation depend on (seed, name, index) alone, so new
+    pictures or classes leave the others unchanged.
     """
     digest = hashlib.blake2b(repr((seed, name, index)).encode(), digest_size=8).digest()
     rng = np.random.default_rng(int.from_bytes(digest, "little"))
@@ -40,7 +37,7 @@ def draw_shape(name: str, index: int, *, size: int, seed: int) -> np.ndarray:
 
 
 def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A vivid colour on a pale or a dark ground of another hue: always plainly visible."""
+    """A vivid foreground and a pale or dark background of the same hue, in clear contrast."""
     hue = rng.integers(6) / 6 + rng.uniform(-0.02, 0.02)
     vivid = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.85, 1.0), rng.uniform(0.85, 1.0))
     luminance = np.dot((0.2126, 0.7152, 0.0722), vivid)

@@ -11,7 +11,11 @@ from sitcli.images.place import Format, Place
 
 
 def list_folder(path: Path, below: str = "", parents: frozenset = frozenset()) -> Iterator[Place]:
-    """Every file below the folder by name; links are followed, but not in circles."""
+    """Every file below the folder, by name; links are followed, but not in circles.
+
+    below: the prefix of names. parents: (device, inode) of the folders above.
+    Raises SitError if a folder cannot be read.
+    """
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
@@ -25,7 +29,7 @@ def list_folder(path: Path, below: str = "", parents: frozenset = frozenset()) -
             if entry.is_dir():
                 yield from list_folder(Path(entry.path), f"{below}{entry.name}/", parents | {here})
             else:
-                # A link to nowhere is listed, and found broken when it is read.
+                # A dangling link is listed too, and reported as broken when it is read.
                 size = entry.stat().st_size if entry.is_file() else 0
                 yield Place(below + entry.name, size)
         except OSError as error:

@@ -21,7 +21,11 @@ def save_grid(
     row_labels: Sequence[str] | None = None,
     gap: int = 2,
 ) -> None:
-    """Write images (N, H, W, 3) uint8 as a PNG, row by row; row_labels stand left of their row."""
+    """Write images (N, H, W, 3) uint8 as one PNG, row by row, with `columns` images in a row.
+
+    row_labels: texts to the left of the rows. gap: pixels between images.
+    Raises SitError if it cannot be written.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     factor = max(1, round(MIN_CELL / images.shape[1]))

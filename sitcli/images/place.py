@@ -1,4 +1,4 @@
-"""Where one image of a source lies, and what a format of sources must be able to do."""
+"""The place of one image in a source, and the interface of a format of sources."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 
 
 class BrokenImage(Exception):
-    """One image that cannot be used; the text is the reason, without the image's name."""
+    """An image cannot be used; the text is the reason, without the image's name."""
 
 
 class Place(NamedTuple):
-    """file: path below the source folder, or the member's name in the archive; size: bytes,
-    unpacked; offset: where in an archive the member begins; more: what else its format needs."""
+    """The place of one file in a source.
+
+    file: path below the source folder, or the member's name in the archive. size: its unpacked
+    size in bytes. offset: the byte of the archive at which the member begins. more: further
+    values that its format needs to read it.
+    """
 
     file: str
     size: int
@@ -22,21 +26,21 @@ class Place(NamedTuple):
 
 
 def whole(data: bytes, place: Place) -> bytes:
-    """The bytes of an archive's member. BrokenImage if there are fewer than the archive says."""
+    """`data`, the bytes of an archive's member. Raises BrokenImage if their number is wrong."""
     if len(data) != place.size:
         raise BrokenImage("cut short in the archive")
     return data
 
 
 class Format(NamedTuple):
-    """A way in which images lie together.
+    """A kind of source: a folder or an archive.
 
-    endings: of the names of such files, () for folders.
-    recognises(path, head): whether it is one, head being the first 512 bytes of a file.
-    places(path) -> (places, wrapped): every file in it, and whether a single top folder is the
-    archive's own, not a class. Raises SitError for one that is damaged.
+    endings: endings of its files' names, () for folders.
+    recognises(path, head): whether `path` is of this kind; head: the first 512 bytes of a file.
+    places(path) -> (places, wrapped): every file in it, and whether a single top folder belongs to
+    the archive and is not a class. Raises SitError if the archive is damaged.
     read(path, descriptor, place): the bytes of the file at `place`; descriptor() opens the archive
-    once for all reads, which may be at the same time. Raises OSError, or BrokenImage for damage.
+    once for all reads, which may run at the same time. Raises OSError, or BrokenImage for damage.
     """
 
     endings: tuple[str, ...]

@@ -1,8 +1,7 @@
-"""One way to read images that are to be compared, whatever they lie in.
+"""One way to read images for a comparison, whatever holds them.
 
-A sample set, a folder (or archive) of pictures, ADM's npz, and the pictures a latent store was
-made from all become an `ImageSet`: a number of equally large uint8 images read in order, nothing
-held in memory.
+A sample set, a folder or archive of pictures, ADM's npz, and the pictures that a latent store was
+made from all become an `ImageSet`: uint8 images of one size, read in order and not kept in memory.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ from sitcli.storage.npz import Npz
 from sitcli.storage.rows import Rows
 
 READ_AHEAD = 4  # pictures per reading thread
-NAME_LENGTH = 100
+NAME_LENGTH = 100  # of the name of several sets
 LARGEST = 1 << 26  # pixels of an image in an npz
 
 
 def open_images(path: Path, *, size: tuple[int, int] | None = None, crop: Crop = "adm") -> ImageSet:
     """The images at `path`: sample set, latent store, npz, folder or archive of pictures.
 
-    size: (height, width) of what they will be compared with. Pictures in a folder that a reference
-        is taken from are brought to it by `crop`, as `sit encode-latents` does; images of the
-        other kinds keep the size they have.
+    size: (height, width) of the images they will be compared with. Pictures in a folder or archive
+        are cropped to a square size by `crop`, as in `sit encode-latents`; images of the other
+        kinds keep their size.
 
-    Raises SitError for what is absent, damaged, empty, unfinished or not images.
+    Raises SitError if `path` is absent, damaged, empty, unfinished or does not hold images.
     """
     kind = kind_of(path)
     if kind == "sample set":
@@ -58,7 +57,10 @@ def open_images(path: Path, *, size: tuple[int, int] | None = None, crop: Crop =
 
 
 def kind_of(path: Path) -> str:
-    """`sample set`, `latent store`, `npz` or `folder` (which an archive counts as)."""
+    """The kind of `path`: `sample set`, `latent store`, `npz` or `folder` (also for an archive).
+
+    Raises SitError if the path does not exist or is none of these.
+    """
     if not path.exists():
         raise SitError(f"{path} does not exist")
     if path.is_dir():
@@ -79,9 +81,9 @@ def kind_of(path: Path) -> str:
 
 
 def joined(sets: Sequence[ImageSet]) -> ImageSet:
-    """Sets of images alike in size and preparation, one after the other as one.
+    """Several sets of the same size and preparation as one, one after the other.
 
-    Its path is a name of its own beside the first set's: A+B.h5 for A.h5 and B.h5.
+    Its path is a new name beside the first set: A+B.h5 for A.h5 and B.h5.
     """
     first = sets[0]
     if len(sets) == 1:
@@ -110,7 +112,7 @@ def joined(sets: Sequence[ImageSet]) -> ImageSet:
 
 
 def batches(images: ImageSet, indices: Sequence[int], batch_size: int) -> Iterator[torch.Tensor]:
-    """The images with these increasing numbers, uint8 (at most batch_size, 3, H, W) at a time."""
+    """The images with these increasing numbers, in batches uint8 (at most batch_size, 3, H, W)."""
     with contextlib.closing(images.read(indices)) as reader:
         while stack := list(itertools.islice(reader, batch_size)):
             yield torch.from_numpy(np.stack(stack)).permute(0, 3, 1, 2)
@@ -122,7 +124,9 @@ def _sample_set(path: Path) -> ImageSet:
         raise SitError(f"{path} is not finished", "type its `sit sample` command again to go on")
 
     if samples.images is None:
-        raise SitError(f"{path} holds latents only, no images", "sit sample without --latents-only")
+        raise SitError(
+            f"{path} holds latents only, no images", "draw it again without --latents-only"
+        )
 
     def read(indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
         return (samples.images[i] for i in indices)
@@ -151,7 +155,7 @@ def _sample_set(path: Path) -> ImageSet:
 
 def _store_source(path: Path) -> ImageSet:
     store = LatentStore.open(path)
-    elsewhere = "if the images moved, give their place with --reference"
+    elsewhere = "if the images moved, name their new place with --reference"
     try:
         source = open_source(Path(store.source))
     except SitError as error:
@@ -202,7 +206,7 @@ def _folder(path: Path, size: tuple[int, int] | None, crop: Crop) -> ImageSet:
                     name, (height, width) = source.items[index].name, image.shape[:2]
                     raise SitError(
                         f"{path} mixes sizes: {name} is {width}x{height}, not {size[1]}x{size[0]}",
-                        "images that are compared must have one size",
+                        "resize the images to one size",
                     )
                 yield image
 
@@ -225,7 +229,11 @@ def _folder(path: Path, size: tuple[int, int] | None, crop: Crop) -> ImageSet:
 def _read_pictures(
     source: Source, indices: Sequence[int], picture: Callable[[Image.Image], np.ndarray]
 ) -> Generator[np.ndarray, None, None]:
-    """Decode in threads: Pillow releases the lock, and a source has no file position."""
+    """The pictures with these numbers, in order, decoded in threads.
+
+    Threads help since Pillow releases Python's lock, and are safe since a source has no file
+    position.
+    """
 
     def load(index: int) -> np.ndarray:
         try:
@@ -233,7 +241,7 @@ def _read_pictures(
         except BrokenImage as error:
             raise SitError(
                 f"the picture {source.items[index].name} of {source.path}: {error}",
-                "mend it or take it away",
+                "repair or remove it",
             ) from None
 
     workers = min(8, os.cpu_count() or 1)
@@ -252,7 +260,7 @@ def _read_pictures(
 
 
 def _stamp(source: Source) -> str:
-    """Changes whenever a file does; unlike the source's fingerprint, also when it is copied."""
+    """A text that changes whenever a file changes or is copied; the fingerprint survives copies."""
     if not source.path.is_dir():
         return str(source.path.stat().st_mtime_ns)
     digest = hashlib.sha256()
@@ -299,14 +307,14 @@ def _digest(*parts: str) -> str:
 class ImageSet:
     """Images to compare.
 
-    path, kind: what was opened (kind_of's words); num, size (height, width).
+    path, kind: the path and its kind (see `kind_of`). num, size: their number, (height, width).
     random_order: True if neighbouring images are independent (a sampler wrote them), False if the
     order carries meaning (a folder sorted by class).
     read: increasing indices -> the images one by one, uint8 (H, W, 3).
-    identify, stamp: see fingerprint and version.
-    preparation: what was done to them before they are compared.
-    meta: what is known about their making (a sample set's settings).
-    labels, class_names: numbers (N,) of their classes, and names; [] where there are none.
+    identify, stamp: functions that compute `fingerprint` and a part of `version`.
+    preparation: the crop or other change before the comparison, in words.
+    meta: a sample set's settings, {} for other kinds.
+    labels, class_names: class numbers (N,) or None, and the classes' names, [] if there are none.
     """
 
     path: Path
@@ -324,18 +332,21 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of what `read` gives: of the pixels (sample set, which is read whole for it), of
-        the members' checksums (npz), of the pictures' names and sizes in bytes."""
+        """A hash that identifies the images that `read` gives.
+
+        It covers the pixels of a sample set (which is read whole), the members' checksums of an
+        npz, and the names and sizes in bytes of the pictures in a folder or archive.
+        """
         return self.identify()
 
     @cached_property
     def version(self) -> str:
-        """The fingerprint and, where pictures could change behind it, their dates."""
+        """A hash of the fingerprint and, for pictures in a folder or archive, of their dates."""
         return _digest(self.fingerprint, self.stamp())
 
     @property
     def stats_folder(self) -> Path:
-        """Where features and statistics of them are kept: STORE.stats beside STORE.h5."""
+        """The folder for their features and statistics: STORE.stats beside STORE.h5."""
         path = self.path.resolve()
         if self.kind == "sample set" and (path.is_dir() or path.name == "samples.h5"):
             return (path if path.is_dir() else path.parent) / "stats"

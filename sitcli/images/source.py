@@ -21,15 +21,15 @@ from sitcli.images.zip import FORMAT as ZIP
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
 FORMATS: dict[str, Format] = {"folder": FOLDER, "zip": ZIP, "tar": TAR}
-# Whole archives compressed: the first bytes, the ending, and what unpacks them.
+# Archives that are compressed as a whole: first bytes -> the program that unpacks them.
 COMPRESSED = {
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",
     b"\xfd7zXZ": "unxz",
     b"\x28\xb5\x2f\xfd": "unzstd",
 }
-# Names of files that are taken for archives of images; the last of these say that they must be
-# unpacked first.
+# A file with one of these endings is taken for an archive of images; those of the second line are
+# refused later, with the advice to unpack them.
 ARCHIVE_ENDINGS = tuple(ending for row in FORMATS.values() for ending in row.endings)
 ARCHIVE_ENDINGS += (".tgz", ".gz", ".bz2", ".xz", ".zst")
 
@@ -37,8 +37,8 @@ ARCHIVE_ENDINGS += (".tgz", ".gz", ".bz2", ".xz", ".zst")
 class Item(NamedTuple):
     """One image of a source.
 
-    name: its path below the source, '/' between parts; label: index of its class, 0 without
-    classes; place: where its bytes are.
+    name: its path below the source, '/' between parts; label: index of its class, 0 if there are
+    no classes; place: the place of its bytes.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Item(NamedTuple):
 def open_source(path: Path | str) -> Source:
     """List the images of a folder per class, a flat folder, or a .tar or .zip of either.
 
-    A tar may hold one tar per class, as ImageNet's does. Classes are numbered in sorted order of
-    their folders, images sorted by name within them. Files that are no images by their suffix,
-    and hidden ones, are skipped and counted.
+    A tar may hold one tar per class, as ImageNet's does. Classes are numbered in the sorted order
+    of their folders, and images are sorted by name within them. Hidden files and files without an
+    image's suffix are skipped and counted.
 
-    Raises SitError for a source that is absent, unreadable, compressed as a whole, or holds no
-    images, or images both in folders and beside them.
+    Raises SitError for a source that is absent, unreadable or compressed as a whole, that holds no
+    images, or that holds images both in folders and beside them.
     """
     path = Path(path).expanduser().absolute()
     head = b"" if path.is_dir() else _head(path)
@@ -67,7 +67,10 @@ def open_source(path: Path | str) -> Source:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file. SitError if it cannot be read, or is compressed as a whole."""
+    """The first 512 bytes of a file.
+
+    Raises SitError if it cannot be read or is compressed as a whole.
+    """
     try:
         with open(path, "rb") as file:
             head = file.read(512)
@@ -87,10 +90,11 @@ def _head(path: Path) -> bytes:
 
 
 class Source:
-    """Listed images; `open_source` makes it. May be sent to other processes.
+    """A listed source of images, made by `open_source`. It can be sent to other processes.
 
-    path: absolute; items: list of Item; class_names: [] for a flat source; skipped: files that
-    are no images; fingerprint: hex, of all names and sizes, equal for a folder and a tar of it.
+    path: its absolute path; items: its images; class_names: [] for a flat source; skipped: the
+    number of files that are not images; fingerprint: a hash in hex of all names and sizes, equal
+    for a folder and a tar of it.
     """
 
     def __init__(
@@ -112,11 +116,11 @@ class Source:
         return {**self.__dict__, "_descriptor": None}
 
     def read(self, index: int) -> Image.Image:
-        """Image `index` as upright 8-bit RGB. Raises BrokenImage."""
+        """Image `index` as upright 8-bit RGB. Raises BrokenImage if it cannot be decoded."""
         return decode(self.read_bytes(index))
 
     def read_bytes(self, index: int) -> bytes:
-        """The file of image `index`. Raises BrokenImage if it cannot be read."""
+        """The bytes of the file of image `index`. Raises BrokenImage if they cannot be read."""
         place = self.items[index].place
         try:
             return FORMATS[self._format].read(self.path, self._open, place)
@@ -130,8 +134,8 @@ class Source:
 
 
 def _source(path: Path, places: Iterable[Place], row: Format, *, wrapped: bool) -> Source:
-    """wrapped: a single top folder is the archive's own, not a class."""
-    # A name that comes twice in an archive was replaced by the later one.
+    """The source with these files; wrapped: a single top folder is the archive's, not a class."""
+    # Where a name occurs twice in an archive, the later member counts.
     found: dict[tuple[str, ...], Place] = {}
     skipped = 0
     for place in places:
@@ -164,11 +168,11 @@ def _source(path: Path, places: Iterable[Place], row: Format, *, wrapped: bool) 
 
 
 def _wrapping_folders(names: list[tuple[str, ...]], wrapped: bool) -> int:
-    """How many leading folders all names share that are not classes."""
+    """The number of leading folders that all names share and that are not classes."""
     first, last = min(names)[:-1], max(names)[:-1]
     shared = sum(
         1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     )
     shallowest = min(map(len, names))
-    # Below the archive's own top folder, or in a folder, one folder of images is one class.
+    # A single folder of images is one class, in a folder or below the archive's own top folder.
     return max(min(shared, shallowest - 2), min(shared, int(wrapped)), 0)

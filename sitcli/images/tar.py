@@ -12,7 +12,11 @@ from sitcli.images.place import Format, Place, whole
 
 
 def list_tar(path: Path) -> tuple[list[Place], bool]:
-    """Members of the tar at `path`; and whether images lie in tars of their own inside it."""
+    """The members of the tar at `path`, and whether there are tars inside it.
+
+    Members of an inner tar are listed below a folder with its name.
+    Raises SitError if the tar is damaged or cannot be read.
+    """
     places: list[Place] = []
     nested = False
     size = path.stat().st_size
@@ -35,17 +39,17 @@ def list_tar(path: Path) -> tuple[list[Place], bool]:
 
 
 def _members(file: io.BufferedReader, start: int, end: int) -> list[Place]:
-    """Regular files of the tar archive in the bytes start..end of `file`."""
+    """The regular files of the tar archive in the bytes start..end of `file`."""
     file.seek(start)
     members: dict[str, Place] = {}
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while (member := archive.next()) is not None and member.offset < end:
-            archive.members = []  # it would keep all of them, 1 KB each
+            archive.members = []  # else tarfile keeps every member, 1 KB each
             if member.islnk() and member.linkname in members:
                 members[member.name] = members[member.linkname]._replace(file=member.name)
             elif member.isfile():
                 members[member.name] = Place(member.name, member.size, member.offset_data)
-        # tarfile takes a bad header for the end; the true end is a block of zeros.
+        # tarfile stops at a bad header as if it were the end; the true end is a block of zeros.
         file.seek(archive.offset)
         if archive.offset >= end or file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"no end mark at byte {archive.offset}")
@@ -61,7 +65,7 @@ FORMAT = Format(
     endings=(".tar",),
     recognises=lambda path, head: head[257:262] == b"ustar" or path.suffix.lower() == ".tar",
     places=_places,
-    # pread has no file position: processes forked later may share the descriptor.
+    # pread uses no file position, so processes forked later can share the descriptor.
     read=lambda path, descriptor, place: whole(
         os.pread(descriptor(), place.size, place.offset), place
     ),

@@ -16,7 +16,10 @@ LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name a
 
 
 def list_zip(path: Path) -> Iterator[Place]:
-    """Members of the zip at `path`; a place's `more` is (bytes stored, whether deflated)."""
+    """The members of the zip at `path`; a place's `more` is (bytes stored, whether deflated).
+
+    Raises SitError if the zip is damaged, encrypted or uses an uncommon compression.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
