@@ -1,4 +1,4 @@
-"""``sit ema``: a run's power-function averages to one of any length."""
+"""``sit ema``: combines a run's power-function averages into one of any length."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ from sitcli.storage.files import make_folder
 from sitcli.storage.tensors import write_tensors
 from sitcli.text import count, first_line
 
-# Beyond it the average is another one than was asked for (Karras et al. show errors below it).
+# Relative error above which the result is not the average that was asked for (Karras et al. show
+# smaller errors).
 LARGEST_ERROR = 0.05
 
 
 def average(settings: EmaSettings) -> Stage:
-    """Write the average of settings.std as a run of its own, whole or not at all.
+    """Write the average of length settings.std as a run of its own, whole or not at all.
 
-    Raises UsageError for a run without snapshots or an average they cannot give.
+    Raises UsageError for a run without snapshots or without those of settings.step.
     """
     job = _prepare(settings)
     if settings.run is None:
         yield Note(f"run: {job.run.path} (the newest)")
     if job.error > LARGEST_ERROR:
         yield Warn(
-            f"this average is only known to {job.error:.0%}: there are too few snapshots near "
-            f"step {job.target.step}"
+            f"the average has a relative error of {job.error:.0%}: there are too few snapshots "
+            f"near step {job.target.step}"
         )
     state: dict[str, Tensor] = {}
     for done, (snapshot, factor) in enumerate(job.used.items()):
@@ -50,7 +51,7 @@ def average(settings: EmaSettings) -> Stage:
 
 
 def plan(settings: EmaSettings) -> Result:
-    """What `average` would do; writes nothing."""
+    """What `average` would do, for --dry-run; writes nothing."""
     return _result(_prepare(settings), written=False)
 
 
@@ -70,26 +71,24 @@ def _prepare(settings: EmaSettings) -> _Job:
         raise SitError(f"there is no run {run.path}", "name a folder below runs/")
     files = run.snapshots()
     if not files:
-        raise UsageError(
-            f"{run.path} keeps no averages to make others of", "train with --power-ema"
-        )
+        raise UsageError(f"{run.path} keeps no averages to combine", "train with --power-ema")
     last = max(snapshot.step for snapshot in files)
     step = settings.step or last
     if step not in {snapshot.step for snapshot in files}:
         steps = ", ".join(str(s) for s in sorted({snapshot.step for snapshot in files})[-8:])
-        raise UsageError(f"--step {step}: no averages of that step are kept", f"one of {steps}")
+        raise UsageError(f"--step {step}: no averages of that step are kept", f"use one of {steps}")
     target = Snapshot(step, settings.std)
     factors = dict(zip(files, posthoc_coefficients(list(files), target), strict=True))
     used = {snapshot: factor for snapshot, factor in factors.items() if factor}
     error = posthoc_error(list(used), list(used.values()), target)
     out = RunDir(settings.out or run.path.with_name(f"{run.path.name}-ema{settings.std:.3f}"))
     if out.path.exists() and any(out.path.iterdir()) and not _is_ours(out):
-        raise UsageError(f"{out.path} is there, and not of sit ema", "name another --out")
+        raise UsageError(f"{out.path} exists and is not of sit ema", "name another --out")
     return _Job(run, files, used, target, error, out)
 
 
 def _run_of(path: Path) -> RunDir:
-    """The run at `path`, or of the step at `path`."""
+    """The run at `path`, or the run of the step at `path`."""
     return RunDir(path.parent if (path / "meta.json").exists() else path)
 
 
@@ -102,7 +101,7 @@ def _is_ours(run: RunDir) -> bool:
 
 
 def _add(state: dict[str, Tensor], path: Path, factor: float) -> None:
-    """state += factor * the tensors of the file, in float64; other than float32 is copied."""
+    """state += factor * the tensors of the file, in float64; `pos_embed` is copied."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -116,7 +115,7 @@ def _add(state: dict[str, Tensor], path: Path, factor: float) -> None:
                 state[name] = state[name] + term if name in state else term
     except (OSError, SafetensorError) as error:
         raise SitError(
-            f"cannot read {path}: {first_line(error)}", f"remove {path} to go without it"
+            f"cannot read {path}: {first_line(error)}", f"remove {path} to do without it"
         ) from None
 
 
@@ -157,7 +156,7 @@ def _write(job: _Job, state: dict[str, Tensor]) -> None:
 
 
 def _source(job: _Job) -> Any:
-    """The checkpoint whose facts the average has: of its step, or else the newest."""
+    """The checkpoint whose facts the average takes over: that of its step, else the newest."""
     own = job.run.step_path(job.target.step)
     return open_checkpoint(own if (own / "meta.json").exists() else job.run.path)
 

@@ -1,4 +1,4 @@
-"""``sit export``: a checkpoint as other implementations load it."""
+"""``sit export``: writes a checkpoint in a form that other implementations load."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def export(settings: ExportSettings) -> Stage:
 
 
 def plan(settings: ExportSettings) -> Result:
-    """What `export` would do; writes nothing."""
+    """What `export` would do, for --dry-run; writes nothing."""
     quiet_libraries()
     job = _prepare(settings)
     result = _result(job)
@@ -69,16 +69,16 @@ def _prepare(settings: ExportSettings) -> _Job:
     checkpoint = open_checkpoint(settings.checkpoint)
     layout = FORMATS[settings.format]
     if settings.vae is not None and not layout.takes_vae:
-        raise UsageError(f"--vae means nothing to --format {settings.format}", "leave it out")
+        raise UsageError(f"--vae has no effect with --format {settings.format}", "remove --vae")
     _check_out(settings)
     state = checkpoint.weights(settings.weights)
     export = Export(checkpoint=checkpoint, which=settings.weights, state=state, vae=settings.vae)
     heads = [key for key in state if key.startswith(TRAINING_ONLY)]
     if heads and not layout.keeps_training_parts:
-        # Official code refuses a key it does not know; without these the network is the same.
+        # Official code refuses unknown keys, and the network is the same without these.
         export.state = {key: value for key, value in state.items() if key not in heads}
         export.warnings.append(
-            f"left out: {len(heads)} tensors of the second head or REPA's projector"
+            f"not exported: {len(heads)} tensors of the second head or REPA's projector"
         )
     return _Job(settings, export, layout.prepare(export))
 
@@ -89,7 +89,7 @@ def _check_out(settings: ExportSettings) -> None:
         return
     if not folder and out.is_dir():
         raise UsageError(f"{out} is a folder", f"name a file, e.g. {out / 'weights.pt'}")
-    # What --overwrite removes must be something that sit export wrote.
+    # --overwrite only removes a folder that sit export wrote.
     if folder and not (out / EXTRAS).exists():
         raise UsageError(f"{out} is there, and no folder of sit export's", "name another OUT")
     if not settings.overwrite:
@@ -116,7 +116,7 @@ def _result(job: _Job) -> Result:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is exported, and the function that writes it to a path."""
+    """An export, and the function that writes it to a path."""
 
     settings: ExportSettings
     export: Export

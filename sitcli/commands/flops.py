@@ -1,4 +1,4 @@
-"""``sit flops``: what the transformers cost, beside the paper's figures and torch's own count."""
+"""``sit flops``: the cost of the transformers, beside the papers' figures and torch's own count."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from sitcli.settings.tools import FlopsSettings
 
 SHARES = ("attention", "cross-attention", "mlp", "modulation")
 PAPER_HEADER = ["paper M", "diff %", "paper Gflops", "diff %"]
+# The size at which the DiT paper compares its block designs (Figure 5).
 COMPARED = "SiT-XL/2"
-
-
-"""The size at which the DiT paper compares its block designs (Figure 5)."""
+# A training step costs a forward pass and a backward one of twice its products (DiT, Figure 9).
 TRAINING_FACTOR = 3
-
-
-"""A training step costs a forward pass and a backward one of twice its products (DiT, Figure 9)."""
 
 
 def count(settings: FlopsSettings) -> Stage:
@@ -83,7 +79,7 @@ def _config(model: str, settings: FlopsSettings, overrides: dict[str, Any]) -> T
     try:
         _, size, patch = parse_model(model)
     except ValueError as error:
-        hint = f"SiT- or DiT-, one of {', '.join(PRESETS)}, and a patch side: SiT-XL/2"
+        hint = f"use SiT-SIZE/PATCH or DiT-SIZE/PATCH with SIZE one of {', '.join(PRESETS)}"
         raise UsageError(str(error), hint) from None
     depth, width, heads = PRESETS[size]
     shape = {"patch": patch, "depth": depth, "width": width, "heads": heads} | overrides
@@ -94,7 +90,7 @@ def _config(model: str, settings: FlopsSettings, overrides: dict[str, Any]) -> T
             f"{settings.image_size}-pixel images are no whole number of patches: "
             f"{model} takes {pixels} pixels at a time (patch {shape['patch']} of latents "
             f"{settings.downsample} times smaller than the image)",
-            f"--image-size {fitting}, or another --patch or --downsample",
+            f"use --image-size {fitting}, or another --patch or --downsample",
         )
     try:
         return TransformerConfig(
@@ -109,7 +105,7 @@ def _config(model: str, settings: FlopsSettings, overrides: dict[str, Any]) -> T
 
 
 def _describe(label: str, config: TransformerConfig, settings: FlopsSettings) -> dict[str, Any]:
-    """All that is said of one model, as `--json` prints it. FLOPs are 2 x MACs throughout."""
+    """All figures of one model, as `--json` prints them. FLOPs are 2 x MACs throughout."""
     parts = count_costs(config)
     params = sum(part.params for part in parts.values())
     macs = sum(part.macs for part in parts.values())
@@ -146,7 +142,7 @@ def _check(label: str, config: TransformerConfig, params: int, macs: int) -> flo
         raise SitError(
             f"{label}: the formula gives {params} parameters and {macs} MACs, "
             f"torch counts {measured.params} and {measured.macs}",
-            "--no-check prints the formula's figures alone; please report this",
+            "add --no-check to print the formula's figures only, and please report this",
         )
     return difference
 

@@ -1,4 +1,4 @@
-"""``sit import``: published weights to a run that every other command reads."""
+"""``sit import``: turns published weights into a run that every other command reads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from sitcli.weights.positions import grid_of, grid_or_none, near
 from sitcli.weights.read import Found, only_file, read_source
 
 SD_VAES = (names.DEFAULT_VAE, "stabilityai/sd-vae-ft-mse")
-# Known without being looked at, and not needed for --latents-only.
+# Known without loading it: --latents-only needs no autoencoder.
 SD_VAE_SPEC: dict[str, Any] = {
     "class": "AutoencoderKL",
     "kind": "kl",
@@ -50,8 +50,8 @@ ASIDE = "set-aside.safetensors"
 def import_weights(settings: ImportSettings) -> Stage:
     """Read a file or folder of weights and write OUT_DIR with one checkpoint of them.
 
-    Raises UsageError if nothing tells what they are, SitError for a file that is damaged or holds
-    something else. Nothing is left behind then.
+    Raises UsageError if it cannot tell whose weights they are, SitError for a file that is damaged
+    or holds something else. OUT_DIR is not written then.
     """
     quiet_libraries()
     job = _prepare(settings)
@@ -64,7 +64,7 @@ def import_weights(settings: ImportSettings) -> Stage:
 
 
 def plan(settings: ImportSettings) -> Result:
-    """What `import_weights` would do; reads the weights, writes nothing."""
+    """What `import_weights` would do, for --dry-run; reads the weights, writes nothing."""
     quiet_libraries()
     job = _prepare(settings)
     step = job.run.step_path(job.step)
@@ -87,7 +87,7 @@ def _prepare(settings: ImportSettings) -> _Job:
     if job.aside:
         job.notes.append(f"set aside in {ASIDE}: {len(job.aside)} tensors of REPA's projectors")
     if found.has_optimizer:
-        job.notes.append("the optimizer's state is left out: what is imported is not trained on")
+        job.notes.append("the optimizer's state is not imported: sit does not train it further")
     _settle_dtype(job)
     first = next(iter(job.states.values()))
     lineage, why = recognise(
@@ -108,9 +108,9 @@ def _prepare(settings: ImportSettings) -> _Job:
         config = config_of(found.path, state, heads=settings.heads or found.heads, model=model)
     if config.channels != spec["latent_channels"]:
         raise UsageError(
-            f"{found.path} is of latents of {config.channels} channels, and {spec['name']} has "
+            f"{found.path} takes latents of {config.channels} channels, and {spec['name']} has "
             f"{spec['latent_channels']}",
-            "say whose latents they are: --vae",
+            "add --vae with the autoencoder of the latents",
         )
     job.step = found.step
     job.summary = {"lineage": f"{LINEAGES[lineage].title} ({why})"}
@@ -119,7 +119,7 @@ def _prepare(settings: ImportSettings) -> _Job:
 
 
 def _empty_run(settings: ImportSettings) -> RunDir:
-    """The run directory that will be made. UsageError if something is there, or for --model."""
+    """The run directory to write. Raises UsageError if it is in use, or for a wrong --model."""
     run = RunDir(settings.out_dir)
     if run.config.exists() or run.steps():
         raise UsageError(f"{run.path} is a run already", "name another OUT_DIR")
@@ -129,7 +129,7 @@ def _empty_run(settings: ImportSettings) -> RunDir:
         try:
             parse_model(settings.model)
         except ValueError as error:
-            raise UsageError(f"--model: {error}", "SiT-XL/2, DiT-B/4, ...") from None
+            raise UsageError(f"--model: {error}", "e.g. --model SiT-XL/2") from None
     return run
 
 
@@ -160,7 +160,7 @@ def _meta(
 def _latents(
     config: TransformerConfig, spec: dict[str, Any], class_names: list[str]
 ) -> dict[str, Any]:
-    """As `latent_facts`, where there is no store."""
+    """The facts of the latents in a checkpoint's meta.json, as far as known without a store."""
     height, width = (side * spec["downsample"] for side in config.latent_shape[1:])
     return dict(
         store=None,
@@ -179,7 +179,7 @@ def _latents(
 
 
 def _learns_sigma(state: dict[str, Tensor]) -> bool:
-    """Whether the network gives twice the channels it takes; checked properly later."""
+    """Whether the network outputs twice the channels it takes; `config_of` checks shapes later."""
     out, patches = (state.get(key) for key in ("final_layer.linear.bias", "x_embedder.proj.weight"))
     if out is None or patches is None or patches.ndim != 4:
         return False
@@ -187,7 +187,7 @@ def _learns_sigma(state: dict[str, Tensor]) -> bool:
 
 
 def _model_in(args: Namespace | None) -> str | None:
-    """The model a trainer was told to build, if it is one of the presets."""
+    """The model that a trainer was told to build, None if it is not a preset."""
     name = getattr(args, "model", None)
     with contextlib.suppress(ValueError, TypeError):
         parse_model(name)
@@ -196,14 +196,17 @@ def _model_in(args: Namespace | None) -> str | None:
 
 
 def _as_exported(job: _Job, settings: ImportSettings) -> _Job:
-    """A file that sit export wrote says all itself."""
+    """The job of a file that sit export wrote, which holds all facts itself.
+
+    Raises UsageError for options that would contradict it.
+    """
     said = ("model", "lineage", "heads", "image_size", "vae", "interpolant", "prediction")
     for name in said:
         if getattr(settings, name) is not None:
+            flag = name.replace("_", "-")
             raise UsageError(
-                f"--{name.replace('_', '-')}: {job.found.path} was exported by sit and says all "
-                "itself",
-                "leave it out",
+                f"--{flag} has no effect: {job.found.path} was exported by sit and holds all facts",
+                f"remove --{flag}",
             )
     found = job.found
     meta = dict(found.meta)
@@ -227,7 +230,7 @@ def _source(found: Found) -> dict[str, Any]:
 
 
 def _settle_dtype(job: _Job) -> None:
-    """Everything in float32, as checkpoints are."""
+    """Convert everything to float32, the dtype of checkpoints."""
     others = {
         str(value.dtype).removeprefix("torch.")
         for state in job.states.values()
@@ -245,16 +248,19 @@ def _settle_dtype(job: _Job) -> None:
 def _settle_positions(
     job: _Job, state: dict[str, Tensor], settings: ImportSettings, downsample: int
 ) -> None:
-    """The position embedding of the file, or one recomputed for --image-size."""
+    """Keep the position embedding of the file, or recompute it for --image-size.
+
+    Raises UsageError if there is none, or if a learned one cannot be recomputed.
+    """
     patches, given = state.get("x_embedder.proj.weight"), state.get("pos_embed")
     if patches is None or patches.ndim != 4 or not patches.shape[2]:
-        return  # which is said where keys are checked
+        return  # `config_of` raises the error, where it checks the keys
     width, patch = patches.shape[0], patches.shape[2]
     if settings.image_size is None:
         if given is None:
             raise UsageError(
                 f"{job.found.path} has no pos_embed, so that the size of its images is unknown",
-                "--image-size 256, say",
+                "add --image-size, e.g. --image-size 256",
             )
         if given.ndim == 3 and given.shape[2] == width:
             _note_positions(job, given)
@@ -273,7 +279,7 @@ def _settle_positions(
             raise UsageError(
                 f"--image-size {settings.image_size}: the positions in {job.found.path} are "
                 "learned, and cannot be recomputed for another size",
-                "leave it out",
+                "remove --image-size",
             )
         note = f"positions recomputed: {format_shape(grid)} tokens instead of {format_shape(old)}"
     else:
@@ -287,7 +293,7 @@ def _note_positions(job: _Job, given: Tensor) -> None:
     grid = grid_or_none(given)
     if grid is None or given.shape[2] % 4:
         return
-    text = "its position embedding is not the standard one, and kept as it is"
+    text = "the position embedding is not the standard one, and is kept as it is"
     if not near(given, position_embedding(given.shape[2], *grid)) and text not in job.warnings:
         job.warnings.append(text)
 
@@ -295,14 +301,14 @@ def _note_positions(job: _Job, given: Tensor) -> None:
 def _autoencoder(
     settings: ImportSettings, found: Found, state: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Spec and arrays of the autoencoder whose latents these are."""
+    """Spec and arrays of the autoencoder whose latents the weights take."""
     name = settings.vae or (str(found.vae) if found.vae else None)
     patches = state.get("x_embedder.proj.weight")
     channels = patches.shape[1] if patches is not None and patches.ndim == 4 else 4
     if name is None and channels != 4:
         raise UsageError(
-            f"{found.path} is of latents of {channels} channels, which are not the SD VAE's",
-            "say whose they are: --vae FOLDER, --vae STORE.h5, or --vae pixels",
+            f"{found.path} takes latents of {channels} channels, which are not the SD VAE's",
+            "add --vae FOLDER, --vae STORE.h5, or --vae pixels",
         )
     if name in (None, *SD_VAES):
         return SD_VAE_SPEC | {"name": name or names.DEFAULT_VAE}, {}
@@ -312,7 +318,7 @@ def _autoencoder(
 
 
 def _write(job: _Job) -> Path:
-    """The run with its one checkpoint; nothing of it is left if it cannot be written."""
+    """Write the run with its one checkpoint, and remove all of it if it cannot be written."""
     there = job.run.path.exists()
     make_folder(job.run.path)
     try:
@@ -363,7 +369,7 @@ def _result(job: _Job, checkpoint: Checkpoint) -> Result:
 
 @dataclass(kw_only=True)
 class _Job:
-    """What will be written, all of it checked."""
+    """A run to write, with everything checked."""
 
     run: RunDir
     found: Found

@@ -1,4 +1,4 @@
-"""The newest artefact below the current directory, for a stage whose input is not named."""
+"""Finds the newest artefact below the current directory, for a stage whose input is not named."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from sitcli.errors import SitError
 
 MAX_DEPTH = 3
-MANY_FOLDERS = 200  # a folder per class: a million files to list, and no store among them
+MANY_FOLDERS = 200  # more are a folder per class, with a million files to list and no store
 RUNS, SAMPLES = Path("runs"), Path("samples")
 
 
 def newest_store() -> Path:
-    """The latent store that was completed last. SitError if there is none."""
+    """The latent store that was completed last. Raises SitError if there is none."""
     from sitcli.latents.store import LatentStore
 
     unfinished = None
@@ -35,7 +35,7 @@ def newest_store() -> Path:
 
 
 def newest_run() -> Path:
-    """The run below runs/ with the newest checkpoint. SitError if there is none."""
+    """The run below runs/ with the newest checkpoint. Raises SitError if there is none."""
     metas = _by_age(RUNS.glob("*/step-*/meta.json"))
     if not metas:
         raise SitError("there is no checkpoint below runs/", "make one: sit train")
@@ -43,7 +43,10 @@ def newest_run() -> Path:
 
 
 def newest_written_run() -> Path:
-    """The run below runs/ that wrote last, complete or not. SitError if there is none."""
+    """The run below runs/ that wrote a file last, with or without a checkpoint.
+
+    Raises SitError if there is none.
+    """
     written: dict[Path, int] = {}
     for name in ("config.yaml", "metrics.jsonl"):
         for path in RUNS.glob(f"*/{name}"):
@@ -56,9 +59,10 @@ def newest_written_run() -> Path:
 
 
 def newest_samples() -> Path:
-    """The sample set below samples/ that was completed last; SitError if there is none.
+    """The sample set below samples/ that was completed last.
 
-    Inverted images are not among them, which are no samples of the model, nor latents alone.
+    Inverted images do not count, as they are no samples of the model, and sets of latents only do
+    not either. Raises SitError if there is none.
     """
     from sitcli.samples.sample_set import SampleSet
 

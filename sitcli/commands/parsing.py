@@ -1,4 +1,4 @@
-"""The text of an option becomes a value, or an error that names the option."""
+"""Turns the text of an option into a value, or into an error that names the option."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from sitcli.model.config import PRESETS, TransformerConfig, parse_model
 
 
 def parse_model_name(model: str) -> tuple[str, str, int]:
+    """'SiT-XL/2' -> ('SiT', 'XL', 2). Raises UsageError for anything else."""
     try:
         return parse_model(model)
     except ValueError as error:
         sizes = ", ".join(names.SIZES)
         raise UsageError(
-            str(error), f"models are SiT-SIZE/PATCH or DiT-SIZE/PATCH with SIZE one of {sizes}"
+            str(error), f"use SiT-SIZE/PATCH or DiT-SIZE/PATCH with SIZE one of {sizes}"
         ) from None
 
 
 def default_model(side: int, *, small: bool) -> str:
-    """SiT-XL/2; on a CPU SiT-Ti with the finest patch that leaves at most 8 x 8 tokens."""
+    """The default --model for latents of `side`: SiT-XL/2, or SiT-XL/1 if `side` is odd.
+
+    small (on a CPU): SiT-Ti with the finest patch that leaves at most 8 x 8 tokens.
+    """
     if not small:
         return "SiT-XL/2" if side % 2 == 0 else "SiT-XL/1"
     patch = next(p for p in range(1, side + 1) if side % p == 0 and side // p <= 8)
@@ -46,7 +50,7 @@ def transformer_config(
 ) -> TransformerConfig:
     """The preset called `model` with its overrides; parts: further fields of the config.
 
-    UsageError for what does not fit together.
+    Raises UsageError for an unknown model and for sizes that do not fit together.
     """
     _, size, preset_patch = parse_model_name(model)
     try:
@@ -71,7 +75,7 @@ MOST_SHIFT = 100.0
 
 
 def parse_shift(text: str | None, shape: tuple[int, int, int]) -> float:
-    """--t-shift as a number, for latents (C, h, w). UsageError for what is none."""
+    """--t-shift as a number, for latents of `shape` (C, h, w). Raises UsageError for other text."""
     if text is None:
         return 1.0
     if text == "auto":
@@ -81,7 +85,9 @@ def parse_shift(text: str | None, shape: tuple[int, int, int]) -> float:
     except ValueError:
         shift = math.nan
     if not 1 / MOST_SHIFT <= shift <= MOST_SHIFT:
-        raise UsageError(f"--t-shift {text} is no shift", "auto, or a number, e.g. 2")
+        raise UsageError(
+            f"--t-shift {text} is no shift", f"use auto, or a number of at most {MOST_SHIFT:g}"
+        )
     return shift
 
 
@@ -99,7 +105,7 @@ def parse_checkpoint_blocks(text: str) -> int:
 
 
 def parse_interval(text: str) -> tuple[float, float]:
-    """'0,0.7' -> (0.0, 0.7). UsageError unless 0 <= LO < HI <= 1."""
+    """'0,0.7' -> (0.0, 0.7). Raises UsageError unless 0 <= LO < HI <= 1."""
     try:
         low, high = map(float, text.split(","))
     except ValueError:

@@ -1,7 +1,7 @@
-"""``sit quickstart``: a picture set drawn on the spot, then the four stages as a user types them.
+"""``sit quickstart``: draws a set of pictures, then runs the four stages as a user types them.
 
 Nothing is downloaded and no GPU is needed. Each stage is a process of its own, run from the
-folder, so what is printed can be typed again by hand.
+folder, so that the printed commands can be typed again by hand.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ LAUNCH = ["-m", "sitcli"]
 
 
 def draw(settings: QuickstartSettings) -> Stage:
-    """Write OUT/shapes/CLASS/NNN.png; pictures that are there already are kept.
+    """Write OUT/shapes/CLASS/NNNN.png; existing pictures are kept.
 
-    Raises UsageError if OUT holds something else or other pictures.
+    Raises UsageError if OUT holds other files or other pictures.
     """
     _claim(settings)
     total = len(SHAPES) * settings.images_per_class
@@ -64,7 +64,7 @@ def _write_picture(settings: QuickstartSettings, name: str, index: int) -> None:
 
 
 def _claim(settings: QuickstartSettings) -> None:
-    """Make OUT ours, or make sure that it is and that its pictures are these."""
+    """Mark OUT as a quickstart folder, or check that it is one with the same pictures."""
     drawn = {"images_per_class": settings.images_per_class, "seed": settings.seed}
     marker = settings.out / MARKER
     try:
@@ -85,16 +85,16 @@ def _claim(settings: QuickstartSettings) -> None:
     if found != drawn:
         described = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in found.items())
         raise UsageError(
-            f"{settings.out} was drawn with {described}", "use these again, or name another folder"
+            f"{settings.out} was drawn with {described}", f"use {described}, or name another folder"
         )
 
 
 def commands(settings: QuickstartSettings) -> list[list[str]]:
-    """The four stages, as words after `sit`, to be run in OUT one after another."""
+    """The words after `sit` of the four stages, which run in OUT one after another."""
     device = [] if settings.device == "auto" else ["--device", settings.device]
     seed = ["--seed", str(settings.seed)] if settings.seed else []
     encode = f"encode-latents {PICTURES} shapes.h5 --vae patch-pca --image-size {IMAGE_SIZE}"
-    # 16 tokens of a narrow network: on a CPU many small steps teach more than few large ones.
+    # A narrow network with 16 tokens: on a CPU many small steps teach more than few large ones.
     train = (
         "train --interpolant gvp --model SiT-Mi/2 --lr 4e-3 --schedule cosine --warmup 50 "
         f"--steps {settings.steps} --batch-size 64 --precision fp32"
@@ -110,10 +110,10 @@ def commands(settings: QuickstartSettings) -> list[list[str]]:
 
 
 def run_command(arguments: list[str], folder: Path) -> None:
-    """Run `sit ARGUMENTS` in `folder`; its results go to our stderr, as its bars do.
+    """Run `sit ARGUMENTS` in `folder`; its results go to our stderr, like its bars.
 
-    Raises SitError with the stage's own exit code if it fails, Interrupted if it was told to stop:
-    by then it has saved what it had.
+    Raises SitError with the stage's own exit code if it fails, and Interrupted if it was told to
+    stop, by when it has saved its work.
     """
     # The children find this very package, installed or not.
     root = str(Path(sitcli.__file__).parent.parent)
@@ -128,9 +128,9 @@ def run_command(arguments: list[str], folder: Path) -> None:
         code = process.wait()
     if code == 0 and not children.received:
         return
-    # A stage that was told to stop and failed to save says so by its own code.
+    # A stage that was told to stop and failed to save has another exit code.
     number = children.received[0] if code == 0 else -code if code < 0 else code - 128
-    again = "what it says above comes first; then the same sit quickstart goes on from here"
+    again = "mend the error it printed above; then the same sit quickstart goes on from here"
     if number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         message = f"`sit {arguments[0]}` was stopped by signal {number}"
         raise Interrupted(message, "the same sit quickstart goes on", signal_number=number)

@@ -1,7 +1,7 @@
-"""`sit watch`: how a run in progress stands, read from its files alone.
+"""`sit watch`: the state of a run in progress, read from its files alone.
 
-Nothing is locked and nothing written, so a run can be watched from another machine over a shared
-filesystem. Nothing here imports torch: the command is there at once, on a login node too.
+It locks and writes no file, so a run can be watched from another machine over a shared filesystem.
+It does not import torch, so the command starts at once, on a login node too.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from sitcli.settings.tools import WatchSettings
 from sitcli.storage.locks import lock_path
 
 State = Literal["waiting", "training", "silent", "stopped", "finished", "gone"]
-RECENT = 50  # log lines from which the usual interval and the time left are taken
+RECENT = 50  # log lines from which the usual interval and the time left are computed
 SILENT_INTERVALS, SILENT_SECONDS = 10, 60.0  # whichever is longer: a save or a grid takes its time
 STARTING_SECONDS = 900.0  # compiling and the first steps, until there is a line
-PAUSE = 20  # an interval so many times the usual one is no training: the run was stopped
+PAUSE = 20  # in an interval this many times the usual one the run was stopped, not training
 CHECK_BYTES = 256
 
 
@@ -38,19 +38,19 @@ CHECK_BYTES = 256
 class Snapshot:
     """A run at one moment.
 
-    state:      waiting    it has started and logged nothing yet since
+    state:      waiting    it has started, and has logged nothing since
                 training
-                silent     it should have logged long ago: killed, hanging, or a very slow save
+                silent     it should have logged long ago: killed, hanging, or saving very slowly
                 stopped    its trainer has ended before the last step
                 finished
-                gone       there is no such folder any more
-    steps:      in all; None if config.yaml is unreadable.
+                gone       the folder does not exist any more
+    steps:      of the whole run; None if config.yaml is unreadable.
     entry:      the newest line of metrics.jsonl; {} if there is none.
     curve:      (step, loss) of every line.
-    age:        seconds since the run showed life; None if it never did.
+    age:        seconds since the run last wrote a file; None if it never did.
     interval:   usual seconds between two lines, None if there are too few.
-    eta:        seconds left, None where nothing tells.
-    checkpoint: name of the newest complete one, and `checkpoint_age` seconds.
+    eta:        seconds left, None if unknown.
+    checkpoint: name of the newest complete one, written `checkpoint_age` seconds ago.
     grid:       the newest picture of samples.
     """
 
@@ -69,14 +69,15 @@ class Snapshot:
 
     @property
     def step(self) -> int:
+        """The step of the newest log line, 0 if there is none."""
         return self.entry.get("step", 0)
 
 
 def watch(settings: WatchSettings) -> Iterator[Snapshot]:
-    """A snapshot every settings.every seconds until the run has finished; one with settings.once.
+    """Yield a snapshot every settings.every seconds until the run has finished.
 
-    Raises SitError if there is no such run when it begins; one that is removed later is `gone`,
-    and may come back.
+    With settings.once it yields one. A run that is removed meanwhile is `gone`, and may come back.
+    Raises SitError if the run does not exist at the start.
     """
     path = settings.run or newest_written_run()
     if not any(os.path.isfile(path / name) for name in ("config.yaml", "metrics.jsonl")):
@@ -92,10 +93,10 @@ def watch(settings: WatchSettings) -> Iterator[Snapshot]:
 
 
 class Tail:
-    """The log lines of a growing file: the newest of them, and the loss of all.
+    """The log lines of a growing file: the newest RECENT of them, and the loss of all.
 
-    Each look reads what was appended. A file that was replaced, or cut and written anew, is read
-    from its start; while it cannot be read (a stale handle of NFS) all stays as it was.
+    `read` reads the lines that were appended. A file that was replaced, or cut and written again,
+    is read from its start. While it cannot be read (a stale handle of NFS), nothing changes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,9 +113,9 @@ class Tail:
         self._before = b""  # the bytes before it
 
     def read(self) -> None:
-        """Read what is new."""
+        """Read the lines that were appended since the last call."""
         try:
-            # Opened even if nothing is new: NFS asks its server then, and not for a mere stat.
+            # NFS asks its server when a file is opened, and not when it is only stat'ed.
             with open(self.path, "rb") as file:
                 stat = os.fstat(file.fileno())
                 mark = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
@@ -143,7 +144,7 @@ class Tail:
 
 
 class Watcher:
-    """What is remembered of a run between two looks."""
+    """Looks at a run again and again, and remembers what it saw between two looks."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -153,7 +154,7 @@ class Watcher:
         self.tail = Tail(self.path / "metrics.jsonl")
         self.config: dict[str, Any] = {}
         self.newest: tuple[float, int] | None = None  # time and step of the newest line
-        self.seen: float | None = None  # our clock when it came, if that was while we watched
+        self.seen: float | None = None  # our clock when that line arrived, None if before we began
 
     def look(self) -> Snapshot:
         """The run as it is now."""
@@ -174,7 +175,7 @@ class Watcher:
         checkpoint, saved = _newest(path, "/meta.json")
         grid, drawn = _newest(path / "samples", "")
         began = _modified(path / "config.yaml")  # every trainer writes it
-        # Clocks of two machines differ: what we saw arrive ourselves counts before what they say.
+        # Clocks of two machines differ: our own clock at a line's arrival counts before its time.
         logged = None
         if entry:
             logged = self.seen or entry.get("time") or _modified(self.tail.path)
@@ -183,7 +184,7 @@ class Watcher:
         age = None if alive is None else max(0.0, now - alive)
         state = _state(
             finished=steps is not None and _step_of(checkpoint) >= steps,
-            # There while a trainer works, and afterwards only if that was killed.
+            # The lock exists while a trainer works, and afterwards only if it was killed.
             locked=_modified(lock_path(path / "config.yaml")) is not None,
             # NFS may hide a new lock for a minute.
             fresh=self.seen is not None and now - self.seen < 2 * (interval or 0),
@@ -225,7 +226,7 @@ def _state(
     interval: float | None,
 ) -> State:
     age = math.inf if age is None else age
-    if finished and not (locked and age < SILENT_SECONDS):  # the last grid takes its time
+    if finished and not (locked and age < SILENT_SECONDS):  # it may still draw the last grid
         return "finished"
     if not (locked or fresh):
         return "stopped"
@@ -236,16 +237,16 @@ def _state(
 
 
 def usual_interval(points: Sequence[tuple[float, int]]) -> float | None:
-    """The median of the seconds between (seconds, step) points; None for less than two."""
+    """The median of the seconds between (seconds, step) points; None for fewer than two."""
     gaps = [b - a for (a, _), (b, _) in pairwise(points) if b > a]
     return statistics.median(gaps) if gaps else None
 
 
 def eta(points: Sequence[tuple[float, int]], steps: int) -> float | None:
-    """Seconds from the last of (seconds, step) points to `steps`, at the rate of all of them.
+    """Seconds from the last of (seconds, step) points to `steps`, at the mean rate of all of them.
 
-    Saves and grids count as they fall; the nights between two halves of a run do not. None where
-    there are not two points.
+    The time of saves and grids counts, pauses between two halves of a run do not. None for fewer
+    than two points.
     """
     usual = usual_interval(points)
     if usual is None:
@@ -278,7 +279,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _newest(folder: Path, part: str) -> tuple[str, float | None]:
-    """The last of step-* in `folder` that has `part`, and when that was written."""
+    """The last step-* in `folder` that has `part`, and when that was written; else ('', None)."""
     for name in sorted(_names(folder, "step-"), key=_step_of, reverse=True):
         written = _modified(Path(f"{folder / name}{part}"))
         if written is not None:

@@ -1,4 +1,4 @@
-"""The encoding itself: batches of images into rows of the store."""
+"""Encodes batches of images into rows of the store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ NAMED_BROKEN = 3  # in warnings and the summary; the store names them all
 def encode_missing(
     settings: EncodeSettings, source: Source, file: Rows | None, world: World
 ) -> Generator[Event, None, float]:
-    """This rank's share of the batches that are missing in OUT; returns images per second."""
+    """Encode this rank's share of the batches that OUT lacks; returns images per second.
+
+    file: OUT if it exists, else None.
+    """
     device = all_agree(world, lambda: resolve_device(settings.device))
     tune_cpu(device)
     autoencoder = None
@@ -44,7 +47,7 @@ def encode_missing(
             autoencoder = yield from _resume(settings, file, device, aligner)
         return _missing_batches(Rows(settings.out))
 
-    # Found by one rank for all: the others write while a late one would look.
+    # One rank finds them for all: a late rank would see rows that others have written meanwhile.
     missing = yield from events_from_rank_0(world, first)
     autoencoder = all_agree(
         world, lambda: autoencoder or _stored_autoencoder(settings, Rows(settings.out), device)
@@ -66,7 +69,7 @@ def _aligner(settings: EncodeSettings, device: torch.device) -> Aligner | None:
 def _begin(
     settings: EncodeSettings, source: Source, device: torch.device, aligner: Aligner | None
 ) -> Generator[Event, None, Autoencoder]:
-    """Load or fit the autoencoder and lay out OUT."""
+    """Load or fit the autoencoder and create OUT."""
     size = settings.image_size
     dtype = precision_of(settings.vae, settings.precision, device)
     fitted = settings.vae in EMBEDDED and EMBEDDED[settings.vae].fit
@@ -105,19 +108,20 @@ def _begin(
 def _resume(
     settings: EncodeSettings, file: Rows, device: torch.device, aligner: Aligner | None
 ) -> Generator[Event, None, Autoencoder]:
-    """Load the autoencoder OUT was begun with."""
+    """Load the autoencoder that OUT was begun with. Raises UsageError for another aligner."""
     attrs, done = file.attrs, np.count_nonzero(file.written)
     yield Note(f"going on with {settings.out}: {done} of {file.num_rows} images are encoded")
     if attrs["batch_size"] != settings.batch_size:
-        yield Note(f"it was begun with --batch-size {attrs['batch_size']}, which is kept")
+        size = attrs["batch_size"]
+        yield Note(f"{settings.out} was begun with --batch-size {size}, which is kept")
     if aligner is not None and aligner.spec["hash"] != attrs["align"]["hash"]:
         raise UsageError(
             f"{settings.out} was begun with other weights of {aligner.spec['name']}",
-            "give those again, or begin again with --overwrite",
+            "use the same --align-weights, or begin again with --overwrite",
         )
     autoencoder = _stored_autoencoder(settings, file, device)
     if attrs["source"] != str(settings.source):
-        file.set_attrs(source=str(settings.source))  # moved; its contents are the same
+        file.set_attrs(source=str(settings.source))  # it has moved; its contents are the same
     return autoencoder
 
 
@@ -134,7 +138,7 @@ def _stored_autoencoder(settings: EncodeSettings, file: Rows, device: torch.devi
 
 
 def _missing_batches(file: Rows) -> list[np.ndarray]:
-    """The numbers of the images of each batch of which one is missing."""
+    """The image numbers of each batch that lacks an image."""
     written, num, size = file.written, file.num_rows, file.attrs["batch_size"]
     batches = [np.arange(start, min(start + size, num)) for start in range(0, num, size)]
     return [batch for batch in batches if (written[batch] == MISSING).any()]
@@ -149,10 +153,13 @@ def _fill(
     missing: list[np.ndarray],
     world: World,
 ) -> Generator[Event, None, float]:
-    """Encode this rank's share of the missing batches; returns images per second of all ranks."""
+    """Encode this rank's share of the missing batches; returns images per second of all ranks.
+
+    Raises SitError for a broken image under --strict.
+    """
     with (
         Rows(settings.out, writable=True) as file,
-        # The fastest algorithm of the moment would differ between runs in the last bits.
+        # Runs with different algorithms would differ in the last bits.
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
         watching_peers(world) as check_peers,
     ):
@@ -180,7 +187,7 @@ def _fill(
 
 
 class _News:
-    """What all ranks have written so far, and what is new since the last look."""
+    """Reports what all ranks have written so far, and what is new since the last look."""
 
     def __init__(self, file: Rows, source: Source) -> None:
         self.file, self.source = file, source
@@ -210,11 +217,11 @@ def _encode_batch(
     *,
     flips: bool,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Latents of uint8 (B, H, W, 3) images and of the mirrored ones, and as many features.
+    """(latents, features) of uint8 (B, H, W, 3) images and, with `flips`, of the mirrored ones.
 
-    float16 on the device; no features without an aligner.
+    All are float16 on the device; the list of features is empty without an aligner.
     """
-    # Bytes travel, a quarter of the floats; a permuted view is the channels-last layout.
+    # Bytes are sent to the device, a quarter of the floats; the permuted view is channels-last.
     given = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
     images = given.float().div_(127.5).sub_(1)
     versions = [images, images.flip(3)] if flips else [images]
@@ -237,7 +244,7 @@ def _write_batch(
         if not np.isfinite(array).all():
             raise SitError(
                 "the autoencoder gave values that are infinite, or no numbers, in float16",
-                "try --precision fp32",
+                "use --precision fp32",
             )
     kept = dict(zip(FEATURES, features, strict=False))
     for array in features:
@@ -261,7 +268,7 @@ def _shortened(text: str) -> str:
 
 
 def _one_late(items: Iterator[tuple]) -> Iterator[tuple]:
-    """Each item once the next is made: a GPU works on that one while this one is written."""
+    """Yield each item after the next is begun: a GPU computes that while this one is written."""
     previous = None
     for item in items:
         if previous is not None:
@@ -272,5 +279,6 @@ def _one_late(items: Iterator[tuple]) -> Iterator[tuple]:
 
 
 def strict_error(name: str, problem: str) -> SitError:
-    hint = "without --strict broken images are counted and left out"
+    """The error for a broken image under --strict."""
+    hint = "remove --strict to count broken images and encode the others"
     return SitError(f"broken image {name}: {problem}", hint)

@@ -1,4 +1,4 @@
-"""`sit encode-latents` before it writes: settings, source and store become a Job, or an error."""
+"""`sit encode-latents` before it writes: settings, source and store are resolved and checked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ IMAGE_SIZE, EMBEDDED_IMAGE_SIZE = 256, 32
 
 
 def resolve(settings: EncodeSettings) -> EncodeSettings:
-    """Absolute paths for what the store remembers, and the defaults that depend on others."""
+    """The settings with absolute paths, and with the defaults filled in that depend on others.
+
+    Raises UsageError for options that have no effect with the others.
+    """
     embedded = settings.vae in EMBEDDED
     local = Path(settings.vae).expanduser()
     vae = os.path.abspath(local) if not embedded and local.exists() else settings.vae
@@ -37,29 +40,34 @@ def resolve(settings: EncodeSettings) -> EncodeSettings:
     resolved = dataclasses.replace(settings, vae=vae, image_size=size, source=source, device=device)
     align = settings.align_features
     if align is None and settings.align_weights is not None:
-        raise UsageError("--align-weights means nothing without --align-features", "leave it out")
+        raise UsageError(
+            "--align-weights has no effect without --align-features",
+            "remove --align-weights, or add --align-features dinov2",
+        )
     if align not in (None, "dinov2") and not align.startswith((TIMM, "hf:")):
         align = os.path.abspath(Path(align).expanduser())
         resolved = dataclasses.replace(resolved, align_features=align)
     own = EMBEDDED[settings.vae].options if embedded else {}
     for name in sorted({name for row in EMBEDDED.values() for name in row.options}):
         if name not in own and getattr(settings, name) is not None:
+            flag = name.replace("_", "-")
             raise UsageError(
-                f"--{name.replace('_', '-')} means nothing to --vae {settings.vae}", "leave it out"
+                f"--{flag} has no effect with --vae {settings.vae}", f"remove --{flag}"
             )
     missing = {name: value for name, value in own.items() if getattr(settings, name) is None}
     return dataclasses.replace(resolved, **missing)
 
 
 def embedded_options(settings: EncodeSettings) -> dict[str, int]:
-    """The values of the options that the embedded autoencoder of resolved settings has."""
+    """Resolved values of the options of an embedded autoencoder, by name."""
     return {name: getattr(settings, name) for name in EMBEDDED[settings.vae].options}
 
 
 def look_at_source(settings: EncodeSettings) -> tuple[Source | None, Rows | None]:
-    """The source, and OUT if this command is to go on with it or finds it complete.
+    """The source, and OUT if this command goes on with it or finds it complete.
 
-    The source is None only where OUT is complete and the source is gone.
+    The source is None only if OUT is complete and the source is gone. Raises UsageError if OUT was
+    made with other settings, SitError if it was begun with other images.
     """
     file = _existing(settings)
     if file is not None and file.attrs["complete"] and not settings.source.exists():
@@ -73,16 +81,19 @@ def look_at_source(settings: EncodeSettings) -> tuple[Source | None, Rows | None
         f"{settings.out} was begun with other images than {settings.source} holds: "
         f"{file.num_rows} then, {len(source)} now"
         + (", with other names or sizes" if file.num_rows == len(source) else ""),
-        "restore the images, begin again with --overwrite, or give another name",
+        "restore the images, begin again with --overwrite, or name another OUT",
     )
 
 
 def _existing(settings: EncodeSettings) -> Rows | None:
-    """OUT, if it is a store made with these settings; None if it is absent or to be replaced."""
+    """OUT if it is a store made with these settings; None if it is absent or --overwrite is given.
+
+    Raises UsageError otherwise.
+    """
     out = settings.out
     if not out.exists():
         return None
-    hint = "--overwrite replaces it; or give another name"
+    hint = "add --overwrite to replace it, or name another OUT"
     try:
         file = open_rows(out)
         difference = _difference(file.attrs, settings)
@@ -97,12 +108,12 @@ def _existing(settings: EncodeSettings) -> Rows | None:
     flag, stored, asked = difference
     raise UsageError(
         f"{out} was made with {flag} {stored}, not {asked}",
-        f"{hint}; its own command: {encode_command(file.attrs, out)}",
+        f"{hint}; it was made by: {encode_command(file.attrs, out)}",
     )
 
 
 def _difference(attrs: dict[str, Any], settings: EncodeSettings) -> tuple[str, Any, Any] | None:
-    """The first setting in which a store differs from what is asked: flag, stored, asked."""
+    """(flag, stored, asked) of the first setting in which a store differs from `settings`."""
     pairs = [
         ("--vae", attrs["vae"], settings.vae),
         ("--image-size", attrs["image_size"], settings.image_size),
@@ -121,23 +132,24 @@ def _difference(attrs: dict[str, Any], settings: EncodeSettings) -> tuple[str, A
     if settings.precision != "auto" and settings.vae not in EMBEDDED:
         pairs.append(("--precision", attrs["precision"], settings.precision))
     if not attrs["complete"] and not {spec["kind"], settings.vae} & EMBEDDED.keys():
-        # Weights may have moved; whether they are the same ones is found when they are loaded.
+        # Weights may have moved. Whether they are the same is checked when they are loaded.
         del pairs[0]
     return next((pair for pair in pairs if pair[1] != pair[2]), None)
 
 
 def precision_of(vae: str, name: str, device: torch.device) -> torch.dtype:
-    # The embedded autoencoders always compute in float32.
+    """The dtype for --precision `name`; the embedded autoencoders always compute in float32."""
     return torch.float32 if vae in EMBEDDED else resolve_precision(name, device)
 
 
 def row_shape(spec: dict[str, Any], size: int) -> tuple[int, int, int]:
+    """(C, h, w) of a row of the store for images of side `size`; a posterior has 2 C channels."""
     channels = spec["latent_channels"] * (1 if spec["deterministic"] else 2)
     return channels, size // spec["downsample"], size // spec["downsample"]
 
 
 def row_shape_ahead(settings: EncodeSettings, file: Rows | None) -> tuple[int, ...] | None:
-    """The shape of a row before anything is downloaded or fitted; None if that cannot be told."""
+    """The shape of a row before anything is downloaded or fitted; None if it is not known yet."""
     size = settings.image_size
     if file is not None:
         return file.shape("latents")[1:]
@@ -157,8 +169,9 @@ def row_shape_ahead(settings: EncodeSettings, file: Rows | None) -> tuple[int, .
 
 
 def check_divisible(size: int, downsample: int, vae: str) -> None:
+    """Raise UsageError unless the autoencoder takes images of side `size`."""
     if size % downsample:
         raise UsageError(
             f"--image-size {size}: {vae} needs a multiple of {downsample}",
-            f"use {max(downsample, round(size / downsample) * downsample)}",
+            f"use --image-size {max(downsample, round(size / downsample) * downsample)}",
         )

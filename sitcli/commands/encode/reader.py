@@ -1,4 +1,4 @@
-"""Images read and cropped ahead of the autoencoder, in worker processes."""
+"""Reads and crops images ahead of the autoencoder, in worker processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PCA_IMAGES, PCA_BATCH = 5000, 64
 def read_some(
     settings: EncodeSettings, source: Source, indices: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """The images `indices` that can be read, as uint8 (B, S, S, 3) arrays."""
+    """Yield those of the images `indices` that can be read, as uint8 (B, S, S, 3) arrays."""
     batches = [indices[i : i + PCA_BATCH] for i in range(0, len(indices), PCA_BATCH)]
     for pixels, problems in read_ahead(settings, source, batches):
         readable = pixels.numpy()[[not problem for problem in problems]]
@@ -38,10 +38,10 @@ def read_ahead(
     *,
     pin_memory: bool = False,
 ) -> Iterator[tuple[torch.Tensor, list[str]]]:
-    """Read the batches of image numbers in order, in worker processes, some ahead of the reader.
+    """Read batches of image numbers in order, in worker processes and ahead of the caller.
 
-    Each comes as uint8 (B, S, S, 3) and a problem per image; "" for a good one, whose place is
-    black otherwise.
+    Yields uint8 (B, S, S, 3) and a problem per image, "" if there is none. A broken image is black.
+    Raises SitError if a worker process is killed.
     """
     workers = settings.workers
     if workers is None:
@@ -61,7 +61,7 @@ def read_ahead(
             raise
         raise SitError(
             "a process that reads images was killed; memory, or shared memory, is probably short",
-            "the same command goes on; try --workers 0",
+            "type the same command with --workers 0: it goes on",
         ) from None
 
 

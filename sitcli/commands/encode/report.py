@@ -1,4 +1,4 @@
-"""What `sit encode-latents` says at its end."""
+"""The report of `sit encode-latents`: its summary and the next command."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ UNKNOWN = "known when the autoencoder is loaded"
 
 
 def result_of(store: LatentStore, settings: EncodeSettings, *, pace: float | None = None) -> Result:
+    """The result of a complete store; pace: images per second.
+
+    Raises SitError under --strict if an image is broken.
+    """
     broken = store.broken()
     if broken and settings.strict:
         raise strict_error(*broken[0])
@@ -72,6 +76,7 @@ def _train_command(out: Path) -> str:
 
 
 def describe(source: Source) -> str:
+    """The source's images and classes, for people."""
     classes = (
         count(len(source.class_names), "class", "classes") if source.class_names else "no classes"
     )

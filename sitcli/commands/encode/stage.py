@@ -31,8 +31,8 @@ from sitcli.text import format_bytes, format_shape
 def encode(settings: EncodeSettings) -> Stage:
     """Encode every image of the source into a latent store, or go on where a run stopped.
 
-    Raises UsageError if OUT holds something made with other settings; SitError for a source that
-    cannot be used or changed since OUT was begun, a full disk, or (strict) a broken image.
+    Raises UsageError if OUT was made with other settings; SitError if the source cannot be used or
+    has changed since OUT was begun, for a full disk, and under --strict for a broken image.
     """
     quiet_libraries()
     world = world_for(gpus=settings.gpus, procs=settings.procs)
@@ -65,9 +65,9 @@ def encode(settings: EncodeSettings) -> Stage:
 
 
 def plan(settings: EncodeSettings) -> Result:
-    """What `encode` would do; reads the source and an existing OUT, writes nothing.
+    """What `encode` would do, for --dry-run; reads the source and an existing OUT, writes nothing.
 
-    Raises what `encode` would raise before its first image.
+    Raises the errors that `encode` would raise before its first image.
     """
     settings = resolve(settings)
     locks.check_writable(settings.out)
@@ -100,7 +100,7 @@ def plan(settings: EncodeSettings) -> Result:
 
 
 def _complete(out: Path) -> Generator[Event, None, None]:
-    """Read everything back from the disk, and declare OUT complete."""
+    """Read everything back from the disk and mark OUT complete; raises SitError for damage."""
     with Rows(out, writable=True) as file:
         store = LatentStore(file)
         if not store.num_items:

@@ -28,16 +28,16 @@ NUM = 1000
 def history(settings: EvaluateSettings) -> Stage:
     """Draw samples of every checkpoint and score them; write history.json and .png into the run.
 
-    Every set is drawn from the same seed. Sets and features that are there are used again, so that
-    an interrupted history goes on and a longer run costs its new checkpoints alone.
-    Raises SitError for a run without checkpoints, and what `sample` and `evaluate` do.
+    Every set is drawn from the same seed. Existing sets and features are used again, so an
+    interrupted history goes on, and a run that grew costs only its new checkpoints.
+    Raises SitError for a run without checkpoints, and the errors of `sample` and `evaluate`.
     """
     world = world_for(gpus=settings.gpus, procs=settings.procs)
     scored: list[dict[str, Any]] = []
     told: set[str] = set()
     with process_group(world):
         run = all_agree(world, lambda: _open(settings))
-        # Training may save another one meanwhile: one rank decides for all.
+        # Training may save another checkpoint meanwhile: one rank decides for all.
         for step in on_rank_0(world, run.steps):
             yield Note(f"step {step}")
             drawing = _sample_settings(settings, run, step)
@@ -54,7 +54,7 @@ def history(settings: EvaluateSettings) -> Stage:
 
 
 def plan(settings: EvaluateSettings) -> Result:
-    """What `history` would do; writes nothing."""
+    """What `history` would do, for --dry-run; writes nothing."""
     run = _open(settings)
     drawing = [_sample_settings(settings, run, step) for step in run.steps()]
     files = [str(prepare(each).file.parent) for each in drawing]
@@ -92,7 +92,7 @@ def _sample_settings(settings: EvaluateSettings, run: RunDir, step: int) -> Samp
 
 
 def _each_once(stage: Stage, told: set[str]) -> Generator[Event, None, Result]:
-    """The stage's events, each note and warning only the first time."""
+    """Yield the stage's events, but each note and warning only the first time."""
     while True:
         try:
             event = next(stage)

@@ -1,7 +1,7 @@
 """``sit evaluate --nll``: how likely a model holds images to be.
 
-A continuous model's exact log-likelihood along its probability flow; a discrete model's variational
-bound. Which of the two is a row of METHODS.
+For a continuous model it is the exact log-likelihood along its probability flow, for a discrete one
+the variational bound: a row of METHODS each.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ NUM = 64
 def likelihood(settings: EvaluateSettings) -> Stage:
     """Measure a run's newest step, or a step, and write nll-STEP-STORE-HASH.json into the run.
 
-    In float32 without autocast: the divergence is a sum of small derivatives, and the rounding of
-    every layer to bf16 would be as large. The average weights, each image under its own label.
+    The average weights are measured, each image under its own label. All is computed in float32
+    without autocast: the divergence is a sum of small derivatives, and the rounding of every layer
+    to bf16 would be as large.
 
-    Raises UsageError for options that do not fit the model, SitError for a store that does not.
+    Raises UsageError for options, and SitError for a store, that do not fit the model.
     """
     quiet_libraries()
     job = _resolve(settings)
@@ -76,7 +77,7 @@ def likelihood(settings: EvaluateSettings) -> Stage:
 
 
 def plan(settings: EvaluateSettings) -> Result:
-    """What `likelihood` would do; writes nothing."""
+    """What `likelihood` would do, for --dry-run; writes nothing."""
     from sitcli.model.flops import total_cost
 
     job = _resolve(settings)
@@ -103,7 +104,7 @@ def _resolve(settings: EvaluateSettings) -> Job:
     if settings.num is not None and settings.num > store.num_items:
         raise UsageError(
             f"--num {settings.num}: {store.path} has {store.num_items:,} images",
-            f"at most --num {store.num_items}",
+            f"use at most --num {store.num_items}",
         )
     num = min(settings.num or NUM, store.num_items)
     if num < 2:
@@ -111,7 +112,7 @@ def _resolve(settings: EvaluateSettings) -> Job:
     items = np.arange(num) * store.num_items // num
     labels, policy = known_labels(store.labels[items], store.class_names, checkpoint)
     if policy != OWN_LABELS:
-        check_null_class(checkpoint, policy, "give a --reference with the run's classes")
+        check_null_class(checkpoint, policy, "use a --reference with the run's classes")
     job = Job(
         checkpoint=checkpoint,
         store=store,
@@ -131,14 +132,14 @@ def _open_store(settings: EvaluateSettings, checkpoint: Checkpoint) -> LatentSto
     paths = [Path(path) for path in latents.get("stores", [latents["store"]])]
     if settings.reference is None and "lineage" in checkpoint.meta:
         raise UsageError(
-            f"{checkpoint.path} is of imported weights, which know no latents",
-            "give a latent store: --reference STORE.h5",
+            f"{checkpoint.path} holds imported weights, which name no latent store",
+            "add --reference STORE.h5",
         )
     for path in paths:
         if settings.reference is None and not path.exists():
             raise SitError(
                 f"the latent store this run was trained on, {path}, is not there any more",
-                "give it, or another one, with --reference",
+                "add --reference with its new path, or with another store",
             )
     store = open_stores([settings.reference] if settings.reference else paths)
     check_same_latents(store, checkpoint)
@@ -146,13 +147,13 @@ def _open_store(settings: EvaluateSettings, checkpoint: Checkpoint) -> LatentSto
 
 
 def _batches(job: Job, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(numbers within the store, labels) of at most `size` images at a time."""
+    """Yield (numbers within the store, labels) of at most `size` images at a time."""
     for start in range(0, len(job.items), size):
         yield job.items[start : start + size], job.labels[start : start + size]
 
 
 def _data(job: Job, items: np.ndarray) -> Tensor:
-    """(B, C, h, w) float32, what the likelihood is asked of; a function of (seed, item) alone."""
+    """The data to measure, (B, C, h, w) float32; each is a function of (seed, item) alone."""
     store, shape = job.store, job.store.latent_shape
 
     def drawn(draw: Callable, what: str) -> Tensor:
@@ -162,22 +163,22 @@ def _data(job: Job, items: np.ndarray) -> Tensor:
     if not job.of_pixels:
         noise = drawn(torch.randn, "posterior") if store.kind == "moments" else None
         return store.batch(items, noise=noise)
-    images = to_uint8(store.batch(items))  # the very bytes: float16 did not lose them
+    images = to_uint8(store.batch(items))  # exactly the images' bytes: float16 holds them all
     if job.ode is None:
         return to_signed(images.numpy())
     return dequantise(images.permute(0, 3, 1, 2), drawn(torch.rand, "dequantise"))
 
 
 def _figures(job: Job, nats: Tensor) -> list[dict[str, Any]]:
-    """nats (n, P), negative log-likelihoods, -> figures, each with its standard error.
+    """The figures, each with its standard error, of negative log-likelihoods nats (n, P).
 
-    The error is that of the mean over the images; the chance of the probes and of the
-    dequantisation is part of how the images differ, and thus inside it.
+    The error is that of the mean over the images. It includes the randomness of the probes and of
+    the dequantisation, since both add to the differences between images.
     """
     size, image = math.prod(job.store.latent_shape), nats.mean(1)
     bits = bits_per_dim(image, size)
     rows = [("nats/image", image)]
-    if job.ode is None:  # of bytes, or of bins as wide, already
+    if job.ode is None:  # measured in bytes, or in bins as wide, already
         rows.append(("bits/dim", bits))
     else:
         rows.append(("bits/dim of the latent", bits))
@@ -201,7 +202,7 @@ def _report(job: Job, nats: Tensor, evaluations: float) -> Result:
         passes = job.probes or math.prod(job.store.latent_shape)
         facts |= dict(backward_passes_per_evaluation=passes)
     if nats.shape[1] > 1:
-        # What more probes could still take away of the error of nats/image.
+        # The part of the error of nats/image that more probes could still remove.
         share = nats.var(1).mean() / nats.shape[1] / len(nats)
         facts |= dict(std_error_of_probes=float(share.sqrt()))
     document = {"format_version": FORMAT_VERSION, "sit_version": __version__, **facts}

@@ -32,7 +32,7 @@ from sitcli.text import count
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be measured, all of it opened and checked."""
+    """A likelihood to measure, with everything opened and checked."""
 
     checkpoint: Checkpoint
     store: LatentStore | JoinedStores
@@ -40,19 +40,20 @@ class Job:
     labels: np.ndarray  # (n,)
     label_policy: str
     seed: int
-    probes: int | None  # 0 is the exact trace; None, as ode is, for the bound
+    probes: int | None  # 0 is the exact trace; probes and ode are None for the bound
     ode: Ode | None
     steps: int | None  # of the bound's chain
     device: torch.device
 
     @property
     def out(self) -> Path:
-        """The same measurement's file; another one's has another name."""
+        """The file to write. Each measurement has its own name, the same one every time."""
         step, mark = self.checkpoint.path, hash_json(self.facts())[:6]
         return step.parent / f"nll-{step.name}-{self.store.path.stem}-{mark}.json"
 
     @property
     def method(self) -> _Method:
+        """How the checkpoint's kind of process is measured."""
         return METHODS[type(self.checkpoint.process)]
 
     @property
@@ -62,21 +63,23 @@ class Job:
 
     @property
     def trained_on(self) -> bool:
+        """Whether the store is the one that the run was trained on."""
         return self.store.fingerprint == self.checkpoint.latents["fingerprint"]
 
     @property
     def data(self) -> str:
+        """The store, for people."""
         return f"{self.store.path}{' (training images)' if self.trained_on else ''}"
 
     @property
     def read_as(self) -> str:
-        """What an image is to the model."""
+        """The form in which the model gets an image, for people."""
         if self.of_pixels:
             return "bytes" if self.ode is None else "bytes, each spread over its grey level"
         return "a sample of the posterior" if self.store.kind == "moments" else "the latent"
 
     def facts(self) -> dict[str, Any]:
-        """All that the figure depends on."""
+        """Everything the figure depends on, for the file."""
         checkpoint, store = self.checkpoint, self.store
         facts: dict[str, Any] = dict(
             checkpoint=str(checkpoint.path.resolve()),
@@ -154,8 +157,8 @@ def _resolve_exact(s: EvaluateSettings, process: Flow) -> dict[str, Any]:
     solver = s.solver or "rk4"
     if solver not in names.MAP_SOLVERS:
         raise UsageError(
-            f"--solver {solver} remembers earlier steps, and runs from noise to data alone",
-            f"one of {', '.join(names.MAP_SOLVERS)}",
+            f"--solver {solver} remembers earlier steps, and only runs from noise to data",
+            f"use one of {', '.join(names.MAP_SOLVERS)}",
         )
     tolerances = {name: getattr(s, name) for name in ("rtol", "atol")}
     tolerances = {name: value for name, value in tolerances.items() if value is not None}
@@ -173,11 +176,13 @@ def _resolve_bound(s: EvaluateSettings, process: Diffusion) -> dict[str, Any]:
     if given:
         raise UsageError(
             f"--{given[0]} is for the ODE of a SiT model, and this is a DiT model",
-            "its bound takes --steps alone",
+            f"remove --{given[0]}: the bound of a DiT model takes --steps only",
         )
     length = len(process.chain)
     if s.steps is not None and s.steps > length:
-        raise UsageError(f"--steps {s.steps}: the model's chain has {length}", "at most that")
+        raise UsageError(
+            f"--steps {s.steps}: the model's chain has {length}", f"use at most --steps {length}"
+        )
     return dict(probes=None, ode=None, steps=s.steps or length)
 
 
@@ -190,9 +195,10 @@ def _exact_evaluations(job: Job) -> int | None:
 class _Method(NamedTuple):
     """How a kind of process is measured.
 
-    label: what its figures' names end with; resolve(settings, process) -> fields of the job;
-    measure(job, network, x, y, items) yields (share of the work done, nats (B, P)), of which the
-    last counts; evaluations(job): an image's, None where the solver decides.
+    label: the end of its figures' names; resolve(settings, process) -> fields of the job;
+    measure(job, network, x, y, items) yields (share of the work done, nats (B, P)), and the last
+    nats are the result; evaluations(job): network evaluations per image, None where the solver
+    decides.
     """
 
     name: str

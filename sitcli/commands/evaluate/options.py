@@ -12,9 +12,9 @@ HISTORY_TOO = ("num", "solver", "steps", "rtol", "atol")
 
 
 def refuse_options(settings: EvaluateSettings) -> None:
-    """UsageError for an option that does nothing in the mode that was asked for.
+    """Raise UsageError for an option that has no effect in the mode that was asked for.
 
-    The modes: metrics of samples, --history of a run's checkpoints, --nll of a model.
+    The modes are metrics of samples, --history of a run's checkpoints, and --nll of a model.
     """
     fields = dataclasses.fields(settings)
     given = [f for f in fields if getattr(settings, f.name) != f.default]
@@ -24,27 +24,26 @@ def refuse_options(settings: EvaluateSettings) -> None:
         for name, group in groups.items():
             if group == "Likelihood" and not (settings.history and name in HISTORY_TOO):
                 raise UsageError(
-                    f"{flags[name]} is an option of --nll", "leave it out, or add --nll"
+                    f"{flags[name]} is an option of --nll", f"remove {flags[name]}, or add --nll"
                 )
         if settings.history and settings.samples:
-            raise UsageError(
-                "--history draws its own samples of a run", "leave out the sample sets"
-            )
+            raise UsageError("--history draws its own samples of a run", "remove the sample sets")
         return
     for name, group in groups.items():
         if group == "Metrics" or name == "history":
             raise UsageError(
-                f"{flags[name]} measures samples, and --nll a model", "type a command for each"
+                f"{flags[name]} measures samples, and --nll a model",
+                f"remove {flags[name]}, or run it in another command",
             )
         if name == "reference_num":
             raise UsageError(
-                "--reference-num is for samples", "--num says how many images --nll takes"
+                "--reference-num is for samples", "use --num for the number of images of --nll"
             )
         if group == "Features":
             raise UsageError(
-                f"{flags[name]} is for samples: --nll extracts no features", "leave it out"
+                f"{flags[name]} is for samples: --nll extracts no features", f"remove {flags[name]}"
             )
         if name in ("gpus", "procs"):
-            raise UsageError(f"{flags[name]}: --nll runs in one process", "leave it out")
+            raise UsageError(f"{flags[name]}: --nll runs in one process", f"remove {flags[name]}")
     if settings.samples and len(settings.samples) > 1:
-        raise UsageError("--nll takes one run or step", "type a command for each")
+        raise UsageError("--nll takes one run or step", "run sit evaluate --nll once for each")

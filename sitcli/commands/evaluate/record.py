@@ -29,11 +29,11 @@ NORMAL_95 = 1.959964  # standard deviations each way of a 95% interval
 def interval_of(
     measured: Measured, settings: EvaluateSettings, count: Count
 ) -> Generator[Event, None, dict[str, Any] | None]:
-    """A 95% interval from the bootstrap, where it was asked for and the figure has one.
+    """A 95% interval from the bootstrap; None if none was asked for or the figure has none.
 
-    The figure plus and minus 1.96 standard deviations of it over resamples of the samples: not
-    quantiles, since resamples repeat images, which moves a Frechet distance upward. The reference
-    is held fixed.
+    It is the figure plus and minus 1.96 of its standard deviations over resamples of the samples;
+    the reference is held fixed. Quantiles of the resamples would be too high, since resamples
+    repeat images, which raises a Frechet distance.
     """
     if settings.bootstrap is None or measured.resamples is None:
         return None
@@ -54,7 +54,10 @@ def figure_record(
     measured: Measured,
     interval: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """One entry of metrics.json: a figure and all it depends on beside the samples."""
+    """One entry of metrics.json: a figure and all that it depends on beside the samples.
+
+    Raises SitError if the figure is not finite.
+    """
     features = job.layers[METRICS[metric].layer].features
     label = features.label(measured.name)
     if not math.isfinite(measured.value):
@@ -74,6 +77,7 @@ def figure_record(
 
 
 def features_record(features: Features) -> dict[str, Any]:
+    """An extractor as metrics.json names it."""
     return {
         "name": features.name,
         "weights_sha256": features.hash or None,
@@ -82,6 +86,7 @@ def features_record(features: Features) -> dict[str, Any]:
 
 
 def samples_record(samples: ImageSet) -> dict[str, Any]:
+    """A sample set as metrics.json names it."""
     return {
         "path": str(samples.path.resolve()),
         "hash": samples.fingerprint,
@@ -93,7 +98,10 @@ def samples_record(samples: ImageSet) -> dict[str, Any]:
 
 
 def write_metrics(samples: ImageSet, figures: list[dict[str, Any]]) -> None:
-    """metrics.json beside the samples."""
+    """Write metrics.json beside the samples, with the figures it held of the same samples.
+
+    Raises SitError if it cannot be written.
+    """
     path = metrics_path(samples)
     document = {
         "format_version": FORMAT_VERSION,
@@ -109,7 +117,7 @@ def write_metrics(samples: ImageSet, figures: list[dict[str, Any]]) -> None:
 def _earlier_figures(
     samples: ImageSet, path: Path, figures: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Figures of these very samples that the file holds already and that are not measured anew."""
+    """The figures in the file that are of the same samples and were not measured again."""
 
     def key(figure: dict[str, Any]) -> tuple[object, ...]:
         reference = figure["reference"] or {}

@@ -32,7 +32,10 @@ def measure_reference(
     world: World,
     shared: Mapping[str, Any],
 ) -> Generator[Event, None, tuple[dict[Layer, Statistics], dict[Layer, Collected], Count]]:
-    """What the reference's images give: statistics, kept ones if there are any, and features."""
+    """Statistics and features of the reference's images, and the count of all images to extract.
+
+    Statistics that an earlier evaluation kept are used again. All is empty without images.
+    """
     frechet = {METRICS[m].layer for m in job.metrics if METRICS[m].frechet}
     others = {METRICS[m].layer for m in job.metrics if not METRICS[m].frechet}
     images = job.reference.images if job.reference is not None else None
@@ -62,7 +65,7 @@ def measure_reference(
 
 
 def targets_of(job: Job, known: Mapping[Layer, Statistics]) -> dict[str, Target]:
-    """What the Frechet distances are taken to, by the layers' names in METRICS."""
+    """The targets of the Frechet distances, by the layers' names in METRICS."""
     targets = {}
     for name, layer in job.layers.items():
         given, own = job.given(name), known.get(layer)
@@ -76,6 +79,7 @@ def targets_of(job: Job, known: Mapping[Layer, Statistics]) -> dict[str, Target]
 
 
 def by_layer_name(job: Job, collected: Mapping[Layer, Collected]) -> dict[str, Collected]:
+    """Collected features by the layers' names in METRICS."""
     return {n: collected[layer] for n, layer in job.layers.items() if layer in collected}
 
 
@@ -88,7 +92,7 @@ def _halves(num: int, seed: int) -> np.ndarray:
 
 
 def _known(job: Job, layer: Layer, seed: int) -> Generator[Event, None, Statistics | None]:
-    """Statistics of the reference's images that an earlier evaluation kept."""
+    """Statistics of the reference's images that an earlier evaluation kept, None if none did."""
     path = _statistics_path(job, layer, seed)
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""What `sit evaluate` says: tables, warnings, and the next command."""
+"""The report of `sit evaluate`: tables, warnings, and the next command."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ FEW_SAMPLES = 10_000
 
 
 def warnings_for(job: Job) -> list[str]:
+    """Reasons for which the job's figures are not what they may seem, for people."""
     features, reference = job.layers["pool"].features, job.reference
     warnings = []
     fewest = min(samples.num for samples in job.sets)
@@ -45,19 +46,20 @@ def warnings_for(job: Job) -> list[str]:
     elif reference.images.size != size and features.resizes:
         warnings.append(
             f"the samples are {size_of(job.sets[0])} and the reference "
-            f"{size_of(reference.images)}: the extractor resizes both, and the difference in "
-            "sharpness counts"
+            f"{size_of(reference.images)}: the extractor resizes both, and their difference in "
+            "sharpness affects the figures"
         )
     unnamed = reference.statistics and "features" not in reference.statistics.more
     if unnamed and not features.official:
         warnings.append(
-            f"{reference.path} does not tell what made its statistics; a figure means something "
-            f"only if it was {features.tag}"
+            f"{reference.path} does not name the extractor of its statistics: the figures are "
+            f"valid only if it was {features.tag}"
         )
     return warnings
 
 
 def report_of(job: Job, settings: EvaluateSettings, results: list[list[dict[str, Any]]]) -> Result:
+    """The result of an evaluation; results: the figures of each set, as metrics.json keeps them."""
     data: list[dict[str, Any]] = [
         {"samples": samples_record(samples), "figures": figures}
         for samples, figures in zip(job.sets, results, strict=True)
@@ -88,7 +90,7 @@ def _table(job: Job, figures: list[dict[str, Any]]) -> Table:
 
 
 def _comparison(job: Job, results: list[list[dict[str, Any]]]) -> Table:
-    """A set a row, a metric a column, the floors below."""
+    """One row per set and one column per metric, with the floors below."""
     names = [figure["metric"] for figure in results[0]]
     rows = [
         [str(samples.path), f"{samples.num:,}", *map(_value, figures)]
@@ -137,9 +139,9 @@ def _summary(job: Job, figures: list[dict[str, Any]]) -> dict[str, str]:
 def _next(job: Job, settings: EvaluateSettings) -> str:
     (samples,) = job.sets
     if "invert" in samples.meta:
-        return ""  # there are no more of the images it was made of
+        return ""  # there may be no more images to invert
     if samples.meta.get("noise"):
-        return ""  # nor of the noise it was drawn from
+        return ""  # the file of --noise has no more rows
     drawn = {"checkpoint", "cfg_scale"} <= samples.meta.keys() and samples.meta.get(
         "mode"
     ) in OPTIONS
@@ -161,7 +163,7 @@ def _more_samples(meta: dict[str, Any]) -> str:
     """The command that draws enough samples in the way these were drawn."""
     words = ["sit", "sample", str(meta["checkpoint"]), "--num", str(FEW_SAMPLES)]
     words.append(f"--{meta['mode']}")
-    usual = {"cfg_channels": "all"} | OPTIONS[meta["mode"]]  # what need not be typed
+    usual = {"cfg_channels": "all"} | OPTIONS[meta["mode"]]  # defaults need not be typed
     for option in dataclasses.fields(SampleSettings):
         value = meta.get(option.name)
         if value == usual.get(option.name):

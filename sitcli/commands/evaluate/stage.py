@@ -1,4 +1,4 @@
-"""``sit evaluate``: how far samples are from real images, and how far real images are apart.
+"""``sit evaluate``: how far samples are from real images.
 
 Every figure comes with its floor: the same metric between two random halves of the reference.
 """
@@ -43,9 +43,9 @@ from sitcli.settings.evaluate import EvaluateSettings
 def evaluate(settings: EvaluateSettings) -> Stage:
     """Compare sample sets with a reference and write metrics.json beside each.
 
-    Of several processes each extracts its share of the features; the first computes the figures.
-    Raises UsageError for metrics the features cannot give, SitError for what cannot be read or
-    compared.
+    Each process extracts its share of the features; rank 0 computes the figures.
+    Raises UsageError for metrics that the features cannot give, SitError for images that cannot be
+    read or compared.
     """
     quiet_libraries()
     world = world_for(gpus=settings.gpus, procs=settings.procs)
@@ -100,7 +100,7 @@ def evaluate(settings: EvaluateSettings) -> Stage:
 def _figures(
     job: Job, settings: EvaluateSettings, samples: ImageSet, evidence: Evidence, count: Count
 ) -> Generator[Event, None, list[dict[str, Any]]]:
-    """Every figure of one sample set, as metrics.json keeps it."""
+    """Every figure of one sample set, as an entry of metrics.json."""
     figures = []
     for metric in job.metrics:
         yield Progress(done=count.total, total=count.total, text=f"computing {metric}")
@@ -111,7 +111,7 @@ def _figures(
 
 
 def plan(settings: EvaluateSettings) -> Result:
-    """What `evaluate` would do; opens what it would read, writes nothing."""
+    """What `evaluate` would do, for --dry-run; opens what it would read, writes nothing."""
     job = prepare(settings, named_sets(settings))
     device_for(settings)
     reference = job.reference

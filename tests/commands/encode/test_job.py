@@ -78,7 +78,7 @@ def test_the_autoencoder_of_another_store(source, out, tmp_path):
     assert np.array_equal(other.autoencoder_arrays["basis"], first.autoencoder_arrays["basis"])
     with pytest.raises(UsageError, match="was made with --vae"):
         encoded(settings_for(held_out, tmp_path / "other.h5", vae="patch-pca", image_size=32))
-    with pytest.raises(UsageError, match="--pca-channels means nothing to --vae"):
+    with pytest.raises(UsageError, match="--pca-channels has no effect with --vae"):
         encoded(settings_for(held_out, tmp_path / "third.h5", vae=str(out), pca_channels=3))
 
 
