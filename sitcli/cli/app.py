@@ -50,8 +50,8 @@ def _version(show: bool) -> None:
 
 HELP = """Diffusion and flow transformers (DiT, SiT), from a folder of images to a metric.
 
-Each command reads what the one before it wrote; an input that is not named is the newest one
-below this folder. Every option can also come from the environment (SIT_TRAIN_LR=3e-4) or from
+Each command reads what the one before it wrote. If you do not name an input, it takes the newest
+one below this folder. Every option can also come from the environment (SIT_TRAIN_LR=3e-4) or from
 --config FILE.yaml. To see it all work, without data or a download: sit quickstart
 """
 
@@ -74,7 +74,7 @@ for module in (*STAGES, *OTHERS):
 
 
 def _origin(failure: Exception) -> str:
-    """Where a bad value came from, if it was not typed."""
+    """Where a bad value came from, for people; '' if it was typed."""
     context, parameter = getattr(failure, "ctx", None), getattr(failure, "param", None)
     if context is None or parameter is None:
         return ""
@@ -84,12 +84,12 @@ def _origin(failure: Exception) -> str:
 
 
 def _say_failure(failure: SitError) -> None:
-    """One process speaks: the first for all, or the one that alone knows."""
+    """Print the failure in one process: rank 0 if all ranks share it, else the rank that had it."""
     rank = int(os.environ.get("RANK", 0))
     if isinstance(failure, LostPeer):
         if LAUNCHED:
-            return  # the process that started us says what happened
-        # The launcher ends us when it sees the one that failed, which has spoken.
+            return  # the process that started us prints what happened
+        # The failed process has printed its error; the launcher ends this one when it sees that.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(LOST_SECONDS)
     if rank and (failure.shared or isinstance(failure, Interrupted)):
@@ -102,8 +102,8 @@ def main() -> None:
     if sys.platform == "win32":
         error("sit needs Linux or macOS", "on Windows, run it within WSL")
         sys.exit(1)
-    # `>&-` leaves Python without the stream: lines meant for stderr would go to stdout, and the
-    # next file opened would get its number, and with it what C libraries print.
+    # After `>&-` Python lacks the stream: lines meant for stderr would go to stdout, and the next
+    # file opened would get the stream's number, and receive what C libraries print.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if "LOCAL_RANK" in os.environ:
@@ -129,7 +129,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as failure:
-        # A full disk is nobody's bug, wherever it is met.
+        # A full disk is no bug, wherever it happens.
         if failure.errno not in (errno.ENOSPC, errno.EDQUOT) or os.environ.get("SIT_DEBUG") == "1":
             raise
         where = f" of {failure.filename}" if failure.filename else ""
@@ -140,7 +140,7 @@ def main() -> None:
         if not hasattr(failure, "format_message"):
             raise
         if os.environ.get("RANK", "0") != "0":
-            sys.exit(failure.exit_code)  # all have the same command line: the first speaks
+            sys.exit(failure.exit_code)  # all ranks have the same command line: rank 0 prints
         context = getattr(failure, "ctx", None)
         hint = f"{context.command_path} --help" if context is not None else "sit --help"
         message = failure.format_message().replace("Value error, ", "")
@@ -152,6 +152,6 @@ def main() -> None:
         error(" ".join(message.split()) + _origin(failure), hint)
         sys.exit(failure.exit_code)
     if code == 130:
-        # Typer turns Ctrl-C into this code itself, without a word.
+        # Typer turns Ctrl-C into this code itself, and prints nothing.
         _say_failure(Interrupted("interrupted", signal_number=signal.SIGINT))
     sys.exit(code if isinstance(code, int) else 0)

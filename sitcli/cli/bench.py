@@ -14,10 +14,11 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "bench", BenchSettings, panel="Tools")
     def run(settings: BenchSettings, invocation: Invocation) -> None:
-        """Measure on this machine what people wait for, in alternating rounds; medians are shown.
+        """Measure how fast this machine trains, samples, encodes and reads.
 
-        train and sample stand beside the matrix products of their own sizes, which nothing can be
-        faster than; encode beside the bare autoencoder; loader beside a plain numpy memmap.
+        The figures are medians of alternating rounds. train and sample are compared with the
+        matrix products of their own sizes, an upper bound on their speed; encode with the bare
+        autoencoder; loader with a plain numpy memmap.
 
         sit bench train --model SiT-B/2 --batch-size 32
 

@@ -14,10 +14,10 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "ema", EmaSettings, dry_run=True, panel="Tools")
     def run(settings: EmaSettings, invocation: Invocation) -> None:
-        """Make the average weights of any length after training, and try which suits.
+        """Make average weights of any length after training, to try which length suits.
 
-        From the two averages that a run trained with --power-ema keeps with every checkpoint, the
-        removed ones too. What it writes is a run to draw from, score and export.
+        It combines the two averages that a run trained with --power-ema keeps for every
+        checkpoint, even for removed ones. The result is a run to sample, evaluate and export.
 
         sit ema runs/NAME --std 0.08
 

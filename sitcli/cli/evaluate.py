@@ -39,15 +39,16 @@ def register(app: typer.Typer) -> None:
 
         sit evaluate drawn/ --reference photos/ --features pixels
 
-        How likely the newest model holds 1,000 images it was not trained on to be, in bits per
+        The likelihood under the newest model of 1,000 images it was not trained on, in bits per
         dimension (writes nll-STEP-STORE-HASH.json into the run):
 
         sit evaluate --nll --reference test.h5 --num 1000
 
-        InceptionV3's weights are looked for where torch-fidelity keeps them, and never fetched
-        unasked: the error says how. Pictures of a reference folder are centre-cropped to the
-        samples' size, as sit encode-latents does; sample sets and .npz files keep their size,
-        which must be the samples' own but for InceptionV3, which resizes all it sees.
+        InceptionV3's weights are looked for where torch-fidelity keeps them. They are never
+        fetched unasked: the error says how to fetch them. Pictures of a reference folder are
+        centre-cropped to the samples' size, as sit encode-latents does. Sample sets and .npz files
+        keep their size, which must be that of the samples, except for InceptionV3, which resizes
+        all images.
         """
         if settings.history is not None and not settings.nll:
             from sitcli.commands.evaluate.history import history as stage

@@ -16,8 +16,8 @@ def register(app: typer.Typer) -> None:
     def run(settings: ExportSettings, invocation: Invocation) -> None:
         """Write a checkpoint as other implementations load it.
 
-        official-sit and official-dit are state dicts under the official keys; a SiT run of ours is
-        turned to the official direction of time within its weights. diffusers is a folder with a
+        official-sit and official-dit are state dicts under the official keys; the weights of a SiT
+        run of ours are converted to the official direction of time. diffusers is a folder with a
         pipeline of its own, since a stock DiTTransformer2DModel embeds times differently:
 
         sit export runs/NAME weights.pt --format official-sit
@@ -25,8 +25,9 @@ def register(app: typer.Typer) -> None:
         sit export runs/NAME folder --format diffusers
 
         DiffusionPipeline.from_pretrained("folder", custom_pipeline="folder",
-        trust_remote_code=True) then loads it. What a layout cannot hold is refused with the
-        reason; --format safetensors keeps everything, and sit import reads it back bit for bit.
+        trust_remote_code=True) then loads it. If a layout cannot hold a checkpoint, the error
+        gives the reason; --format safetensors holds everything, and sit import reads it back bit
+        for bit.
         """
         from sitcli.commands.export import export, plan
 

@@ -14,12 +14,12 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "import", ImportSettings, dry_run=True, panel="Weights")
     def run(settings: ImportSettings, invocation: Invocation) -> None:
-        """Make a run of published weights, which every other command reads.
+        """Turn published weights into a run, which every other command reads.
 
-        Official SiT and DiT releases and their trainers' checkpoints, fast-DiT's, REPA's,
-        diffusers' DiT folders, and what sit export wrote. Sizes are inferred from the tensors;
-        process, direction of time and guided channels follow from whose weights they are, and are
-        shown. Files are read without running any code of theirs.
+        It takes official SiT and DiT releases, checkpoints of their trainers, of fast-DiT and of
+        REPA, DiT folders of diffusers, and files of sit export. Sizes are inferred from the
+        tensors; process, direction of time and guided channels follow from the origin of the
+        weights, and are shown. No code in the files is run.
 
         sit import SiT-XL-2-256x256.pt runs/sit-xl
 
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
         sit import hf:facebook/DiT-XL-2-256 runs/dit-xl
 
-        Then, as of any run:
+        Then, as with any run:
 
         sit sample runs/sit-xl --cfg-scale 1.5 --classes 207,360 --vae sd-vae-ft-ema
         """

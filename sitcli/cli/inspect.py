@@ -14,11 +14,12 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "inspect", InspectSettings, panel="Tools")
     def run(settings: InspectSettings, invocation: Invocation) -> None:
-        """Tell what a latent store, run, checkpoint or sample set is, and whether it is whole.
+        """Describe a latent store, run, checkpoint or sample set, and check whether it is whole.
 
-        Shape, count, classes, autoencoder, settings, provenance and size; unfinished ones too, with
-        the command that goes on. --verify reads everything back: checksums, flags, labels, finite
-        values, weights that fit their network; exit code 1 if anything is wrong.
+        It shows shape, count, classes, autoencoder, settings, provenance and size, and the command
+        that goes on with an unfinished one. --verify reads everything back and checks checksums,
+        flags, labels, finite values, and that weights fit their network; the exit code is 1 if
+        anything is wrong.
 
         sit inspect out.h5
 

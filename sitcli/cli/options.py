@@ -26,7 +26,7 @@ from sitcli.settings.presets import PRESETS
 
 @dataclass(frozen=True, kw_only=True)
 class Invocation:
-    """How the command was asked to answer, beside the stage's own settings."""
+    """The options of a command that are not settings of its stage."""
 
     json: bool = False
     dry_run: bool = False
@@ -42,7 +42,7 @@ def command(
 
     def register(function: Callable[[Any, Invocation], None]) -> Callable:
         def run(ctx: typer.Context, **values: Any) -> None:
-            gc.enable()  # __main__ starts without
+            gc.enable()  # __main__ disabled it
             values.pop("config")
             _check_finite(values)
             _fill_from_preset(ctx, name, values)
@@ -61,7 +61,7 @@ def command(
         # Arguments come before options, as in the usage line.
         run.__signature__ = inspect.Signature(parameters)
         run.__annotations__ = {p.name: p.annotation for p in parameters}
-        # The prefix stands here and not on the app: SIT_VERSION is nobody's request for --version.
+        # The prefix is set here and not on the app, where SIT_VERSION would mean --version.
         environment = {"auto_envvar_prefix": f"SIT_{name.upper()}"}
         app.command(name, rich_help_panel=panel, context_settings=environment)(run)
         return function
@@ -73,15 +73,15 @@ def _start_processes(values: dict[str, Any]) -> None:
     """Run the command in the processes it asks for, unless this is one of them."""
     number = number_of(gpus=values.get("gpus"), procs=values.get("procs")) or 1
     if number > 1 and "WORLD_SIZE" not in os.environ:
-        sys.exit(run_processes(sys.argv[1:], number))  # they have said why
+        sys.exit(run_processes(sys.argv[1:], number))  # the processes have printed their errors
 
 
-# Where a value came from, the weakest first.
+# The sources of a value, the weakest first.
 SOURCES = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
 
 
 def _fill_from_preset(ctx: typer.Context, command_name: str, values: dict[str, Any]) -> None:
-    """Give what nobody said the preset's value; of another sampler nothing of it."""
+    """Set every option the user left alone to the preset's value."""
     preset = PRESETS.get(command_name, {}).get(values.get("preset") or "", {})
     said = {
         name
@@ -112,11 +112,11 @@ def _let_flags_choose(ctx: typer.Context, settings_class: type, values: dict[str
 
 
 def _check_finite(values: dict[str, Any]) -> None:
-    """UsageError for an infinite number or none, which bounds let pass."""
+    """Raise UsageError for an infinite number or NaN, which the bounds of options let pass."""
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} {value:g} is not a finite number", "give a number")
+            raise UsageError(f"--{flag} {value:g} is not a finite number", "use a finite number")
 
 
 def unwrap(text: str) -> str:
@@ -180,7 +180,7 @@ def _keyword(name: str, annotation: Any, info: Any) -> inspect.Parameter:
 
 
 def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Put the file's section for this command below flags and environment, above defaults."""
+    """Make the file's section for this command its defaults; flags and environment win over it."""
     if path is None or ctx.resilient_parsing:
         return path
     section = config_section(path, ctx.info_name, list(ctx.parent.command.commands))
@@ -209,7 +209,7 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
 def config_section(path: Path, command_name: str, commands: list[str]) -> dict[str, Any]:
     """The section `command_name` of the YAML file at `path`; {} if there is none.
 
-    Raises UsageError for an unreadable file, a section no command has, or a key given twice.
+    Raises UsageError for an unreadable file, a section without a command, or a key given twice.
     """
     import yaml
 

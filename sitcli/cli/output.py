@@ -1,4 +1,4 @@
-"""What reaches the terminal: bars and notes on stderr, results on stdout."""
+"""Output to the terminal: bars and notes on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def follow(stage: Stage, *, title: str) -> Result:
 
 
 def finish(result: Result, invocation: Invocation) -> None:
-    """Print a stage's result: people get a summary, tables and the path; --json one object."""
+    """Print a stage's result: a summary, tables and the path, or one object with --json."""
     if not _speaks():
         return
     if invocation.json:
@@ -60,24 +60,24 @@ def finish(result: Result, invocation: Invocation) -> None:
 
 
 def _speaks() -> bool:
-    """Whether this process tells how the work goes: of several the first does, for all."""
+    """Whether this process prints: of several only rank 0 does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def error(message: str, hint: str = "") -> None:
-    """The two lines of a failure."""
+    """Print the two lines of a failure."""
     say(f"error: {message}")
     if hint:
         say(f"hint: {hint}")
 
 
 def print_table(table: Table) -> None:
-    """A table on stdout, as wide as it needs to be: a cell is never cut."""
+    """Print a table on stdout, as wide as it needs to be: a cell is never cut."""
     grid = RichTable(box=None, pad_edge=False)
     numeric = [all(_is_number(row[i]) for row in table.rows) for i in range(len(table.header))]
     for name, is_number in zip(table.header, numeric, strict=True):
@@ -107,7 +107,7 @@ def _reporter(title: str) -> Iterator[Callable]:
 
 
 class _Pace:
-    """Rate and time left of this run: work finished by earlier runs does not count."""
+    """Measures rate and time left of this run; the work of earlier runs does not count."""
 
     def __init__(self) -> None:
         self.first: tuple[float, int] | None = None
@@ -125,7 +125,7 @@ class _Pace:
 
 
 def _line_reporter(title: str) -> Callable:
-    """For logs and pipes: a line every half minute, and every note."""
+    """The reporter for logs and pipes: prints a line every half minute, and every note."""
     pace = _Pace()
     last = time.monotonic()
 

@@ -20,8 +20,8 @@ def register(app: typer.Typer) -> None:
 
         Draws pictures of ten shapes, then runs the four stages on them, printing each command:
         encode-latents, train, sample and evaluate. Ends with a grid of pictures the model drew,
-        one shape a row, and how far they are from the real ones. Stop it whenever you like; typed
-        again it goes on.
+        one shape a row, and how far they are from the real ones. Stop it whenever you like; the
+        same command goes on.
 
         sit quickstart
 

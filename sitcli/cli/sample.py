@@ -25,8 +25,8 @@ def register(app: typer.Typer) -> None:
 
         sit sample runs/NAME/step-0010000 --classes 207,360 --solver dopri5 --show-path
 
-        Real images to the noise that the model draws them from, and back, with the error of the
-        round trip:
+        Follow real images to the noise that the model draws them from, and back, and measure the
+        error of the round trip:
 
         sit sample --invert photos/ --solver heun --steps 100
         """

@@ -75,7 +75,10 @@ def _live(snapshots: Iterator[Snapshot]) -> None:
 
 
 def _lines(snapshots: Iterator[Snapshot]) -> None:
-    """A line for every new log line, LOG_SECONDS apart at least. SitError if the run stopped."""
+    """Print a line for every new log line, at least LOG_SECONDS apart.
+
+    Raises SitError if the run stopped before its last step.
+    """
     told: tuple = ()
     last = -LOG_SECONDS
     for snapshot in snapshots:
@@ -85,7 +88,7 @@ def _lines(snapshots: Iterator[Snapshot]) -> None:
             told, last = news, time.monotonic()
             print(line(snapshot), flush=True)
         if ended and snapshot.state != "finished":
-            hint = RESUME if snapshot.state == "stopped" else "see its own output"
+            hint = RESUME if snapshot.state == "stopped" else "see the output of the training"
             raise SitError(f"{snapshot.run}: {state_text(snapshot)}", hint)
 
 
@@ -111,7 +114,7 @@ def line(snapshot: Snapshot) -> str:
 
 
 def state_text(snapshot: Snapshot) -> str:
-    """How it stands, for people."""
+    """The state of the run, for people."""
     ago = "" if snapshot.age is None else duration(snapshot.age)
     if snapshot.state == "waiting":
         which = "next" if snapshot.entry else "first"
@@ -125,7 +128,7 @@ def state_text(snapshot: Snapshot) -> str:
 
 
 def facts(snapshot: Snapshot) -> dict[str, str]:
-    """Label -> text, in the order they are shown; what is not known is left out."""
+    """Label -> text, in the order of the view; unknown facts are missing."""
     entry = snapshot.entry
     rows = {}
     if entry:
@@ -156,7 +159,7 @@ def facts(snapshot: Snapshot) -> dict[str, str]:
 
 
 def draw(snapshot: Snapshot, console: Console) -> Group:
-    """All of it, within the console's width."""
+    """The whole view, within the console's width."""
     ascii_only = console.options.ascii_only
     name, state, progress, *rows = _rows(snapshot, console.width, ascii_only=ascii_only)
     parts: list[Any] = [Text(name[1], style="bold")]
@@ -177,14 +180,14 @@ def draw(snapshot: Snapshot, console: Console) -> Group:
 
 
 def plain(snapshot: Snapshot) -> list[str]:
-    """All of it, as lines for a file or a pipe."""
+    """The whole view, as lines for a file or a pipe."""
     ascii_only = not sys.stdout.encoding.lower().startswith("utf")
     rows = _rows(snapshot, 80, ascii_only=ascii_only)
     return [f"{label:<{LABEL}}  {text}" for label, text in rows if text]
 
 
 def _rows(snapshot: Snapshot, width: int, *, ascii_only: bool) -> list[tuple[str, str]]:
-    """Label and text; the first three are the run, its state and its steps."""
+    """(label, text) of each row; the first three are the run, its state and its steps."""
     model = f" ({snapshot.model})" if snapshot.model else ""
     share = f", {_percent(snapshot.step / snapshot.steps)}" if snapshot.steps else ""
     rows = [
@@ -204,8 +207,8 @@ def _rows(snapshot: Snapshot, width: int, *, ascii_only: bool) -> list[tuple[str
 def sparkline(values: Sequence[float], width: int, *, blocks: str = BLOCKS) -> str:
     """The values as at most `width` characters, each the mean of an equal part of them.
 
-    From the least mean to the greatest; where the first tenth is far above the rest, as a loss is,
-    it is cut off at the top, so that the rest keeps its shape.
+    The characters span the range of the means after the first tenth. A first tenth far above the
+    rest, as with a loss, is cut off at the top, so that the rest keeps its shape.
     """
     width = min(width, len(values))
     edges = [i * len(values) // width for i in range(width + 1)] if width else []

@@ -11,6 +11,8 @@ from sitcli.settings.option import DEVICE_HELP, GPUS_HELP, PRECISION_HELP, PROCS
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSettings:
+    """Options of `sit encode-latents`."""
+
     source: Path = option(
         ...,
         "Images: a folder per class, a flat folder, a .tar or .zip of either, or a tar of tars.",
@@ -36,7 +38,7 @@ class EncodeSettings:
     image_size: int | None = option(
         None,
         "Side of the square images in pixels. [default: 256; 32 for the embedded autoencoders; "
-        "under --vae STORE.h5 that store's]",
+        "with --vae STORE.h5 the store's]",
         group="Images",
         low=1,
     )

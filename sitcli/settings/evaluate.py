@@ -11,6 +11,8 @@ from sitcli.settings.option import DEVICE_HELP, GPUS_HELP, PROCS_HELP, option
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
+    """Options of `sit evaluate`."""
+
     samples: list[Path] | None = option(
         None,
         "Sample sets, folders of pictures, or .npz; several are compared in one table. "
@@ -41,16 +43,18 @@ class EvaluateSettings:
     fdd: bool = option(
         False, "Frechet distance of DINOv2 features (FD-DINOv2), beside others.", group="Metrics"
     )
-    all: bool = option(False, "All that --features gives, in one pass.", group="Metrics")
+    all: bool = option(False, "All metrics that --features gives, in one pass.", group="Metrics")
     isc_splits: int | None = option(
         None,
-        "Splits of the Inception Score. [default: of 5,000 as ADM; below 10,000 samples 10]",
+        "Splits of the Inception Score. [default: one per 5,000 samples, as ADM; below 10,000 "
+        "samples 10]",
         group="Metrics",
         low=1,
     )
     bootstrap: int | None = option(
         None,
-        "95% intervals from so many resamples of the samples, 100 say; minutes each at 50,000.",
+        "95% intervals from this many resamples of the samples, e.g. 100; at 50,000 samples each "
+        "takes minutes.",
         group="Metrics",
         low=10,
     )
@@ -75,7 +79,7 @@ class EvaluateSettings:
     )
     nll: bool = option(
         False,
-        "How likely a model holds images to be, instead of metrics of samples: the exact "
+        "Measure the likelihood of images under a model, instead of metrics of samples: the exact "
         "log-likelihood of a SiT model, the variational bound of a DiT model.",
         group="Likelihood",
     )
@@ -84,7 +88,7 @@ class EvaluateSettings:
     )
     probes: int | None = option(
         None,
-        "Random probes of the divergence an image; 0 takes the exact trace, at a backward pass "
+        "Random probes of the divergence per image; 0 computes the exact trace, at a backward pass "
         "for each dimension. [default: 1]",
         group="Likelihood",
         low=0,
@@ -111,8 +115,8 @@ class EvaluateSettings:
     procs: int | None = option(None, PROCS_HELP, group="Running", low=1)
     seed: int = option(
         0,
-        "KID's subsets, the halves of the floor, the bootstrap, the samples of --history; with "
-        "--nll the probes, and where bytes and posteriors are sampled.",
+        "Seed of KID's subsets, the halves of the floor, the bootstrap and the samples of "
+        "--history; with --nll of the probes and of sampled bytes and posteriors.",
         group="Running",
         low=0,
     )

@@ -1,4 +1,4 @@
-"""How a settings field becomes a command-line option, and help texts that several share."""
+"""Makes a settings field a command-line option, and holds help texts that several share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def option(
 
     help: one sentence, shown by ``--help``; group: the panel it is listed in; flag: another name
     than the field's; low/high: inclusive bounds; role: "mode" for options of which one is chosen,
-    "detail" for those that say how: where a flag chooses, the file's choice and its details go.
+    "detail" for the options of a mode. If a flag chooses a mode, the modes and details in the
+    --config file are dropped.
     """
     metadata = dict(help=help, group=group, flag=flag, argument=argument, low=low, high=high)
     metadata["role"] = role
@@ -30,7 +31,7 @@ def option(
 
 DEVICE_HELP = "cpu, cuda, cuda:1, mps; auto takes the first GPU there is."
 COMPILE_HELP = (
-    "torch.compile the network; auto does so where there is a compiler, for minutes of work only."
+    "torch.compile the network; auto does so if there is a compiler and the work takes minutes."
 )
 PRECISION_HELP = "auto is bf16 autocast where the hardware computes in it, else fp32."
 GPUS_HELP = "Run on this many of this machine's GPUs, a process each."

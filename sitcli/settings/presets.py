@@ -1,6 +1,6 @@
-"""Recipes: for a name of --preset the defaults it sets, by command and option. Torch-free.
+"""Recipes: the defaults that each --preset sets, by command and option. Torch-free.
 
-Whatever the user says, on the command line, in the environment or a file, is stronger.
+Options from the command line, the environment or a file win over a preset.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ TRAIN: dict[str, dict[str, Any]] = {
     "fast-sync": _FAST | dict(layer_sync=0.2),
     "lightning": _TIMES | dict(mlp="swiglu", norm="rms", rope=True, qk_norm=True),
 }
-# Of the best published figures, 250 evaluations under guidance 1.5 on three channels; and of a
-# few evaluations.
+# The samplers of the best published figures, 250 evaluations under guidance 1.5 on three channels;
+# and a sampler of 20 evaluations.
 SAMPLE: dict[str, dict[str, Any]] = {
     "official-sit": dict(sde=True, wt="sigma", steps=250, cfg_scale=1.5, cfg_channels="3"),
     "official-dit": dict(ddpm=True, steps=250, cfg_scale=1.5, cfg_channels="3"),

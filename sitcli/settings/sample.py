@@ -18,6 +18,8 @@ from sitcli.settings.option import (
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
+    """Options of `sit sample`."""
+
     checkpoint: Path | None = option(
         None,
         "A run directory or one of its steps. [default: the newest run below runs/]",
@@ -29,7 +31,7 @@ class SampleSettings:
         group="Files",
     )
     num: int | None = option(
-        None, "Images to draw. [default: 64; under --noise its rows]", group="Images", low=1
+        None, "Images to draw. [default: 64; with --noise one per row]", group="Images", low=1
     )
     classes: str | None = option(
         None, "Only these classes, numbers or names: 207,360 or 'goldfish,teapot'.", group="Images"
@@ -62,7 +64,7 @@ class SampleSettings:
     sde: bool = option(False, "The reverse SDE.", group="Sampler", role="mode")
     ddpm: bool = option(
         False,
-        "Ancestral sampling of a DiT model's chain. [its default]",
+        "Ancestral sampling of a DiT model's chain. [default for a DiT model]",
         group="Sampler",
         role="mode",
     )
@@ -130,8 +132,8 @@ class SampleSettings:
     )
     cfg_channels: names.GuidedChannels | None = option(
         None,
-        "Channels that are guided; 3 is what the published DiT and SiT figures use. [default: all; "
-        "of imported weights what their figures were made with]",
+        "Channels that are guided; the published DiT and SiT figures use 3. [default: all; for "
+        "imported weights those of their published figures]",
         group="Guidance",
     )
     cfg_interval: str | None = option(

@@ -11,6 +11,8 @@ from sitcli.settings.option import DEVICE_HELP, PRECISION_HELP, option
 
 @dataclass(frozen=True, kw_only=True)
 class FlopsSettings:
+    """Options of `sit flops`."""
+
     model: str | None = option(
         None, "SiT-S/2, DiT-XL/2, ... [default: all twelve of the papers]", argument=True
     )
@@ -46,6 +48,8 @@ class FlopsSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectSettings:
+    """Options of `sit inspect`."""
+
     path: Path = option(..., "A latent store, run, step or sample set.", argument=True)
     verify: bool = option(False, "Read everything back and recompute checksums.")
     preview: Path | None = option(None, "Decode a grid of pictures into this PNG.")
@@ -59,15 +63,19 @@ class InspectSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchSettings:
+    """Options of `sit watch`."""
+
     run: Path | None = option(
         None, "A run directory. [default: the run below runs/ that wrote last]", argument=True
     )
     every: float = option(2.0, "Seconds between looks at the files.", low=0.1)
-    once: bool = option(False, "Show how it stands now, and end. So does --json.")
+    once: bool = option(False, "Show the run as it is now, and end. So does --json.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
+    """Options of `sit bench`."""
+
     what: names.Bench = option(
         ...,
         "train: steps; sample: network evaluations and solver steps; encode: encode-latents; "
@@ -88,11 +96,13 @@ class BenchSettings:
     )
     find_batch: bool = option(
         False,
-        "train: try batch sizes from 1 on, doubling, and tell the smallest that is within 3% of "
+        "train: try batch sizes from 1 on, doubling, and print the smallest that is within 3% of "
         "the fastest.",
         group="Network",
     )
-    compile: names.Compile = option("auto", "train, sample: as there.", group="Network")
+    compile: names.Compile = option(
+        "auto", "train, sample: as in sit train and sit sample.", group="Network"
+    )
     tread: float = option(
         0.0,
         "train: as sit train --tread; the network's parts are measured without it.",
@@ -126,12 +136,14 @@ class BenchSettings:
     files: int = option(
         0,
         "loader: write this many items into files too, a .npy of the latent and one of the label "
-        "each, as layouts of a file per image do, and measure them beside.",
+        "each, as layouts of a file per image do, and measure reading them too.",
         group="Data",
         low=0,
     )
     dir: Path | None = option(
-        None, "Where to write meanwhile. [default: the system's temporary folder]", group="Data"
+        None,
+        "Folder for files that are removed at the end. [default: the system's temporary folder]",
+        group="Data",
     )
     posterior: names.Posterior = option(
         "sample", "loader: as in training; mode reads the means alone.", group="Data"
@@ -150,6 +162,8 @@ class BenchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartSettings:
+    """Options of `sit quickstart`."""
+
     out: Path = option(Path("quickstart"), "Folder for everything.", argument=True)
     images_per_class: int = option(200, "Pictures drawn of each of the 10 classes.", low=2)
     steps: int = option(1500, "Training steps.", low=1)

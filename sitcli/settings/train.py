@@ -18,11 +18,13 @@ from sitcli.settings.option import (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
+    """Options of `sit train`."""
+
     preset: names.TrainPreset | None = option(
         None,
         "Defaults for a whole recipe, which any other option overrides: official-sit and "
-        "official-dit as the papers train; fast: half of the tokens skip blocks; fast-sync: and "
-        "LayerSync; lightning: LightningDiT's blocks and times.",
+        "official-dit as the papers train; fast: half of the tokens skip blocks; fast-sync: fast "
+        "and LayerSync; lightning: LightningDiT's blocks and times.",
         group="Model",
     )
     latents: list[Path] | None = option(
@@ -128,7 +130,7 @@ class TrainSettings:
     )
     aux_block: int | None = option(
         None,
-        "The block after which that head is. [default: 4 of 12, 8 of 24 and more]",
+        "The block after which the second head is. [default: 4 of 12, 8 of 24 and more]",
         group="Objective",
         low=1,
     )
@@ -141,8 +143,8 @@ class TrainSettings:
     )
     tread_blocks: str | None = option(
         None,
-        "TREAD: they skip what lies between, START,STOP: blocks START+1 to STOP. [default: 2 and "
-        "4 less than all; 1 and 1 of fewer than 8]",
+        "TREAD: START,STOP: those tokens skip the blocks START+1 to STOP. [default: all but the "
+        "first 2 and the last 4; of fewer than 8 blocks all but the first and the last]",
         group="Objective",
     )
     repa: str | None = option(
@@ -197,7 +199,7 @@ class TrainSettings:
     power_ema: bool = option(
         False,
         "Track two averages of power-function profile too, and keep them with every checkpoint: "
-        "sit ema makes one of any length of them afterwards.",
+        "sit ema makes an average of any length from them afterwards.",
         group="Optimizer",
     )
     gpus: int | None = option(None, GPUS_HELP, group="Processes", low=1)
@@ -215,8 +217,8 @@ class TrainSettings:
     )
     deepspeed_config: Path | None = option(
         None,
-        "DeepSpeed's JSON, for what no option says (buckets, communication). A contradiction with "
-        "an option is an error.",
+        "DeepSpeed's JSON, for settings without an option (buckets, communication). A "
+        "contradiction with an option is an error.",
         group="Processes",
     )
     checkpoint_blocks: str = option(
@@ -247,7 +249,7 @@ class TrainSettings:
     )
     on_nan: names.OnNan = option(
         "stop",
-        "When the loss is no number: stop; or rollback, once, to the last checkpoint, and draw "
+        "If the loss is not finite: stop; or rollback, once, to the last checkpoint, and draw "
         "other noise and times for the steps since.",
         group="Checkpoints",
     )

@@ -11,6 +11,8 @@ from sitcli.settings.option import option
 
 @dataclass(frozen=True, kw_only=True)
 class EmaSettings:
+    """Options of `sit ema`."""
+
     run: Path | None = option(
         None,
         "A run trained with --power-ema. [default: the newest below runs/]",
@@ -31,6 +33,8 @@ class EmaSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSettings:
+    """Options of `sit import`."""
+
     weights: Path = option(
         ...,
         "A .pt, .pth, .ckpt, .bin or .safetensors file, a folder of diffusers, or hf:OWNER/NAME "
@@ -51,7 +55,7 @@ class ImportSettings:
         group="Whose they are",
     )
     heads: int | None = option(
-        None, "Attention heads, of a width that no preset has.", group="Whose they are", low=1
+        None, "Attention heads, for a width that no preset has.", group="Whose they are", low=1
     )
     interpolant: names.Interpolant | None = option(
         None,
@@ -79,6 +83,8 @@ class ImportSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
+    """Options of `sit export`."""
+
     checkpoint: Path = option(
         ..., "A run directory or one of its steps; of a run the newest step.", argument=True
     )

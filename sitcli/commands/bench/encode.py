@@ -27,10 +27,10 @@ BATCH_SIZE = 16
 
 
 def bench_encode(settings: BenchSettings) -> Stage:
-    """Both take the same images and their mirrors, in turn.
+    """Time `encode-latents` and the bare autoencoder in turn, on the same images and their mirrors.
 
-    The stage's figure holds everything: reading and cropping JPEG files, writing, reading back.
-    Raises SitError for an autoencoder or a source that cannot be had.
+    The time of `encode-latents` includes reading and cropping JPEG files, writing and reading back.
+    Raises SitError for an autoencoder that cannot be loaded or a source that cannot be read.
     """
     device = resolve_device(settings.device)
     dtype = resolve_precision(settings.precision, device)
@@ -70,7 +70,7 @@ def bench_encode(settings: BenchSettings) -> Stage:
 
 
 def _images(settings: BenchSettings, folder: Path) -> Iterator[Event]:
-    """Write the images as files, and return them prepared, (N, H, W, 3) uint8."""
+    """Write the images as files; returns them cropped and resized, (N, H, W, 3) uint8."""
     from PIL import Image
 
     folder.mkdir()
@@ -107,7 +107,7 @@ def _bare_loop(autoencoder: Autoencoder, images: np.ndarray, batch_size: int) ->
 def _whole_stage(
     settings: BenchSettings, source: Path, store: Path, batch_size: int, dtype: torch.dtype
 ) -> float:
-    """Seconds of `sit encode-latents`, libraries loaded; its store is removed."""
+    """Seconds of `sit encode-latents` without loading its libraries; its store is removed."""
     bench = EncodeSettings(
         source=source,
         out=store,

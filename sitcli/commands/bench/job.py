@@ -1,4 +1,4 @@
-"""What a benchmark of a network works on: settings resolved, and a store to train from."""
+"""The job of a network's benchmark: resolved settings, and a store to train from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ITEMS = 512  # of the synthetic store
 
 @dataclass(frozen=True)
 class BenchJob:
-    """What is measured: the job of a training on this machine, and how it was asked for."""
+    """The training job to measure on this machine, and the settings that asked for it."""
 
     settings: BenchSettings
     training: TrainSettings
@@ -31,14 +31,16 @@ class BenchJob:
 
     @property
     def batch(self) -> int:
+        """Images per step."""
         return self.training.batch_size
 
     @property
     def device(self) -> torch.device:
+        """The device that is measured."""
         return self.job.device
 
     def seconds(self, work: Callable[[], Any]) -> float:
-        """Of one call, the device's work included."""
+        """Seconds of one call of work(), including its work on the device."""
         self.wait()
         began = time.perf_counter()
         work()
@@ -46,17 +48,22 @@ class BenchJob:
         return time.perf_counter() - began
 
     def wait(self) -> None:
+        """Wait until the device has done all its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def sized(self, batch: int) -> BenchJob:
-        """The same of another batch size."""
+        """The same job with another batch size."""
         training = replace(self.training, batch_size=batch)
         return BenchJob(self.settings, training, prepare(training, World(0, 1)))
 
 
 @contextlib.contextmanager
 def prepared(settings: BenchSettings) -> Iterator[BenchJob]:
+    """A job for the settings, on their store or on one of noise; its folder is removed at the end.
+
+    Raises UsageError for settings that do not fit the store.
+    """
     with temporary_folder(settings.dir) as name:
         store = settings.latents
         if store is None:

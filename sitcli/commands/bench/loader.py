@@ -35,8 +35,8 @@ BATCH_SIZE = 256
 WARM_IMAGES, COLD_IMAGES = 65_536, 8_192  # read in a round, by each worker
 PROBES = 64  # rows looked at to see whether the store is in memory
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
-STUCK = 0.1  # the share of them from which on it is
-# What is measured, in this order: the label, and what an image of it includes.
+STUCK = 0.1  # share of them in memory from which on the figures are not those of a cold disk
+# The readings in the order of measuring: a label, and what reading an image includes.
 READINGS = {
     "memmap": ("numpy memmap", "array[indices]: the item's float16 row, copied"),
     "rows": ("store, rows", "LatentStore.read: as many bytes, half of the rows mirrored"),
@@ -48,28 +48,32 @@ READINGS = {
 
 @dataclass(frozen=True)
 class _Job:
-    """What the reader processes are told."""
+    """The work of the reader processes."""
 
     store: Path
     files: Path | None  # latents/0000000.npy, labels/0000000.npy, ...: the first rows of the store
     num_files: int
     batch_size: int
     workers: int
-    posterior: bool  # drawn from; else the mean alone is read
+    posterior: bool  # whether it is drawn from; if not, only the means are read
     cold: bool
-    batches: int  # of each worker in a round
+    batches: int  # per worker and round
 
 
 def bench_loader(settings: BenchSettings) -> Stage:
     """Measure reading for training beside numpy's own, in alternating rounds.
 
-    Yields the progress; a synthetic store is removed at the end. Raises SitError for a store that
-    cannot be read or written, UsageError for options that contradict each other.
+    A synthetic store is removed at the end. Raises SitError for a store that cannot be read or
+    written, UsageError for options that contradict each other.
     """
     if settings.items is not None and settings.latents is not None:
-        raise UsageError("--items makes a store, --latents takes one", "give one of them")
+        raise UsageError(
+            "--items makes a store, --latents takes one", "remove --items or --latents"
+        )
     if settings.cold and not hasattr(os, "posix_fadvise"):
-        raise UsageError("--cold needs Linux: this system does not forget files when told to")
+        raise UsageError(
+            "--cold needs Linux: this system cannot drop files from memory", "remove --cold"
+        )
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(temporary_folder(settings.dir)))
         if settings.items is None:
@@ -87,7 +91,7 @@ def bench_loader(settings: BenchSettings) -> Stage:
         if num_files:
             yield from _write_files(folder / "files", path, num_files)
         if settings.cold:
-            store.rows.sync(forget=True)  # what was just written, too
+            store.rows.sync(forget=True)  # drops the rows that were just written, too
             os.sync()
         job = _Job(
             store=path.resolve(),
@@ -102,11 +106,11 @@ def bench_loader(settings: BenchSettings) -> Stage:
         return (yield from _measure(job, store, settings.rounds))
 
 
-FOLDERS = "latents", "labels"  # of the layout of a file per image, as fast-DiT has it
+FOLDERS = "latents", "labels"  # fast-DiT's layout of a file per image
 
 
 def _write_files(folder: Path, path: Path, number: int) -> Iterator[Event]:
-    # Opened for this alone: what a process has mapped the kernel does not forget.
+    # Opened for this only: the kernel does not drop pages that a process has mapped.
     store = LatentStore.open(path)
     latents, labels = (folder / name for name in FOLDERS)
     latents.mkdir(parents=True)
@@ -120,14 +124,14 @@ def _write_files(folder: Path, path: Path, number: int) -> Iterator[Event]:
 
 
 def _measure(job: _Job, store: LatentStore, rounds: int) -> Stage:
-    """The rounds, and what they say."""
+    """Run the rounds; returns the result."""
     names = [name for name in READINGS if name != "files" or job.num_files]
     rates: dict[str, list[list[float]]] = {name: [] for name in names}  # by round and worker
     total, in_memory = rounds * len(names), 0.0
     with _workers(job) as pipes:
         for done in range(total):
             number, place = divmod(done, len(names))
-            # Back and forth, so that a machine that slows down slows them all.
+            # Back and forth, so that a machine that slows down slows all readings alike.
             name = names[place] if number % 2 == 0 else names[-1 - place]
             label = f"{READINGS[name][0]}, round {number + 1}"
             yield Progress(done=done, total=total, unit="rounds", text=label)
@@ -136,22 +140,22 @@ def _measure(job: _Job, store: LatentStore, rounds: int) -> Stage:
             rates[name].append(_round(pipes, name))
     if in_memory > STUCK:
         yield Warn(
-            f"{in_memory:.0%} of the rows stayed in memory, whatever the kernel was told: these "
-            "figures are not those of a cold disk (another process has the store open, or it lies "
-            "in a file system in memory)"
+            f"{in_memory:.0%} of the rows stayed in memory although the kernel was told to drop "
+            "them: these figures are not those of a cold disk (another process has the store open, "
+            "or it lies in a file system in memory)"
         )
     return _result(job, store, rates, in_memory)
 
 
 def _forget(job: _Job, store: LatentStore) -> float:
-    """Have the kernel drop the store and the files; the share of rows that are still there."""
+    """Have the kernel drop the store and the files; returns the share of rows still in memory."""
     store.rows.sync(forget=True)
     for path in job.files.glob("*/*.npy") if job.num_files else ():
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
     if job.num_files:
-        # Of the files' names and places it forgets all or nothing, at the word of root alone.
+        # It drops the names and places of files only all at once, and only for root.
         with contextlib.suppress(OSError):
             DROP_CACHES.write_text("2")
     return store.rows.in_memory(
@@ -164,7 +168,7 @@ def _workers(job: _Job) -> Iterator[list[Connection]]:
     """Processes that run `_work`, each at the other end of a pipe."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
-    # Ctrl-C reaches every process of the terminal; this one alone answers it, and ends the others.
+    # Ctrl-C reaches every process of the terminal; only this one answers it, and ends the others.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         try:
@@ -185,7 +189,7 @@ def _workers(job: _Job) -> Iterator[list[Connection]]:
 
 
 def _round(pipes: list[Connection], name: str) -> list[float]:
-    """Images a second of each worker, all at once."""
+    """Images per second of each worker, all reading at once. Raises SitError if one has died."""
     try:
         for message in (name, "go"):
             for pipe in pipes:
@@ -198,9 +202,9 @@ def _round(pipes: list[Connection], name: str) -> list[float]:
 
 def _work(pipe: Connection, job: _Job, worker: int) -> None:
     """Measure what the pipe names, until it closes or this process is ended."""
-    torch.set_num_threads(1)  # as the feed's thread
-    # glibc gives what is freed back to the kernel, page by page, until it has seen a large block
-    # freed. A process that trains has.
+    torch.set_num_threads(1)  # like the feed's thread
+    # glibc returns freed memory to the kernel, page by page, until a large block has been freed.
+    # In a process that trains, one has.
     np.empty(30 << 20, np.uint8)
     readings: dict[str, Callable[[], int]] = {}
     with contextlib.suppress(EOFError, BrokenPipeError):
@@ -216,13 +220,13 @@ def _work(pipe: Connection, job: _Job, worker: int) -> None:
             images = readings[name]()
             pipe.send(images / (time.perf_counter() - began))
             if job.cold:
-                # What a process has mapped the kernel does not drop.
+                # The kernel does not drop pages that a process has mapped.
                 readings.clear()
                 gc.collect()
 
 
 def _batches(job: _Job, worker: int, num_items: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(items, which are mirrored) of this worker's batches of a round."""
+    """(items, which of them are mirrored) of this worker's batches in a round."""
     order, size = Order(num_items, seed=0), job.batch_size
     random = np.random.default_rng(worker)
     mine = slice(worker * size, (worker + 1) * size)
@@ -323,7 +327,7 @@ def _result(
         label, includes = READINGS[name]
         totals = [sum(workers) for workers in rounds]
         median, low, high = statistics.median(totals), min(totals), max(totals)
-        # Of each round's own, which were measured one after the other.
+        # The median of the rounds' ratios: within a round both were measured close together.
         ratio = statistics.median(mine / its for mine, its in zip(totals, raw, strict=True))
         row = [label, f"{median:,.0f}", f"{low:,.0f} - {high:,.0f}", f"{ratio:.3g}", includes]
         if job.workers > 1:

@@ -35,6 +35,7 @@ def random_network(
 
 
 def random_inputs(bench: BenchJob) -> tuple[Tensor, Tensor, Tensor]:
+    """x (B, C, h, w), t (B,) and y (B,) of a batch, on the device."""
     config, batch = bench.job.config, bench.batch
     random = torch.Generator().manual_seed(0)
     x = torch.randn(batch, *config.latent_shape, generator=random)
@@ -47,14 +48,14 @@ def random_inputs(bench: BenchJob) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Nothing(nn.Module):
-    """In place of a part that is measured by itself."""
+    """Takes the place of a part that is measured by itself."""
 
     def forward(self, x: Tensor, *more: Any) -> Tensor:
         return x
 
 
 def time_parts(bench: BenchJob, *, training: bool) -> dict[str, float]:
-    """Part -> seconds in all blocks, each part alone: forward, and backward where training."""
+    """Part -> its seconds in all blocks, each part alone: forward, and in training backward."""
     config, batch, rounds = bench.job.config, bench.batch, bench.settings.rounds
     design = BLOCKS[config.block]
     ends = random_network(replace(config, depth=1), bench, training=training)

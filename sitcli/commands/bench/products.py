@@ -1,4 +1,4 @@
-"""The rate of the matrix products that a network is made of: the speed no step can pass."""
+"""The rate of the matrix products that a network is made of, an upper bound on its speed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from sitcli.settings.tools import BenchSettings
 
 
 def products_of(bench: BenchJob, *, training: bool) -> list[Product]:
+    """The matrix products of a batch's forward pass, and in training of its backward pass."""
     products = matrix_products(bench.job.config, bench.batch)
     gradients = [gradient for product in products for gradient in product.gradients]
     return [*products, *(gradients if training else [])]
 
 
 class Operands:
-    """The products' matrices in a dtype, and the time of each."""
+    """The matrices of the products in a dtype, to time each product."""
 
     def __init__(self, bench: BenchJob, products: list[Product], dtype: torch.dtype) -> None:
         self.bench, self.products = bench, products
@@ -37,7 +38,7 @@ class Operands:
 
     @torch.no_grad()
     def measure(self) -> dict[Product, float]:
-        """Seconds of one product of each; the faster of two."""
+        """Seconds of each product, the faster of two."""
         taken = {
             size: min(self.bench.seconds(lambda a=a, b=b: a @ b) for _ in range(2))
             for size, (a, b) in self.pairs.items()
@@ -46,12 +47,12 @@ class Operands:
 
 
 def products_rate(seconds: dict[Product, float]) -> float:
-    """Operations a second over all products."""
+    """Operations per second over all products."""
     return 2 * sum(p.macs for p in seconds) / sum(p.count * s for p, s in seconds.items())
 
 
 def gemm(settings: BenchSettings) -> Stage:
-    """The matrix products of a model's training step, each size alone, in fp32 and as asked."""
+    """Time the matrix products of a training step, each size alone, in fp32 and in --precision."""
     with prepared(settings) as bench:
         dtypes = dict.fromkeys([bench.job.dtype, torch.float32])
         products = products_of(bench, training=True)

@@ -1,4 +1,4 @@
-"""What a benchmark says: the facts of the machine and the network beside the figures."""
+"""The report of a benchmark: the facts of the machine and the network beside the figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sitcli.machine.devices import precision_name
 from sitcli.model.flops import total_cost
 from sitcli.text import count, format_shape
 
-# Dense bf16 operations a second, from the makers' data sheets.
+# Dense bf16 operations per second, from the makers' data sheets.
 DENSE_BF16 = {
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12,
     "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12,
@@ -33,7 +33,12 @@ def result_of(
     data: dict[str, Any],
     tables: list[Table] | None = None,
 ) -> Result:
-    """flops: of what took `seconds`, by round; peaks: operations a second beside it."""
+    """The result of a benchmark of the network.
+
+    flops: operations of what was timed; seconds: its time in each round; peaks: operations per
+    second of the matrix products in each round; parts: part -> seconds; title: of their table;
+    what: the thing that was timed, for people; more, data: further facts for people and as JSON.
+    """
     rates = [bench.batch / s for s in seconds]
     achieved = statistics.median(flops / s for s in seconds)
     ratios = [flops / s / peak for s, peak in zip(seconds, peaks, strict=True)]
@@ -64,6 +69,7 @@ def result_of(
 
 
 def describe(bench: BenchJob) -> dict[str, str]:
+    """The model, the batch and the machine, for people."""
     job, config = bench.job, bench.job.config
     cost = total_cost(config)
     compiled = ", compiled" if job.compiled and bench.settings.what != "gemm" else ""
@@ -81,6 +87,7 @@ def describe(bench: BenchJob) -> dict[str, str]:
 
 
 def facts_of(bench: BenchJob) -> dict[str, Any]:
+    """The model, the batch and the machine, as JSON."""
     job = bench.job
     return dict(
         what=bench.settings.what,
@@ -95,7 +102,7 @@ def facts_of(bench: BenchJob) -> dict[str, Any]:
 
 
 def _dense_peak(device: torch.device) -> float | None:
-    """Operations a second that the maker states for this GPU, where we know it."""
+    """Operations per second that the maker states for this GPU; None if it is not in DENSE_BF16."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -103,4 +110,5 @@ def _dense_peak(device: torch.device) -> float | None:
 
 
 def giga(rate: float) -> str:
+    """A rate in billions: 1.5e12 -> '1,500'."""
     return f"{rate / 1e9:,.0f}"

@@ -23,12 +23,12 @@ from sitcli.settings.tools import BenchSettings
 from sitcli.text import format_bytes
 
 SOLVER_STEPS = 4  # in a round
-# The steps that `sit sample` takes by default.
+# Samplers, and the steps that `sit sample` takes with them by default.
 SAMPLERS: dict[str, tuple[Ode | Sde, int]] = {
     "ODE, Heun": (Ode(solver="heun", steps=SOLVER_STEPS), 50),
     "SDE, Euler-Maruyama": (Sde(w=wt_of("sigma"), wt="sigma", steps=SOLVER_STEPS), 250),
 }
-# Of the guidance that is measured; half of the evaluations of SOLVER_STEPS Heun steps are inside.
+# The guidance that is measured. Half of the evaluations of SOLVER_STEPS Heun steps lie in INTERVAL.
 SCALE, INTERVAL = 1.5, (0.3, 0.8)
 
 
@@ -36,7 +36,7 @@ SCALE, INTERVAL = 1.5, (0.3, 0.8)
 
 
 def sample(settings: BenchSettings) -> Stage:
-    """Evaluations of a network with random weights beside its matrix products, and solver steps."""
+    """Time evaluations of a network with random weights, its matrix products, and solver steps."""
     with prepared(settings) as bench:
         yield Note("warming up")
         job, batch = bench.job, bench.batch
@@ -80,7 +80,7 @@ def sample(settings: BenchSettings) -> Stage:
         ],
     )
     total = statistics.median(evaluations)
-    # The parts run as they are, beside the network that is compiled whole.
+    # The parts are not compiled, so they do not add up to the compiled network.
     rows = parts if job.compiled else parts | {"the rest": max(0.0, total - sum(parts.values()))}
     title = "An evaluation" + (", its parts alone and not compiled" if job.compiled else "")
     return result_of(
@@ -93,7 +93,7 @@ def sample(settings: BenchSettings) -> Stage:
 def _solver_runs(
     bench: BenchJob, network: Callable, inputs: tuple[Tensor, Tensor, Tensor]
 ) -> dict[str, tuple[Callable[[], None], int]]:
-    """Name -> SOLVER_STEPS steps of it, and the steps that `sit sample` takes."""
+    """Name of a sampler -> (a function that takes SOLVER_STEPS steps, steps of `sit sample`)."""
     config, (noise, _, y) = bench.job.config, inputs
 
     def run(sampler: Ode | Sde, guidance: Guidance) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""`sit bench`: one of the benchmarks, and its table."""
+"""`sit bench`: runs one of the benchmarks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sitcli.events import Stage
 from sitcli.machine.quiet import quiet_libraries
 from sitcli.settings.tools import BenchSettings
 
-# What each looks at, beside the rounds and the batch size; others are refused.
+# The options that each benchmark takes beside ALL; it refuses the others.
 OPTIONS_OF = {
     "train": ("model", "find_batch", "compile", "tread", "latents", "dir", "device", "precision"),
     "sample": ("model", "compile", "latents", "device", "precision"),
@@ -26,13 +26,15 @@ ALL = ("what", "batch_size", "rounds")
 def bench(settings: BenchSettings) -> Stage:
     """Measure what settings.what names, in alternating rounds.
 
-    Raises UsageError for an option that it does not look at.
+    Raises UsageError for an option that has no effect on it.
     """
     for field in dataclasses.fields(settings):
         given = getattr(settings, field.name) != field.default
         if given and field.name not in (*ALL, *OPTIONS_OF[settings.what]):
             flag = f"--{field.name.replace('_', '-')}"
-            raise UsageError(f"{flag} means nothing to sit bench {settings.what}", "leave it out")
+            raise UsageError(
+                f"{flag} has no effect with sit bench {settings.what}", f"remove {flag}"
+            )
     quiet_libraries()
     if settings.what == "loader":
         from sitcli.commands.bench.loader import bench_loader

@@ -20,7 +20,7 @@ WRITE_ROWS = 1024
 
 @contextlib.contextmanager
 def temporary_folder(parent: Path | None) -> Iterator[str]:
-    """One that is removed at the end. SitError where none can be."""
+    """A folder within `parent` that is removed at the end. Raises SitError if it cannot be made."""
     try:
         folder = tempfile.TemporaryDirectory(prefix="sit-bench-", dir=parent)
     except OSError as error:
@@ -32,7 +32,7 @@ def temporary_folder(parent: Path | None) -> Iterator[str]:
 
 
 def write_synthetic(path: Path, items: int) -> Iterator[Event]:
-    """A store of `items` rows of noise with flips, as an SD autoencoder's of ImageNet."""
+    """Write a store of `items` rows of noise with flips, shaped like SD's latents of ImageNet."""
     labels = np.arange(items) % 1000
     create_store(
         path,

@@ -25,14 +25,14 @@ from sitcli.text import format_bytes
 
 TRAIN_STEPS = 2  # in a round
 ENOUGH = 0.97  # of the fastest batch size's speed
-MEMORY = 0.8  # of a CPU's, from which on no larger batch is tried
+MEMORY = 0.8  # share of a CPU's memory from which on no larger batch is tried
 
 
 # --- training -------------------------------------------------------------------------------------
 
 
 def train(settings: BenchSettings) -> Stage:
-    """Training steps beside the matrix products of as many, and what the parts of a step take."""
+    """Time training steps, their matrix products, and the parts of a step."""
     with prepared(settings) as bench:
         if settings.find_batch:
             return (yield from _find_batch(bench))
@@ -65,7 +65,7 @@ def train(settings: BenchSettings) -> Stage:
 
 
 def _phases(bench: BenchJob, trainer: Trainer) -> dict[str, float]:
-    """Phase -> seconds of one training step that waits for the device at each."""
+    """Phase -> seconds, in one training step that waits for the device after each phase."""
     phases = {
         "data": (trainer.feed, "get"),
         "optimizer": (trainer.engine, "step"),
@@ -92,7 +92,7 @@ def _phases(bench: BenchJob, trainer: Trainer) -> dict[str, float]:
 
 
 def _find_batch(bench: BenchJob) -> Stage:
-    """Batch sizes from 1 on, doubling, until the memory or the gain is at its end."""
+    """Try batch sizes from 1 on, doubling, until memory is short or nothing is gained."""
     join_group(World(0, 1), bench.device)
     rows: list[dict[str, float]] = []
     batch, stopped = 1, ""
@@ -107,10 +107,10 @@ def _find_batch(bench: BenchJob) -> Stage:
         if bench.device.type == "cpu" and 2 * memory > MEMORY * _memory():
             stopped = "twice as many might not fit in the memory"
         elif len(rates) > 2 and max(rates[-2:]) < max(rates[:-2]) / ENOUGH:
-            stopped = "more bring nothing"
+            stopped = "larger batches are not faster"
         batch *= 2
     if not rows:
-        raise SitError("not even one image fits", "a smaller --model")
+        raise SitError("not even a batch of one image fits", "use a smaller --model")
     best = max(row["images_per_second"] for row in rows)
     chosen = next(row for row in rows if row["images_per_second"] >= ENOUGH * best)
     table = Table(
@@ -134,7 +134,7 @@ def _find_batch(bench: BenchJob) -> Stage:
 
 
 def _try_batch(bench: BenchJob) -> dict[str, float]:
-    """Images/s and memory of a few steps."""
+    """Images per second and peak memory of a few steps."""
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
     trainer = Trainer(bench.job, World(0, 1))

@@ -24,10 +24,10 @@ Problems = Generator[Event, None, list[str]]
 
 
 def choose_device(labels: np.ndarray, names: list[str]) -> tuple[np.ndarray, int, list[str] | None]:
-    """Which items make up the preview: (indices, columns, labels of the rows).
+    """The items of the preview: (indices, columns, labels of the rows or None).
 
-    A row per class, spread over the classes, where each has at least two items; otherwise items
-    spread over all, without labels.
+    If each class has at least two items, one row per class, spread over the classes; otherwise
+    items spread over all, without labels. Raises SitError if there are no items.
     """
     if not len(labels):
         raise SitError("there is nothing to preview yet: no image is finished")
@@ -43,7 +43,7 @@ def choose_device(labels: np.ndarray, names: list[str]) -> tuple[np.ndarray, int
 
 
 def _spread(total: int, count: int) -> np.ndarray:
-    """`count` numbers of range(total), evenly spread; all of them if there are no more."""
+    """`count` numbers of range(total), evenly spread; all of them if total is smaller."""
     return np.arange(min(total, count)) * total // min(total, count)
 
 
@@ -54,6 +54,7 @@ def in_pieces(array: np.ndarray) -> list[tuple[int, int]]:
 
 
 def check_flags(written: np.ndarray, *, complete: bool) -> list[str]:
+    """Problems with the flags of the rows, (N,) MISSING, DONE or BROKEN."""
     problems = []
     if not np.isin(written, (rows.MISSING, rows.DONE, rows.BROKEN)).all():
         problems.append("the written flags hold values that sit never writes")
@@ -64,18 +65,21 @@ def check_flags(written: np.ndarray, *, complete: bool) -> list[str]:
 
 
 def check_arrays(spec: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[str]:
+    """Problems with an embedded autoencoder's arrays."""
     if arrays and hash_arrays(arrays) != spec["hash"]:
         return ["the autoencoder's basis does not have the hash of its spec"]
     return []
 
 
 def check_labels(labels: np.ndarray, num_classes: int) -> list[str]:
+    """Problems with the labels (N,)."""
     if len(labels) and not 0 <= labels.min() <= labels.max() < max(1, num_classes):
         return [f"labels run from {labels.min()} to {labels.max()}, of {num_classes} classes"]
     return []
 
 
 def describe_classes(names: Sequence[str], counts: np.ndarray) -> str:
+    """The classes and their number of images, for people."""
     if not len(names):
         return "none (unconditional)"
     low, high = counts.min(), counts.max()

@@ -24,9 +24,10 @@ TABLE_TIMES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 class Curves(NamedTuple):
     """The velocity loss and every w_t of a checkpoint, as numbers.
 
-    loss, means, counts and kl_eta_end are empty or None where no loss was measured. means: of the
-    equal bins of t that training measured, None where it never drew a time; loss: as `LossCurve`
-    reads them at t; kl_eta_end: kl-eta at t = 1.
+    t: times; loss: the velocity loss at t, interpolated by `LossCurve`; wt: w_t at t, by name;
+    means, counts: of the equal bins of t that training measured, a mean None where it drew no
+    time; kl_eta_end: kl-eta at t = 1. Without a measured loss, loss, means and counts are empty
+    and kl_eta_end is None.
     """
 
     t: list[float]
@@ -38,7 +39,7 @@ class Curves(NamedTuple):
 
 
 def curves_of(checkpoint: Checkpoint, times: Sequence[float], *, eta: float) -> Curves:
-    """L_t and w_t (SiT Table 2) at times in (0, 1). ValueError unless eta is positive."""
+    """L_t and w_t (SiT Table 2) at times in (0, 1). Raises ValueError unless eta is positive."""
     process, curve = checkpoint.process, checkpoint.loss_curve
     t = torch.tensor(times, dtype=torch.float64)
 
@@ -62,29 +63,35 @@ def curves_of(checkpoint: Checkpoint, times: Sequence[float], *, eta: float) -> 
 
 
 def checkpoint_to_plot(settings: InspectSettings, artefact: Artefact) -> Checkpoint | None:
-    """What --plot draws. UsageError for what has no loss or w_t, and for an --eta without use."""
+    """The checkpoint that --plot draws; None without --plot.
+
+    Raises UsageError for an artefact without loss and w_t, and for an --eta that has no effect.
+    """
     if not settings.plot:
         if settings.eta is not None:
-            raise UsageError("--eta is of the plot's kl-eta", "add --plot")
+            raise UsageError("--eta has no effect without --plot", "remove --eta, or add --plot")
         return None
     if not isinstance(artefact, (RunDir, Checkpoint)):
         raise UsageError(
             f"{settings.path} is no run or step: it has no loss over t to plot",
-            "sit inspect runs/NAME --plot",
+            "name a run: sit inspect runs/NAME --plot",
         )
     checkpoint = open_checkpoint(artefact.path)
     curve = checkpoint.loss_curve
     if settings.eta is not None:
         if not 0 < settings.eta < math.inf:
             raise UsageError(
-                f"--eta {settings.eta:g}: eta must be positive and finite", "--eta 0.1"
+                f"--eta {settings.eta:g}: eta must be positive and finite", "e.g. --eta 0.1"
             )
         if curve is None:
-            raise UsageError(f"--eta: {checkpoint.path} has no measured loss for kl-eta", "omit it")
+            raise UsageError(
+                f"--eta: {checkpoint.path} has no measured loss for kl-eta", "remove --eta"
+            )
     return checkpoint
 
 
 def plot_curves(settings: InspectSettings, checkpoint: Checkpoint, result: Result) -> None:
+    """Write the plot beside the checkpoint, and add its path, table and numbers to `result`."""
     eta = DEFAULT_ETA if settings.eta is None else settings.eta
     curves = curves_of(checkpoint, PLOT_TIMES, eta=eta)
     process, folder = checkpoint.process, checkpoint.path.resolve()

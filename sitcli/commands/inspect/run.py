@@ -24,6 +24,7 @@ SETTINGS_SHOWN = ("model", "steps", "batch_size", "lr", "ema", "zero", "precisio
 
 
 def describe_run(run: RunDir) -> Result:
+    """The run's checkpoints, settings and size. Raises SitError if config.yaml is unreadable."""
     steps, partial = run.steps(), [path.name for path in run.partial()]
     size = bytes_below(run.path)
     summary = {"kind": "run", "checkpoints": some_of(steps) if steps else "none"}
@@ -73,11 +74,12 @@ def _read_config(run: RunDir) -> dict[str, Any]:
         config = yaml.safe_load(run.config.read_text()) if run.config.exists() else {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         raise SitError(f"{run.path} is damaged: config.yaml is not readable") from None
-    # Written as `--config` reads it: a section per command.
+    # Written in the form that `--config` reads: a section per command.
     return config.get("train", config) or {}
 
 
 def verify_run(run: RunDir) -> Problems:
+    """Read every checkpoint and the log; returns the problems that were found."""
     problems = []
     steps = run.steps()
     for number, step in enumerate(steps, start=1):
@@ -85,7 +87,7 @@ def verify_run(run: RunDir) -> Problems:
         problems += [f"step {step}: {problem}" for problem in found]
         yield Progress(done=number, total=len(steps), unit="checkpoints")
     lines = run.metrics.read_text().splitlines() if run.metrics.exists() else []
-    # A kill can cut the last line short; the next run forgets it.
+    # A kill can cut the last line short; the next `sit train` removes it.
     damaged = len(lines) - len(run.read_metrics())
     if damaged > 1:
         problems.append(f"{damaged} lines of metrics.jsonl are not JSON")
@@ -93,6 +95,7 @@ def verify_run(run: RunDir) -> Problems:
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> Result:
+    """The network, latents, process and size of a checkpoint."""
     meta, config = checkpoint.meta, checkpoint.config
     process, latents = checkpoint.process, checkpoint.latents
     spec = latents["autoencoder"]
@@ -135,13 +138,14 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Result:
 
 
 def _origin(latents: dict[str, Any]) -> str:
-    """The store the latents were read from; imported weights know none."""
+    """The store that the latents were read from, for people; '' for imported weights."""
     if latents["store"] is None:
         return ""
     return f" of {latents['store']} ({latents['num_items']} images)"
 
 
 def verify_checkpoint(checkpoint: Checkpoint) -> Problems:
+    """Read all tensors of a checkpoint; returns the problems that were found."""
     problems = []
     with torch.device("meta"):
         expected = {k: v.shape for k, v in Transformer(checkpoint.config).state_dict().items()}
@@ -162,12 +166,12 @@ def verify_checkpoint(checkpoint: Checkpoint) -> Problems:
 
 
 def _check_moments(checkpoint: Checkpoint) -> list[str]:
-    """What keeps training from going on with the optimizer's moments."""
+    """Problems with the optimizer's moments that would keep training from going on."""
     with torch.device("meta"):
         network = Transformer(checkpoint.config)
     state = checkpoint.path / "state"
     if checkpoint.meta["format_version"] < 2 or not checkpoint.trainable or not state.exists():
-        return []  # DeepSpeed's own files, which this version does not read; or weights alone
+        return []  # DeepSpeed's own files, which this version does not read, or weights only
     try:
         with contextlib.ExitStack() as stack:
             files = StateFiles(checkpoint.path, stack)
@@ -183,6 +187,7 @@ def _check_moments(checkpoint: Checkpoint) -> list[str]:
 
 
 def bytes_below(path: Path) -> int:
+    """The size of a file, or of all files below a folder."""
     if path.is_file():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

@@ -29,6 +29,7 @@ OPTIONAL_DATASETS = ("latents", "noise")  # what a sample set may hold beside th
 
 
 def describe_samples(samples: SampleSet) -> Result:
+    """The images, the sampler's settings and the size of a sample set."""
     attrs, meta = samples.rows.attrs, samples.meta
     done = int(samples.done.sum())
     pictures, shape = "latents alone", None
@@ -48,7 +49,7 @@ def describe_samples(samples: SampleSet) -> Result:
         if names or not samples.labels.any()
         else f"numbers up to {samples.labels.max()}, without names",
     }
-    # What the sampler recorded, as it recorded it: one short value a line.
+    # The short values that the sampler recorded, one per line.
     for name, value in meta.items():
         if isinstance(value, (str, int, float)) and value != "":
             summary.setdefault(name.replace("_", " "), str(value))
@@ -73,6 +74,7 @@ def describe_samples(samples: SampleSet) -> Result:
 
 
 def verify_samples(samples: SampleSet) -> Problems:
+    """Read a sample set; returns the problems that were found, and warns of blank images."""
     written = samples.rows.written
     problems = check_flags(written, complete=samples.complete)
     blank = 0
@@ -102,8 +104,9 @@ def verify_samples(samples: SampleSet) -> Problems:
 def draw_samples(
     samples: SampleSet, settings: InspectSettings
 ) -> tuple[np.ndarray, int, list[str] | None]:
+    """Images (N, H, W, 3), columns and row labels of the preview."""
     if samples.images is None:
-        raise UsageError(f"{samples.path} holds latents only, no pictures", "leave out --preview")
+        raise UsageError(f"{samples.path} holds latents only, no pictures", "remove --preview")
     done = np.flatnonzero(samples.done)
     names = list(samples.meta.get("class_names") or [])
     chosen, columns, labels = choose_device(samples.labels[done], names)

@@ -1,4 +1,4 @@
-"""``sit inspect``: what an artefact is, whether it is whole, and what is in it."""
+"""``sit inspect``: describes an artefact, verifies it, and draws what it holds."""
 
 from __future__ import annotations
 
@@ -43,15 +43,17 @@ EXPECTED = (
 def inspect(settings: InspectSettings) -> Stage:
     """Describe the artefact at `settings.path`; verify it, draw a preview or a plot if asked to.
 
-    Raises SitError for what is not an artefact of ours, cannot be read, or fails --verify.
+    Raises SitError if it is no artefact of ours, cannot be read, or fails --verify; UsageError for
+    options that do not fit it.
     """
     if settings.preview is None and settings.vae is not None:
-        raise UsageError("--vae is for --preview", "leave it out, or add --preview grid.png")
+        raise UsageError("--vae is for --preview", "remove --vae, or add --preview grid.png")
     artefact = _open(settings.path)
     describe, verify, draw = FUNCTIONS[type(artefact)]
     if settings.preview is not None and draw is None:
         raise UsageError(
-            f"{settings.path} holds weights, no pictures to preview", f"sit sample {settings.path}"
+            f"{settings.path} holds weights, no pictures to preview",
+            f"draw some: sit sample {settings.path}",
         )
     try:
         plotted = checkpoint_to_plot(settings, artefact)
@@ -61,7 +63,7 @@ def inspect(settings: InspectSettings) -> Stage:
         raise _damaged(settings.path, error) from error
     if problems:
         raise SitError(f"{settings.path} is damaged: {'; '.join(problems)}")
-    # What the others say in passing is this command's result: it belongs on stdout.
+    # The facts that other commands print on stderr are this command's result: they go to stdout.
     facts = [[name, value] for name, value in result.summary.items()]
     result.tables.insert(0, Table(title=str(settings.path), header=["", ""], rows=facts))
     result.summary = {}

@@ -27,6 +27,7 @@ from sitcli.text import format_bytes, format_shape
 
 
 def describe_store(store: LatentStore) -> Result:
+    """The images, classes, latents, autoencoder and size of a store."""
     attrs, spec = store.attrs, store.autoencoder
     num_rows, broken = store.rows.num_rows, store.broken()
     missing = store.num_missing()
@@ -79,12 +80,13 @@ def describe_store(store: LatentStore) -> Result:
 
 
 def counts_text(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Images of each class; labels that are none of them, or of no classes at all, are left out."""
+    """(num_classes,) images of each class; labels outside the classes do not count."""
     most = num_classes or 1
     return np.bincount(labels[(labels >= 0) & (labels < most)], minlength=num_classes)
 
 
 def verify_store(store: LatentStore) -> Problems:
+    """Read a store back and compare its checksums; returns the problems that were found."""
     problems = check_flags(store.rows.written, complete=store.complete)
     reading = ReadBack(store)
     for done in reading:
@@ -105,6 +107,7 @@ def verify_store(store: LatentStore) -> Problems:
 def draw_store(
     store: LatentStore, settings: InspectSettings
 ) -> tuple[np.ndarray, int, list[str] | None]:
+    """Decoded images (N, H, W, 3), columns and row labels of the preview."""
     chosen, columns, labels = choose_device(store.labels, store.class_names)
     device = resolve_device(settings.device)
     autoencoder = from_spec(

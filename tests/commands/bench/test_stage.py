@@ -22,7 +22,7 @@ def test_an_option_that_is_not_looked_at_is_refused() -> None:
         ("encode", dict(workers=2)),
         ("loader", dict(model="SiT-S/2")),
     ]:
-        with pytest.raises(UsageError, match=f"means nothing to sit bench {what}"):
+        with pytest.raises(UsageError, match=f"has no effect with sit bench {what}"):
             finish(bench(BenchSettings(what=what, **option)))
     fields = {name for names in OPTIONS_OF.values() for name in names}
     assert fields <= set(BenchSettings.__dataclass_fields__)

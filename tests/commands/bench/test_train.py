@@ -20,7 +20,7 @@ def test_the_suggested_batch_is_the_smallest_fast_one(monkeypatch) -> None:
     result = measured("train", find_batch=True)
     assert result.data["suggested"] == 4
     assert [row["batch_size"] for row in result.data["sizes"]] == [1, 2, 4, 8, 16]
-    assert "more bring nothing" in result.summary["stopped"]
+    assert "larger batches are not faster" in result.summary["stopped"]
 
 
 @pytest.mark.parametrize("full", [torch.OutOfMemoryError("full"), None])

@@ -88,7 +88,7 @@ def test_plot_refusals(tmp_path):
     cases = [
         (tmp_path / "a.h5", dict(plot=True), "is no run or step"),
         (tmp_path / "set", dict(plot=True), "is no run or step"),
-        (directory.path, dict(eta=0.1), "--eta is of the plot's kl-eta"),
+        (directory.path, dict(eta=0.1), "--eta has no effect without --plot"),
         (directory.path, dict(plot=True, eta=0.1), "no measured loss"),
     ]
     for eta in (0.0, float("inf"), float("nan")):
