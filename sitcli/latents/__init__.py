@@ -1,1 +1,1 @@
-"""Latent stores and the batches that training reads from them."""
+"""Latent stores, one or several read as one."""
