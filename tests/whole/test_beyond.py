@@ -134,7 +134,7 @@ def test_internal_guidance_is_the_formula(trained: Path, tmp_path: Path) -> None
         (dict(cfg_scale=2.0, cfg_interval="0.5,0.2"), "0 <= LO < HI <= 1"),
         (dict(cfg_scale=2.0, cfg_interval="a"), "0 <= LO < HI <= 1"),
         (dict(guide_scale=2.0), "no effect without --guide"),
-        (dict(t_shift="fast"), "is no shift"),
+        (dict(t_shift="fast"), "is not a time shift"),
         (dict(t_shift="2", solver="dopri5", steps=None), "has no effect with --ode"),
         (dict(internal_scale=2.0), "has no second head"),
     ],
@@ -160,7 +160,7 @@ def test_guides_that_do_not_fit(store: Path, trained: Path, tmp_path: Path) -> N
 def test_export_of_what_is_beyond(trained: Path, store: Path, tmp_path: Path) -> None:
     """Catches: weights written in a layout whose code computes something else with them."""
     for layout in ("official-sit", "diffusers"):
-        with pytest.raises(UsageError, match="no SwiGLU, RMSNorm, QK-norm, RoPE"):
+        with pytest.raises(UsageError, match="SwiGLU, RMSNorm, QK-norm, RoPE"):
             finish(export(ExportSettings(checkpoint=trained, out=tmp_path / "o", format=layout)))
     ours = tmp_path / "all.safetensors"
     finish(export(ExportSettings(checkpoint=trained, out=ours, format="safetensors")))
