@@ -83,7 +83,7 @@ def _prepare(settings: EmaSettings) -> _Job:
     error = posthoc_error(list(used), list(used.values()), target)
     out = RunDir(settings.out or run.path.with_name(f"{run.path.name}-ema{settings.std:.3f}"))
     if out.path.exists() and any(out.path.iterdir()) and not _is_ours(out):
-        raise UsageError(f"{out.path} exists and is not of sit ema", "name another --out")
+        raise UsageError(f"{out.path} exists, and sit ema did not write it", "name another --out")
     return _Job(run, files, used, target, error, out)
 
 

@@ -91,9 +91,9 @@ def _check_out(settings: ExportSettings) -> None:
         raise UsageError(f"{out} is a folder", f"name a file, e.g. {out / 'weights.pt'}")
     # --overwrite only removes a folder that sit export wrote.
     if folder and not (out / EXTRAS).exists():
-        raise UsageError(f"{out} is there, and no folder of sit export's", "name another OUT")
+        raise UsageError(f"{out} exists, and sit export did not write it", "name another OUT")
     if not settings.overwrite:
-        raise UsageError(f"{out} is there already", "name another OUT, or add --overwrite")
+        raise UsageError(f"{out} exists already", "name another OUT, or add --overwrite")
 
 
 def _result(job: _Job) -> Result:

@@ -124,7 +124,7 @@ def _empty_run(settings: ImportSettings) -> RunDir:
     if run.config.exists() or run.steps():
         raise UsageError(f"{run.path} is a run already", "name another OUT_DIR")
     if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-        raise UsageError(f"{run.path} is there already", "name another OUT_DIR")
+        raise UsageError(f"{run.path} exists already", "name another OUT_DIR")
     if settings.model is not None:
         try:
             parse_model(settings.model)

@@ -86,7 +86,8 @@ def parse_shift(text: str | None, shape: tuple[int, int, int]) -> float:
         shift = math.nan
     if not 1 / MOST_SHIFT <= shift <= MOST_SHIFT:
         raise UsageError(
-            f"--t-shift {text} is no shift", f"use auto, or a number of at most {MOST_SHIFT:g}"
+            f"--t-shift {text} is not a time shift",
+            f"use auto, or a number from {1 / MOST_SHIFT:g} to {MOST_SHIFT:g}",
         )
     return shift
 
@@ -100,7 +101,7 @@ def parse_checkpoint_blocks(text: str) -> int:
         return int(text == "all")
     match = re.fullmatch(r"every-([1-9]\d*)", text)
     if match is None:
-        raise ValueError(f"'{text}' is none of none, all, every-2, every-3, ...")
+        raise ValueError(f"'{text}' is not one of none, all, every-2, every-3, ...")
     return int(match[1])
 
 

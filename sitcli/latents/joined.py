@@ -17,8 +17,8 @@ from sitcli.text import format_shape
 class JoinedStores(ReadsBatches):
     """Several stores read as one: the items of the first, then those of the second, ...
 
-    What training needs of a `LatentStore`, under the same names. path and source are the first
-    store's; paths and sources are all. Classes are joined by their names.
+    It has the attributes and methods of a `LatentStore` that training uses. path and source are
+    the first store's; paths and sources are those of all. Classes are joined by their names.
     """
 
     def __init__(self, parts: Sequence[LatentStore]) -> None:
@@ -50,7 +50,7 @@ class JoinedStores(ReadsBatches):
 
     @property
     def autoencoder_arrays(self) -> dict[str, np.ndarray]:
-        """As `LatentStore.autoencoder_arrays`."""
+        """The autoencoder's own arrays by name, {} for most autoencoders."""
         return self.parts[0].autoencoder_arrays
 
     def read(
@@ -60,7 +60,11 @@ class JoinedStores(ReadsBatches):
         flip: np.ndarray | None = None,
         whole: bool = True,
     ) -> np.ndarray:
-        """As `LatentStore.read`."""
+        """The items' rows as they are stored, a copy: (B, 2C or C, h, w) float16.
+
+        flip: (B,) bool, whether to take the mirrored image; whole: with the posterior's std, if
+        there is one.
+        """
         channels = 2 * self.channels if whole and self.kind == "moments" else self.channels
         values = np.empty((len(indices), channels, *self.latent_shape[1:]), np.float16)
         for part, here, inside in self._owners(indices):
@@ -71,7 +75,7 @@ class JoinedStores(ReadsBatches):
     def features(
         self, indices: Sequence[int] | np.ndarray, *, flip: np.ndarray | None = None
     ) -> np.ndarray:
-        """As `LatentStore.features`."""
+        """The items' features, (B, D, rows, columns) float16; flip: (B,) bool, of the mirrored."""
         values = np.empty((len(indices), *self.align["shape"]), np.float16)
         for part, here, inside in self._owners(indices):
             values[here] = part.features(inside, flip=None if flip is None else flip[here])
@@ -80,7 +84,7 @@ class JoinedStores(ReadsBatches):
     def _owners(
         self, indices: Sequence[int] | np.ndarray
     ) -> Iterator[tuple[LatentStore, np.ndarray, np.ndarray]]:
-        """(store, places among the indices, item numbers within it) for all that own some."""
+        """(store, places in `indices`, item numbers in the store) for each store that has some."""
         indices = np.asarray(indices, np.int64)
         owners = np.searchsorted(self._ends, indices, side="right")
         for number in np.unique(owners):
@@ -88,18 +92,19 @@ class JoinedStores(ReadsBatches):
             yield part, here, indices[here] - (self._ends[number] - part.num_items)
 
     def scaled(self, values: np.ndarray, *, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """As `LatentStore.scaled`."""
+        """Rows from `read` -> scaled latents (B, C, h, w) float32, see `batch`."""
         return self.parts[0].scaled(values, noise=noise)
 
     def image_paths(self) -> list[str]:
-        """As `LatentStore.image_paths`: names within different sources."""
+        """The name of each item within its own store's source."""
         return [name for part in self.parts for name in part.image_paths()]
 
 
 def open_stores(paths: Sequence[Path | str]) -> LatentStore | JoinedStores:
     """The complete stores at `paths` (one or more), to be read as one.
 
-    Raises SitError as `LatentStore.open`, UsageError for stores that do not fit together.
+    Raises SitError for a store that is missing, damaged or incomplete, UsageError for stores that
+    do not fit together.
     """
     parts = [LatentStore.open(path) for path in paths]
     first = parts[0]
@@ -118,7 +123,7 @@ def open_stores(paths: Sequence[Path | str]) -> LatentStore | JoinedStores:
             having, lacking = (part, first) if part.class_names else (first, part)
             raise UsageError(
                 f"{having.path} holds classes and {lacking.path} none",
-                "give stores that all have classes, or none of which has",
+                "give stores that all have classes, or stores that all have none",
             )
         if part.fingerprint in known:
             raise UsageError(
@@ -130,7 +135,7 @@ def open_stores(paths: Sequence[Path | str]) -> LatentStore | JoinedStores:
 
 
 def _common_facts(store: LatentStore) -> dict[str, str]:
-    """What the stores that are read as one must have in common, as an error names it."""
+    """The facts that stores must share to be read as one, by the names that an error uses."""
     spec = store.autoencoder
     return {
         "autoencoder": f"{spec['name']} ({spec['hash'][:12]})",
@@ -143,7 +148,10 @@ def _common_facts(store: LatentStore) -> dict[str, str]:
 
 
 def _joined_classes(parts: Sequence[LatentStore]) -> list[str]:
-    """The common list, or the union in the order that encoding all at once would give."""
+    """The stores' list of classes if all share one, else the sorted union of their lists.
+
+    Encoding all images at once would give the same order.
+    """
     lists = [part.class_names for part in parts]
     if all(names == lists[0] for names in lists):
         return lists[0]

@@ -1,4 +1,4 @@
-"""What is in a latent store's file: its datasets, attributes and checksums."""
+"""The contents of a latent store's file: its datasets, attributes and checksums."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sitcli.text import format_shape
 FORMAT = "sit-latents"
 FORMAT_VERSION = 1
 PROBLEM_BYTES = 96
-MOST_PIXELS = 1 << 16  # a side
+MOST_PIXELS = 1 << 16  # of an image's side
 SPEC: dict[str, type | tuple] = dict(name=str, hash=str, shift=(int, float))
 ARRAY_PREFIX = "autoencoder_"
 KINDS = ("moments", "latents")
@@ -55,11 +55,12 @@ def create_store(
     precision: str,
     align: Mapping[str, Any] | None = None,
 ) -> None:
-    """Lay out a store of len(paths) empty rows of shape `row_shape` at `path`, replacing any.
+    """Create a store of len(paths) empty rows of shape `row_shape` at `path`, replacing any file.
 
     row_shape: (2C, h, w) for kind "moments", (C, h, w) for "latents"; labels: (N,) integers.
-    vae: what --vae was given; align: the encoder of the features, if there are to be any, with
-    their `shape`. Raises SitError as `rows.create` does.
+    vae: the value of --vae; align: the spec of the features' encoder with their `shape`, None for
+    a store without features.
+    Raises SitError if the file cannot be created or the disk cannot hold it.
     """
     channels = row_shape[0] // 2 if kind == "moments" else row_shape[0]
     identity = [source_fingerprint, autoencoder["hash"], image_size, crop, flips]
@@ -96,7 +97,7 @@ def create_store(
 def _datasets(
     num: int, row_shape: Sequence[int], *, copies: int, features: Sequence[int] | None
 ) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of each dataset that has a row an image; copies: 2 with mirrored images."""
+    """Shape and type of each dataset with one row per image; copies: 2 with mirrored images."""
     latents = ("latents", "latents_flipped")[:copies]
     datasets = dict.fromkeys(latents, ((num, *row_shape), "float16"))
     datasets["crc32"] = ((num, copies), "uint32")
@@ -107,7 +108,7 @@ def _datasets(
 
 
 def encode_command(attrs: Mapping[str, Any], path: Path) -> str:
-    """The command that makes, or goes on making, the store with these attributes."""
+    """The command that creates or continues the store with these attributes."""
     words = ["sit", "encode-latents", attrs["source"], str(path), "--vae", attrs["vae"]]
     words += ["--image-size", str(attrs["image_size"]), "--crop", attrs["crop"]]
     spec = attrs["autoencoder"]
@@ -120,22 +121,22 @@ def encode_command(attrs: Mapping[str, Any], path: Path) -> str:
 
 
 def row_checksums(*copies: np.ndarray) -> np.ndarray:
-    """The `crc32` of rows: (B, len(copies)) uint32 for float16 arrays (B, ...)."""
+    """CRC-32 checksums (B, len(copies)) uint32 of the rows of float16 arrays (B, ...)."""
     return np.array([[zlib.crc32(row) for row in rows] for rows in copies], np.uint32).T
 
 
 def open_rows(path: Path) -> Rows:
-    """The row file of a latent store of a format this version reads, complete or not.
+    """The row file of the latent store at `path`, complete or not.
 
-    Raises SitError for anything else.
+    Raises SitError if it is missing, damaged, of a newer format or not a latent store.
     """
     if not path.is_file():
         what = "is a folder, not a latent store" if path.is_dir() else "does not exist"
-        raise SitError(f"{path} {what}", "sit encode-latents FOLDER OUT.h5 writes one")
+        raise SitError(f"{path} {what}", "make one: sit encode-latents FOLDER OUT.h5")
     file = Rows(path)
     if file.attrs.get("format") != FORMAT:
         raise SitError(
-            f"{path} is not a latent store", "sit encode-latents FOLDER OUT.h5 writes one"
+            f"{path} is not a latent store", "make one: sit encode-latents FOLDER OUT.h5"
         )
     file.check({}, {"format_version": int})
     check_version(path, file.attrs["format_version"], FORMAT_VERSION)
@@ -150,7 +151,7 @@ def open_rows(path: Path) -> Rows:
 
 
 def _check_values(file: Rows) -> None:
-    """SitError for values that no store has."""
+    """Raise SitError for values that no store has."""
     attrs, shape = file.attrs, file.shape("latents")
     channels = shape[1] // 2 if attrs["kind"] == "moments" else shape[1]
     scaling = np.ravel(np.asarray(attrs["scaling"], dtype=object))
@@ -174,9 +175,9 @@ def _check_values(file: Rows) -> None:
     elif "class_names" not in file.names or len(file.shape("class_names")) != 1:
         wrong = "no list of classes"
     elif file.dtype("class_names").kind != "S":
-        wrong = "names of classes that are no text"
+        wrong = "names of classes that are not text"
     if wrong:
-        raise SitError(f"{file.path} is damaged: {wrong}", "sit inspect --verify says more")
+        raise SitError(f"{file.path} is damaged: {wrong}", "see sit inspect --verify")
 
 
 def _wrong_features(file: Rows) -> str:

@@ -1,4 +1,4 @@
-"""A finished store read back: checksums compared, statistics summed."""
+"""Reading back a finished store, to compare its checksums and compute its statistics."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from sitcli.storage.rows import DONE
 class ReadBack:
     """One pass over a finished store. Iterate it to the end; it yields the images read so far.
 
-    Afterwards: damaged, row numbers whose bytes are not those that were written; checksum, as
-    `LatentStore.checksum`; mean and std per channel of the scaled latents that training draws,
-    over items, mirrored ones too, positions and the posterior.
+    Afterwards it has these attributes. damaged: numbers of the rows whose bytes differ from those
+    written. checksum: sha256 over latents, mirrored latents and labels, see
+    `LatentStore.checksum`. mean, std: statistics per channel of the scaled latents that training
+    draws, over items, mirrored items, positions and the posterior.
     """
 
     def __init__(self, store: LatentStore) -> None:
@@ -36,7 +37,7 @@ class ReadBack:
             for row, values in enumerate(piece, start):
                 if written[row] == DONE and zlib.crc32(values) != expected[row, copy]:
                     self.damaged.add(row)
-            # Broken rows are zeros: they add nothing here and are not counted below.
+            # Broken rows are zeros: they add nothing to the sums and are not counted in `_finish`.
             values = piece.astype(np.float32)
             total += values[:, : store.channels].sum((0, 2, 3), dtype=np.float64)
             power = np.square(values).sum((0, 2, 3), dtype=np.float64)

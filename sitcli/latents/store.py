@@ -1,4 +1,4 @@
-"""A latent store as its readers see it."""
+"""Reading a latent store."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sitcli.storage import rows
 from sitcli.storage.gather import Gather
 from sitcli.storage.rows import DONE, MISSING, Rows
 
-READ_BYTES = 32_000_000  # a piece of the store read at once by checksum and statistics
-PIECE = 1 << 18  # numbers made float32 at once
+READ_BYTES = 32_000_000  # read at once for checksums and statistics
+PIECE = 1 << 18  # numbers converted to float32 at once
 
 
 class ReadsBatches:
-    """What a store and several that are read as one have in common: `read`, then `scaled`."""
+    """The method `batch`, shared by one store and by several stores read as one."""
 
     def batch(
         self,
@@ -34,9 +34,9 @@ class ReadsBatches:
     ) -> torch.Tensor:
         """(latents - shift) * scaling of the items `indices`: (B, C, h, w) float32 on the CPU.
 
-        flip: (B,) bool, which to take of the mirrored image (the store must have flips).
-        noise: (B, C, h, w); draws mean + std * noise from the posterior. Without it, and where the
-        autoencoder is deterministic, the mode.
+        flip: (B,) bool, whether to take the mirrored image (the store must have flips).
+        noise: (B, C, h, w); the latents are then mean + std * noise, a draw from the posterior.
+        Without noise, or for a deterministic autoencoder, the latents are the mode.
         """
         values = self.read(indices, flip=flip, whole=noise is not None)
         return self.scaled(values, noise=noise)
@@ -45,7 +45,7 @@ class ReadsBatches:
 class LatentStore(ReadsBatches):
     """An open latent store. Items are the readable images, 0..num_items-1 in source order.
 
-    Holds no open HDF5 file: reading goes through memory maps, in any process.
+    It reads through memory maps and holds no open HDF5 file, so any process can use it.
     """
 
     def __init__(self, file: Rows) -> None:
@@ -85,8 +85,8 @@ class LatentStore(ReadsBatches):
     def open(cls, path: Path | str, *, allow_incomplete: bool = False) -> LatentStore:
         """Open the store at `path`.
 
-        Raises SitError if there is none, it is of another kind or a newer format, or, unless
-        `allow_incomplete`, it is not complete.
+        Raises SitError if it is missing, damaged, of a newer format, not a latent store, or, unless
+        `allow_incomplete`, not complete.
         """
         file = open_rows(Path(path))
         if not file.attrs["complete"] and not allow_incomplete:
@@ -96,7 +96,7 @@ class LatentStore(ReadsBatches):
                 f"go on with: {encode_command(file.attrs, file.path)}",
             )
         store, classes = cls(file), max(1, file.shape("class_names")[0])
-        # Of incomplete stores only those ask who find out what is wrong.
+        # Only commands that report faults open incomplete stores: they must not fail here.
         asked = not allow_incomplete and store.num_items
         if asked and not 0 <= store.labels.min() <= store.labels.max() < classes:
             raise SitError(f"{path} is damaged: labels outside its {classes} classes")
@@ -109,7 +109,7 @@ class LatentStore(ReadsBatches):
 
     @property
     def autoencoder_arrays(self) -> dict[str, np.ndarray]:
-        """What the autoencoder needs beside its spec, by name; {} for most."""
+        """The autoencoder's own arrays by name, {} for most autoencoders."""
         names = [name for name in self.rows.names if name.startswith(ARRAY_PREFIX)]
         return {name[len(ARRAY_PREFIX) :]: np.array(self.rows.array(name)) for name in names}
 
@@ -122,7 +122,8 @@ class LatentStore(ReadsBatches):
     ) -> np.ndarray:
         """The items' rows as they are stored, a copy: (B, 2C or C, h, w) float16.
 
-        flip: as in `batch`; whole: with the posterior's std, where there is one.
+        flip: (B,) bool, whether to take the mirrored image; whole: with the posterior's std, if
+        there is one.
         """
         numbers = self._items[indices]
         copies = 0
@@ -130,7 +131,7 @@ class LatentStore(ReadsBatches):
             if not self.has_flips:
                 raise ValueError(f"{self.path} has no mirrored latents")
             copies = flip.astype(np.int64)
-        # Only the mean is copied when only the mean is used.
+        # Copy the mean alone if the std is not used.
         used = slice(None) if whole else slice(self.channels)
         return self._gather.read(numbers, array=copies, used=used)
 
@@ -146,9 +147,12 @@ class LatentStore(ReadsBatches):
         return self._gather_features.read(self._items[indices], array=copies)
 
     def scaled(self, values: np.ndarray, *, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """What `batch` makes of the rows `read`; whole rows where there is noise."""
+        """Rows from `read` -> scaled latents (B, C, h, w) float32, see `batch`.
+
+        With noise, the rows must be whole.
+        """
         latents = torch.empty(len(values), *self.latent_shape)
-        # In pieces that stay in the processor's cache.
+        # Work in pieces that stay in the processor's cache.
         size = max(1, PIECE // math.prod(values.shape[1:]))
         for start in range(0, len(values), size):
             part = slice(start, start + size)
@@ -164,7 +168,7 @@ class LatentStore(ReadsBatches):
         return latents
 
     def image_paths(self) -> list[str]:
-        """Name of each item within the source."""
+        """The name of each item within the source."""
         return self.rows.texts("paths", self._items)
 
     def broken(self) -> list[tuple[str, str]]:
@@ -174,7 +178,7 @@ class LatentStore(ReadsBatches):
         return list(zip(names, self.rows.texts("problems", numbers), strict=True))
 
     def num_missing(self) -> int:
-        """Images not encoded yet."""
+        """The number of images that have not been encoded."""
         return int(np.count_nonzero(self.rows.written == MISSING))
 
     def checksum(self) -> str:
@@ -186,7 +190,7 @@ class LatentStore(ReadsBatches):
         return digest.hexdigest()
 
     def pieces(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """(0 or 1 for mirrored, first row, rows) for the whole store, some 32 MB at a time."""
+        """(0, or 1 for mirrored; first row; rows) over the whole store, about 32 MB at a time."""
         for copy, array in enumerate((self._latents, self._flipped)):
             if array is not None:
                 step = max(1, READ_BYTES // array[0].nbytes)

@@ -1,4 +1,4 @@
-"""A checkpoint opened: its facts, its weights, its network."""
+"""Open checkpoints: their facts, weights and networks."""
 
 from __future__ import annotations
 
@@ -28,62 +28,71 @@ from sitcli.storage.tensors import read_tensors
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One complete checkpoint, without its weights until they are asked for."""
+    """One complete checkpoint; its weights are read only when they are asked for.
+
+    path: the folder of its step. meta: the contents of meta.json, checked.
+    """
 
     path: Path
     meta: dict[str, Any]
 
     @property
     def step(self) -> int:
+        """The training step at which it was saved."""
         return self.meta["step"]
 
     @property
     def latents(self) -> dict[str, Any]:
-        """As `latent_facts`."""
+        """The facts about the latents it was trained on, see `latent_facts`."""
         return self.meta["latents"]
 
     @cached_property
     def config(self) -> TransformerConfig:
+        """The network's configuration."""
         return TransformerConfig(**self.meta["transformer"])
 
     @cached_property
     def process(self) -> Flow:
+        """The process it was trained with, SiT's or DiT's."""
         return process_from(self.meta["process"])
 
     @property
     def loss_curve(self) -> LossCurve | None:
-        """The velocity loss over t, measured while training."""
+        """The velocity loss over t as measured in training, None if it was not measured."""
         bins = self.meta["loss_by_t"]
         return LossCurve.from_bins(bins["sums"], bins["counts"]) if any(bins["counts"]) else None
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of its images in pixels."""
+        """Height and width in pixels of the images it makes."""
         size = self.latents["image_size"]
         return (size, size) if isinstance(size, int) else tuple(size)
 
     @property
     def trainable(self) -> bool:
-        """Whether there is an optimizer's state to go on from; imported weights have none."""
+        """Whether it has an optimizer state to go on from; imported and averaged weights do not."""
         return "lineage" not in self.meta and "power_ema" not in self.meta
 
     @property
     def kinds(self) -> list[str]:
-        """Which weights are here: model and ema; of imported or made ones perhaps one of them."""
+        """The kinds of weights it holds: model and ema, or one of them if imported or averaged."""
         both = ["model", "ema"]
         if self.trainable:
             return both
         return [which for which in both if self._file(which).exists()]
 
     def weights(self, which: str) -> dict[str, Tensor]:
-        """'ema' or 'model'. SitError if they are not there, or the file is damaged."""
+        """The tensors of kind `which`, 'ema' or 'model', by name.
+
+        Raises SitError if they are missing or the file is damaged.
+        """
         if self.kinds not in ([], ["model", "ema"], [which]):
             (other,) = self.kinds
-            raise SitError(f"{self.path} holds no {which} weights", f"--weights {other}")
+            raise SitError(f"{self.path} holds no {which} weights", f"use --weights {other}")
         return self.tensors(self._file(which).name)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of the file `name` of this checkpoint. SitError if it cannot be read."""
+        """The tensors in its file `name`. Raises SitError if it cannot be read."""
         return read_tensors(self.path / name, hint=without(self.path))
 
     def _file(self, which: str) -> Path:
@@ -92,9 +101,10 @@ class Checkpoint:
     def network(
         self, which: str, device: torch.device, *, dtype: torch.dtype = torch.float32
     ) -> Network:
-        """The network in eval mode with these weights, fed times with t = 0 at the data.
+        """The network in eval mode with the weights `which`; it takes times with t = 0 at the data.
 
-        dtype: what matrix products are to run in. SitError if the weights do not fit.
+        dtype: the type of its matrix products.
+        Raises SitError if the weights are missing, damaged or do not fit.
         """
         try:
             network = build_network(self.config, self.weights(which), device, dtype=dtype)
@@ -105,11 +115,11 @@ class Checkpoint:
         if convention == REVERSED:
             return ReversedTime(network, prediction=self.process.prediction)
         if convention != PAPER:
-            raise SitError(f"{self.path} names a time convention '{convention}' sit does not know")
+            raise SitError(f"{self.path} has a time convention '{convention}', unknown to sit")
         return network
 
     def autoencoder_arrays(self) -> dict[str, np.ndarray]:
-        """What the autoencoder needs beside its spec."""
+        """The autoencoder's own arrays by name, {} for most autoencoders."""
         path = self.path / "autoencoder.safetensors"
         if not path.exists():
             return {}
@@ -123,11 +133,12 @@ def build_network(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Transformer:
-    """The network for evaluation with these very tensors; RuntimeError if they do not fit.
+    """The network in eval mode with the given tensors as its weights.
 
-    The modulation of its blocks is made one product, of a copy of their weights.
-    dtype: that of the weights of the blocks' matrix products, as autocast would turn them to in
-    each evaluation; it changes nothing that is computed under autocast to it.
+    The modulations of all blocks become one product, with a copy of their weights. dtype: the type
+    of the weights in the blocks' matrix products. Converting them here saves autocast to the same
+    type the conversion in each evaluation, and does not change the result.
+    Raises RuntimeError if the tensors do not fit.
     """
     with torch.device("meta"):
         network = Transformer(config)
@@ -140,9 +151,10 @@ def build_network(
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at a step's folder, or the newest of a run; of the hub too (hf:OWNER/NAME).
+    """The checkpoint in a step's folder, or the newest one of a run's folder.
 
-    Raises SitError if there is none or it is of a newer format.
+    path: also hf:OWNER/NAME, which is fetched from the hub.
+    Raises SitError if there is none, or it is damaged or of a newer format.
     """
     path = local_path(path)
     if not path.exists():
@@ -171,4 +183,5 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def without(step: Path) -> str:
+    """The hint for a checkpoint that cannot be used: how to go on without it."""
     return f"name an older step, or remove {step} to go on from the one before it"

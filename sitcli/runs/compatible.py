@@ -1,4 +1,4 @@
-"""Whether a checkpoint and a latent store are of one space, and which labels they share."""
+"""Whether a checkpoint and a latent store fit together, and which labels they share."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ OWN_LABELS = "their own"
 
 
 def check_same_latents(store: LatentStore | JoinedStores, checkpoint: Checkpoint) -> None:
-    """SitError unless the store's latents are of the kind that the run was trained on."""
+    """Raise SitError unless the store's latents are of the kind the run was trained on."""
     latents, config = checkpoint.latents, checkpoint.config
     shape = config.latent_shape
     if store.latent_shape != shape:
-        what = f"latents {format_shape(store.latent_shape)}, and the run's {format_shape(shape)}"
+        what = (
+            f"latents {format_shape(store.latent_shape)}, but the run needs {format_shape(shape)}"
+        )
     elif latents["autoencoder"]["hash"] not in (None, store.autoencoder["hash"]):
         what = f"latents of another autoencoder, {store.autoencoder['name']}"
     elif store.scaling != latents["scaling"]:
-        what = f"latents scaled by {store.scaling}, and the run's by {latents['scaling']}"
+        what = f"latents scaled by {store.scaling}, but the run needs {latents['scaling']}"
     else:
         return
-    like = f"--vae {latents['autoencoder']['name']} does it"
+    like = f"with --vae {latents['autoencoder']['name']}"
     if latents["store"] is not None:
-        like = f"{latents['store']} was encoded"
-    raise SitError(f"{store.path} holds {what}", f"encode the images as {like}")
+        like = f"as {latents['store']} was encoded"
+    raise SitError(f"{store.path} holds {what}", f"encode the images {like}")
 
 
 def known_labels(
     labels: np.ndarray, class_names: list[str], checkpoint: Checkpoint
 ) -> tuple[np.ndarray, str]:
-    """The run's class numbers for images of these labels (n,) and classes, and where they are from.
+    """The run's class numbers (n,) for images with these labels (n,) and classes, and their origin.
 
-    The second is OWN_LABELS if every class is one of the run's, by name; else the numbers are the
-    null class, and it says why.
+    The origin is OWN_LABELS if every class is one of the run's, by name. Otherwise all numbers are
+    the null class, and the origin says why.
     """
     num_classes, known = checkpoint.config.num_classes, checkpoint.latents["class_names"]
     if num_classes == 0:
@@ -52,6 +54,9 @@ def known_labels(
 
 
 def check_null_class(checkpoint: Checkpoint, policy: str, hint: str) -> None:
-    """UsageError if the null class, which `policy` says is used, was never trained."""
+    """Raise UsageError if the null class was never trained.
+
+    policy: the text that says that the null class is used; hint: the error's hint.
+    """
     if checkpoint.config.num_classes and checkpoint.meta.get("label_dropout") == 0:
-        raise UsageError(f"labels: {policy}, which --label-dropout 0 never trained", hint)
+        raise UsageError(f"labels: {policy}, but --label-dropout 0 did not train it", hint)

@@ -13,7 +13,7 @@ from sitcli.latents.store import LatentStore
 from sitcli.model.config import TransformerConfig
 from sitcli.text import first_line
 
-PAPER, REVERSED = "paper", "reversed"  # what the network calls t = 0: the data, or the noise
+PAPER, REVERSED = "paper", "reversed"  # the network's t = 0 is the data, or the noise
 NEEDED = ("format_version", "step", "transformer", "process", "latents", "loss_by_t")
 META: dict[str, type | tuple] = dict(
     step=int, transformer=dict, process=dict, latents=dict, loss_by_t=dict, model=str,
@@ -32,9 +32,10 @@ MOST_BLOCKS, MOST_TOKENS = 1024, 1 << 16
 
 
 def latent_facts(store: LatentStore | JoinedStores) -> dict[str, Any]:
-    """What sampling and evaluation need to know of the store, kept in every checkpoint.
+    """The facts about a latent store that every checkpoint keeps for sampling and evaluation.
 
-    store, source: of several stores the first; stores, sources: all.
+    store, source: the path of the store and of its images, or of the first of several stores;
+    stores, sources: the lists of all.
     """
     return dict(
         store=str(store.path.resolve()),
@@ -53,16 +54,17 @@ def latent_facts(store: LatentStore | JoinedStores) -> dict[str, Any]:
 
 
 def process_from(facts: dict[str, Any]) -> Flow:
-    """The process that `checkpoint_meta` wrote: DiT's if its path is the chain's, else SiT's."""
+    """The process that `checkpoint_meta` wrote: DiT's if its interpolant is "ddpm", else SiT's."""
     return (Diffusion if facts["interpolant"] == Diffusion.interpolant else Flow)(**facts)
 
 
 def checkpoint_meta(
     config: TransformerConfig, process: Flow, *, time_convention: str = PAPER, **more: Any
 ) -> dict[str, Any]:
-    """The meta.json of a checkpoint: what `Checkpoint` reads back.
+    """The contents of a checkpoint's meta.json, which `Checkpoint` reads back.
 
-    time_convention: PAPER, the network is fed t with t = 0 at the data; or REVERSED, 1 - t.
+    time_convention: PAPER if the network takes t with t = 0 at the data, REVERSED if it takes
+    1 - t. more: further fields.
     """
     facts = dict(transformer=_written_fields(config), process=_written_fields(process))
     return dict(facts, time_convention=time_convention, **more)
@@ -76,7 +78,7 @@ def _written_fields(described: TransformerConfig | Flow) -> dict[str, Any]:
 
 
 def wrong_in_meta(meta: dict[str, Any]) -> str:
-    """The first thing that keeps a meta.json from being read, "" if nothing does."""
+    """The first fault of a meta.json, as an error names it; "" if it can be read."""
     if lacking := [key for key in NEEDED if key not in meta]:
         return f"no '{lacking[0]}'"
     for key, kind in META.items():
@@ -97,7 +99,7 @@ def wrong_in_meta(meta: dict[str, Any]) -> str:
         return "its loss over t"
     try:
         config = TransformerConfig(**meta["transformer"])
-        # A network of any other size would be built before its weights are looked at.
+        # The network is built before its weights are read: a false size must not exhaust memory.
         if not 0 < config.depth <= MOST_BLOCKS or config.tokens > MOST_TOKENS:
             return f"a network of {config.depth} blocks and {config.tokens} tokens"
         process = process_from(meta["process"])

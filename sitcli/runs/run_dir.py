@@ -15,7 +15,7 @@ from sitcli.model.power_ema import Snapshot
 from sitcli.storage.files import replacing, sync_folder, write_json, write_text
 
 FORMAT = "sit-checkpoint"
-FORMAT_VERSION = 2  # 1 had DeepSpeed's pickles in state/: readable, but not to go on from
+FORMAT_VERSION = 2  # format 1 had DeepSpeed's pickles in state/: training cannot go on from them
 STEP_NAME = re.compile(r"step-(\d{7,})")
 SNAPSHOT_NAME = re.compile(r"ema-std(0\.\d+)\.safetensors")
 
@@ -31,7 +31,7 @@ def step_name(step: int) -> str:
 
 
 class RunDir:
-    """The files of one run; creates nothing until asked to write."""
+    """The files of one run. Nothing is created before something is written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,30 +40,31 @@ class RunDir:
         self.averages = path / "averages"
 
     def steps(self) -> list[int]:
-        """Complete checkpoints, oldest first."""
+        """The steps of the complete checkpoints, oldest first."""
         found = [STEP_NAME.fullmatch(p.parent.name) for p in self.path.glob("step-*/meta.json")]
         return sorted(int(match[1]) for match in found if match)
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint."""
+        """The folder of the newest complete checkpoint, None if there is none."""
         steps = self.steps()
         return self.step_path(steps[-1]) if steps else None
 
     def step_path(self, step: int) -> Path:
+        """The folder of the checkpoint of `step`."""
         return self.path / step_name(step)
 
     def saving_path(self, step: int) -> Path:
-        """Where a checkpoint is written before it counts."""
+        """The folder in which a checkpoint is written before it counts."""
         return self.path / f".saving-{step_name(step)}"
 
     def partial(self) -> list[Path]:
-        """Checkpoints that do not count: killed while they were written or removed."""
+        """The folders of incomplete checkpoints, left by a kill during writing or removal."""
         removed = [p for p in self.path.glob("step-*") if STEP_NAME.fullmatch(p.name)]
         removed = [p for p in removed if not (p / "meta.json").exists()]
         return sorted([*self.path.glob(".saving-*"), *removed])
 
     def clean(self) -> None:
-        """Remove what a killed save or removal left behind."""
+        """Remove the incomplete checkpoints that a killed save or removal left behind."""
         for path in self.partial():
             shutil.rmtree(path, ignore_errors=True)
 
@@ -75,7 +76,10 @@ class RunDir:
         return path
 
     def commit_save(self, step: int, meta: dict[str, Any]) -> Path:
-        """Give the folder of `begin_save` its name; every file in it is on the disk already."""
+        """Complete the checkpoint in the folder of `begin_save`; returns its final folder.
+
+        Writes meta.json and renames the folder. Every other file in it must be on the disk already.
+        """
         path = self.saving_path(step)
         meta = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, **meta}
         write_json(path / "meta.json", {**meta, "sit_version": __version__})
@@ -90,20 +94,20 @@ class RunDir:
     def prune(self, *, last: int, every: int) -> None:
         """Remove all but the newest `last` checkpoints and those of multiples of `every`.
 
-        last 0 keeps all, every 0 none besides the newest.
+        last 0 keeps all checkpoints; every 0 keeps only the newest.
         """
         for step in self.steps()[:-last] if last else []:
             if every and step % every == 0:
                 continue
             path = self.step_path(step)
             self.keep_snapshots(step)
-            # Without its meta.json it no longer counts, however far the removal gets.
+            # Without meta.json a checkpoint no longer counts, even if the removal is interrupted.
             with contextlib.suppress(OSError):
                 (path / "meta.json").unlink()
             shutil.rmtree(path, ignore_errors=True)
 
     def keep_snapshots(self, step: int) -> None:
-        """Give a step's power-function averages a second name, which outlives the step."""
+        """Link or copy a step's power-function averages to averages/, where they outlive it."""
         for file in self.step_path(step).glob("ema-std*.safetensors"):
             kept = self.averages / step_name(step) / file.name
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +119,7 @@ class RunDir:
                         shutil.copyfile(file, temporary)
 
     def snapshots(self) -> dict[Snapshot, Path]:
-        """The power-function averages that are there, of complete steps and of removed ones."""
+        """The files of all power-function averages, of complete steps and of removed ones."""
         found = {}
         complete = [self.step_path(step) for step in self.steps()]
         for folder in (*self.averages.glob("step-*"), *complete):
@@ -127,7 +131,7 @@ class RunDir:
         return dict(sorted(found.items()))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The logged objects; a half-written last line is ignored."""
+        """The logged objects; a line that is not whole is ignored."""
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         objects = []
         for line in lines:
@@ -136,11 +140,11 @@ class RunDir:
         return objects
 
     def cut_metrics(self, step: int) -> None:
-        """Forget what was logged after `step`: it will be logged again."""
+        """Remove the entries logged after `step`, since these steps will be logged again."""
         kept = [entry for entry in self.read_metrics() if entry["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def log_metrics(self, entry: dict[str, Any]) -> None:
-        """Append one object."""
+        """Append one object to metrics.jsonl."""
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")

@@ -1,4 +1,4 @@
-"""Given noise: NOISE.npy, where other implementations began too."""
+"""Noise from a file, so that samplers of other implementations can start from the same noise."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sitcli.text import first_line, format_shape
 
 
 def open_noise(path: Path, shape: tuple[int, int, int]) -> Noise:
-    """The noise in a .npy file of floats (N, *shape), which is mapped, not read.
+    """The noise in a .npy file of floats (N, *shape), which is memory-mapped.
 
-    Raises SitError for a file that is none, UsageError for another shape.
+    Raises SitError if the file does not hold an array of floats, UsageError for another shape.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -27,7 +27,9 @@ def open_noise(path: Path, shape: tuple[int, int, int]) -> Noise:
             "write one with numpy.save, float32 (N, C, h, w)",
         ) from None
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-        raise SitError(f"{path} does not hold an array of floats", "numpy.save(path, noise)")
+        raise SitError(
+            f"{path} does not hold an array of floats", "write one with numpy.save(path, noise)"
+        )
     if array.ndim != 4 or array.shape[1:] != shape or not len(array):
         raise UsageError(
             f"--noise {path} is {format_shape(array.shape)}, not N x {format_shape(shape)}",
@@ -37,7 +39,7 @@ def open_noise(path: Path, shape: tuple[int, int, int]) -> Noise:
 
 
 class Noise:
-    """An array (N, C, h, w) at t = 1; hash: the file's."""
+    """An array (N, C, h, w) of noise at t = 1; hash: sha256 of the file, in hex."""
 
     def __init__(self, path: Path, array: np.ndarray) -> None:
         self.path = path
@@ -46,7 +48,7 @@ class Noise:
         self._array = array
 
     def rows(self, indices: np.ndarray) -> Tensor:
-        """Float32 copies of these rows. SitError if they are not finite."""
+        """Float32 copies of these rows. Raises SitError if they are not finite."""
         rows = torch.from_numpy(self._array[indices].astype(np.float32))
         if not bool(torch.isfinite(rows).all()):
             raise SitError(f"{self.path} holds noise that is not finite")

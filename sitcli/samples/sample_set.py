@@ -1,11 +1,11 @@
-"""Sample sets: what `sit sample` writes and `sit evaluate` reads.
+"""Sample sets, which `sit sample` writes and `sit evaluate` reads.
 
-A folder with samples.h5 (a row file: images (N, H, W, 3) uint8, evaluations (N,) float64, labels
-and seeds (N,) int64, latents (N, C, h, w) float32 on request), grid.png and meta.json. A set of
-inverted images holds the noise they were found to be drawn from, noise (N, C, h, w) float32; one
-of latents alone has no images and no grid.
+A sample set is a folder with samples.h5 (a row file: images (N, H, W, 3) uint8, evaluations (N,)
+float64, labels and seeds (N,) int64, latents (N, C, h, w) float32 on request), grid.png and
+meta.json. A set of inverted images also holds the noise that gives them, noise (N, C, h, w)
+float32; a set of latents alone has no images and no grid.
 
-Format 1 counted the evaluations of all images in an attribute, which one process alone can write.
+Format 1 kept the evaluations of all images in one attribute, which only one process can write.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SAMPLE_AGAIN = "remove it and draw it again"
 
 
 def file_of(path: Path) -> Path:
-    """The row file of a sample set that is named by its folder or by the file."""
+    """The row file of the sample set at `path`, which is its folder or the file itself."""
     return path if path.suffix == ".h5" else path / FILE
 
 
 class SampleSet:
-    """An open sample set; rows that are not written yet are zeros."""
+    """An open sample set; rows that have not been written are zeros."""
 
     def __init__(self, file: Rows) -> None:
         self.rows = file
@@ -48,7 +48,7 @@ class SampleSet:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """How the images were made, and what they cost as far as they are drawn."""
+        """The settings of the images, and the network evaluations spent on those drawn so far."""
         meta = dict(self.rows.attrs["meta"])
         evaluations, images = self.evaluations
         if evaluations:
@@ -57,7 +57,7 @@ class SampleSet:
 
     @property
     def evaluations(self) -> tuple[int, int]:
-        """Network evaluations spent on the images that are there, and how many these are."""
+        """The network evaluations spent on the images drawn so far, and the number of images."""
         if "evaluations" not in self.rows.names:
             return tuple(self.rows.attrs["evaluations"])
         done = self.done
@@ -65,11 +65,12 @@ class SampleSet:
 
     @property
     def complete(self) -> bool:
+        """Whether all images are drawn."""
         return bool(self.rows.attrs["complete"])
 
     @property
     def done(self) -> np.ndarray:
-        """(N,) bool: which images are there."""
+        """(N,) bool: which images have been drawn."""
         return self.rows.written == DONE
 
     @classmethod
@@ -84,10 +85,11 @@ class SampleSet:
         noise_shape: tuple[int, int, int] | None = None,
         meta: dict[str, Any],
     ) -> SampleSet:
-        """Lay out an empty set in the row file `path`.
+        """Create an empty set in the row file `path`, and open it for writing.
 
-        image_size: height and width, None if no images are kept; latent_shape, noise_shape: only
-            if latents, or the noise of inverted images, are.
+        image_size: height and width, None if no images are kept; latent_shape, noise_shape: None
+            if no latents, or no noise of inverted images, are kept.
+        Raises SitError if the file cannot be created.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         datasets = {"evaluations": ((len(labels),), "float64")}
@@ -109,10 +111,10 @@ class SampleSet:
 
     @classmethod
     def open(cls, path: Path, *, writable: bool = False) -> SampleSet:
-        """Open a set by its folder or file, complete or not. SitError for anything else."""
+        """Open a set, complete or not, by its folder or file. Raises SitError for anything else."""
         file = Rows(file_of(path), writable=writable)
         if file.attrs.get("format") != FORMAT:
-            raise SitError(f"{path} is not a sample set", "sit sample writes one")
+            raise SitError(f"{path} is not a sample set", "make one with sit sample")
         file.check({}, {"format_version": int})
         check_version(path, file.attrs["format_version"], FORMAT_VERSION)
         file.check({"labels": "i8", "seeds": "i8"}, ATTRS)
@@ -135,19 +137,20 @@ class SampleSet:
         return cls(file)
 
     def write(self, indices: np.ndarray, *, evaluations: int, **arrays: np.ndarray) -> None:
-        """Write images and what is kept with them, as `Rows.write` does.
+        """Write rows of the set's datasets, see `Rows.write`.
 
-        evaluations: what they cost together; a set of format 1 is not told.
+        evaluations: the network evaluations of these rows together; a set of format 1 ignores it.
+        Raises SitError if the disk is full.
         """
         if "evaluations" in self.rows.names:
             arrays["evaluations"] = np.full(len(indices), evaluations / len(indices))
         self.rows.write(indices, **arrays)
 
     def beside(self, name: str) -> Path:
-        """Where a file of this set goes: DIR/name, or DIR/STEM.name for a lone STEM.h5."""
+        """The path of a further file of this set: DIR/name, or DIR/STEM.name for a STEM.h5."""
         return self.directory / (name if self.path.name == FILE else f"{self.path.stem}.{name}")
 
     def finish(self) -> None:
-        """Write meta.json and declare the set complete."""
+        """Write meta.json and mark the set complete."""
         write_json(self.beside("meta.json"), self.meta)
         self.rows.set_attrs(complete=True)

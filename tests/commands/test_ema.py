@@ -57,7 +57,7 @@ def test_average_refusals(trained: Path, tmp_path: Path, store: Path) -> None:
         finish(average(EmaSettings(run=tmp_path / "plain", std=0.1)))
     with pytest.raises(UsageError, match="no averages of that step"):
         finish(average(EmaSettings(run=trained, std=0.1, step=77)))
-    with pytest.raises(UsageError, match="not of sit ema"):
+    with pytest.raises(UsageError, match="sit ema did not write it"):
         finish(average(EmaSettings(run=trained, std=0.1, out=tmp_path / "plain")))
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)

@@ -16,11 +16,11 @@ def test_export_replaces_only_its_own(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(UsageError, match="no folder of sit export's"):
+    with pytest.raises(UsageError, match="sit export did not write it"):
         take(run, tmp_path / "mine", "diffusers", overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
     out = take(run, tmp_path / "x.safetensors", "safetensors")
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="exists already"):
         take(run, out, "safetensors")
     take(run, out, "safetensors", overwrite=True)
     folder = take(run, tmp_path / "folder", "diffusers")

@@ -22,7 +22,7 @@ def test_checkpoint_blocks_are_parsed() -> None:
     texts = ["none", "all", "every-1", "every-12"]
     assert [*map(parse_checkpoint_blocks, texts)] == [0, 1, 1, 12]
     for text in ("", "every", "every-0", "every-", "2", "All", "every-1.5", "every--2"):
-        with pytest.raises(ValueError, match="is none of none, all, every-2"):
+        with pytest.raises(ValueError, match="is not one of none, all, every-2"):
             parse_checkpoint_blocks(text)
 
 

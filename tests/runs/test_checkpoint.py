@@ -88,7 +88,7 @@ def test_imported_weights_may_be_of_one_kind(run: Path) -> None:
     assert (checkpoint.kinds, checkpoint.trainable) == (["ema"], False)
     with pytest.raises(SitError, match="holds no model weights") as caught:
         checkpoint.weights("model")
-    assert caught.value.hint == "--weights ema"
+    assert caught.value.hint == "use --weights ema"
     assert checkpoint.weights("ema").keys() == random_network(CONFIG).state_dict().keys()
 
 

@@ -34,16 +34,16 @@ def test_latents_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:
     store = LatentStore.open(tmp_path / "tiny.h5")
     checkpoint = open_checkpoint(run)
     large = make_store(tmp_path / "large.h5", side=16)
-    with pytest.raises(SitError, match=r"3 x 16 x 16, and the run's 3 x 8 x 8") as caught:
+    with pytest.raises(SitError, match=r"3 x 16 x 16, but the run needs 3 x 8 x 8") as caught:
         check_same_latents(large, checkpoint)
     assert f"{tmp_path / 'tiny.h5'} was encoded" in caught.value.hint
     other = changed(run, autoencoder={**store.autoencoder, "hash": "0" * 64}, store=None)
     with pytest.raises(SitError, match="of another autoencoder, pixels") as caught:
         check_same_latents(store, other)
-    assert "--vae pixels does it" in caught.value.hint
+    assert "encode the images with --vae pixels" in caught.value.hint
     unknown = changed(run, autoencoder={**store.autoencoder, "hash": None})
     check_same_latents(store, unknown)  # imported weights do not say
-    with pytest.raises(SitError, match=r"scaled by 1\.0, and the run's by 0\.5"):
+    with pytest.raises(SitError, match=r"scaled by 1\.0, but the run needs 0\.5"):
         check_same_latents(store, changed(run, scaling=0.5))
 
 
@@ -86,5 +86,5 @@ def test_a_null_class_that_was_never_trained_is_refused(run: Path) -> None:
     checkpoint = open_checkpoint(run)
     check_null_class(checkpoint, "the null class", "")
     checkpoint.meta["label_dropout"] = 0
-    with pytest.raises(UsageError, match="--label-dropout 0 never trained"):
+    with pytest.raises(UsageError, match="--label-dropout 0 did not train"):
         check_null_class(checkpoint, "the null class", "")

@@ -145,7 +145,7 @@ def test_latents_alone_need_no_autoencoder_and_are_called_so(
     with pytest.raises(SitError, match="no sample set"):
         newest_samples()
     told = finish(inspect(InspectSettings(path=samples.path, verify=True, device="cpu")))
-    assert ["images", "3, latents alone, latents kept"] in told.tables[0].rows
+    assert ["images", "3, latents only, latents kept"] in told.tables[0].rows
     with pytest.raises(UsageError, match="latents only"):
         finish(
             inspect(InspectSettings(path=samples.path, preview=tmp_path / "p.png", device="cpu"))
@@ -188,7 +188,7 @@ def test_imported_weights_say_which_channels_and_which_weights(run: Path) -> Non
     (meta.parent / "model.safetensors").unlink(missing_ok=True)
     with pytest.raises(SitError, match="no model weights") as caught:
         draw(run, "c", num=2, weights="model")
-    assert caught.value.hint == "--weights ema"
+    assert caught.value.hint == "use --weights ema"
     facts["time_convention"] = "sideways"
     meta.write_text(json.dumps(facts))
     with pytest.raises(SitError, match="sideways"):

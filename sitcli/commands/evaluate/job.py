@@ -180,7 +180,10 @@ def _resolve_reference(
         raise SitError(f"the reference {path} holds {num} image, and at least 2 are needed")
     wanted = settings.reference_num or num
     if wanted > num:
-        raise UsageError(f"--reference-num {wanted}: the reference {path} has {num:,} images")
+        raise UsageError(
+            f"--reference-num {wanted}: the reference {path} has {num:,} images",
+            f"use at most --reference-num {num}",
+        )
     indices = np.arange(wanted) * num // max(1, wanted)
     return Reference(path=path, images=images, indices=indices, statistics=statistics)
 

@@ -32,7 +32,7 @@ def describe_samples(samples: SampleSet) -> Result:
     """The images, the sampler's settings and the size of a sample set."""
     attrs, meta = samples.rows.attrs, samples.meta
     done = int(samples.done.sum())
-    pictures, shape = "latents alone", None
+    pictures, shape = "latents only", None
     if samples.images is not None:
         shape = list(samples.images.shape[1:])
         pictures = f"{shape[1]} x {shape[0]} pixels"

@@ -236,7 +236,7 @@ def _labels(drawn: SamplingJob, real: _Real, items: np.ndarray) -> tuple[np.ndar
     given = drawn.settings.classes
     if given:
         if "," in given:
-            raise UsageError("--classes: --invert takes one class for all images")
+            raise UsageError("--classes: --invert takes one class for all images", "name one class")
         return np.full(len(items), drawn.labels[0]), f"class {given.strip()}"
     labels, policy = known_labels(real.labels[items], real.class_names, drawn.checkpoint)
     if policy != OWN_LABELS:

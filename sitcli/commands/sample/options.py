@@ -58,7 +58,7 @@ def mode_of(settings: SampleSettings) -> str | None:
     """
     asked = [mode for mode in OPTIONS if getattr(settings, mode)]
     if len(asked) > 1:
-        raise UsageError(f"--{asked[0]} and --{asked[1]} are two samplers", "give one of them")
+        raise UsageError(f"--{asked[0]} and --{asked[1]} are two samplers", "remove one of them")
     return asked[0] if asked else None
 
 

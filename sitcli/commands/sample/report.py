@@ -58,7 +58,7 @@ def result_of(samples: SampleSet, job: Job) -> Result:
     meta = samples.meta
     path = samples.directory if samples.path.name == FILE else samples.path
     summary = {
-        "images": f"{samples.num} of latents alone, float32",
+        "images": f"{samples.num}, latents only, float32",
         "sampler": describe(meta),
         "evaluations": f"{meta['evaluations_per_image']:g} an image",
         "labels": labels_text(meta),

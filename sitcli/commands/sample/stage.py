@@ -90,7 +90,7 @@ def plan(settings: SampleSettings) -> Result:
         if evaluations
         else f"{cost.macs / 1e9:.3g} GMACs an evaluation",
         "labels": labels_text(facts),
-        "images": f"{s.num}, latents alone"
+        "images": f"{s.num}, latents only"
         if s.latents_only
         else f"{s.num}, {width} x {height}, {format_bytes(s.num * height * width * 3)}",
         "processes": str(processes),

@@ -160,13 +160,13 @@ class Logbook:
         if costs := saver.costs:
             stall, seconds = (sum(each) / len(costs) for each in zip(*costs, strict=True))
             self.summary["saving"] = (
-                f"{stall:.2g} s of training a checkpoint, {seconds:.2g} s more beside it"
+                f"stops training for {stall:.2g} s a checkpoint, then {seconds:.2g} s beside it"
             )
         if self.world.size > 1:
             self.summary["ranks"] = spread(entry["rank_seconds"])
         if self.job.compiled:
             self.summary["compiled"] = (
-                f"{count(self.compiled, 'graph')}, and {entry['recompiles']} again"
+                f"{count(self.compiled, 'graph')}, {entry['recompiles']} recompiled"
             )
 
     def draw_curve(self) -> None:

@@ -128,11 +128,11 @@ def test_its_options_are_refused_without_it(name: str) -> None:
 def test_stores_that_do_not_fit(tmp_path: Path, store: LatentStore) -> None:
     """Catches: latents of other sizes or autoencoders measured, or a missing store a traceback."""
     run = make_run(store, label_dropout=0)
-    with pytest.raises(SitError, match="latents 3 x 4 x 4, and the run's 3 x 8 x 8"):
+    with pytest.raises(SitError, match="latents 3 x 4 x 4, but the run needs 3 x 8 x 8"):
         measure(run, reference=make_store(tmp_path / "small.h5", side=4).path)
     with pytest.raises(SitError, match="of another autoencoder"):
         measure(run, reference=make_moments_store(tmp_path / "moments.h5").path)
-    with pytest.raises(UsageError, match="--label-dropout 0 never trained"):
+    with pytest.raises(UsageError, match="--label-dropout 0 did not train"):
         measure(run, reference=make_store(tmp_path / "plain.h5", classes=False).path)
     with pytest.raises(SitError, match="is a folder, not a latent store"):
         measure(run, reference=tmp_path)

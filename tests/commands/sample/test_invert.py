@@ -146,7 +146,7 @@ def test_images_that_do_not_fit(run: Path, tmp_path: Path) -> None:
         go(run, write_folder(tmp_path / "none", pictures(2, side=6)[0]))  # crop none, as the store
     meta = open_checkpoint(run).path / "meta.json"
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"label_dropout": 0}))
-    with pytest.raises(UsageError, match="--label-dropout 0 never trained") as caught:
+    with pytest.raises(UsageError, match="--label-dropout 0 did not train") as caught:
         go(run, write_folder(tmp_path / "flat", pictures(2)[0]))
     assert "--classes" in caught.value.hint
 

@@ -47,7 +47,7 @@ def test_schedules(schedule: str) -> None:
         (dict(tread=0.5, tread_blocks="x"), "--tread-blocks x"),
         (dict(repa="0.5,1"), "holds no features"),
         (dict(repa="0.5"), "LAMBDA is above 0"),
-        (dict(t_shift="-1"), "is no shift"),
+        (dict(t_shift="-1"), "is not a time shift"),
         (dict(rope=True, width=24, heads=4), "multiple of 4 channels"),
     ],
     ids=str,
