@@ -28,7 +28,8 @@ Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Ends(NamedTuple):
     """Times of the data's and the noise's end, and alpha at the data's, 1 where that is t = 0.
 
-    Data x_* stand for alpha x_* there: the little noise that belongs to it, sigma, is left out.
+    At the data end we start from alpha x_*, ignoring the small noise sigma that belongs to that
+    time.
     """
 
     data: float

@@ -16,9 +16,9 @@ OFFLOADS = {"none": 0, "optimizer": 1, "params": 3}
 
 
 def default_stage(offload: str, world: World, file: dict[str, Any]) -> int:
-    """The ZeRO stage where no option says one: the DeepSpeed file's, else the least that shards.
+    """The ZeRO stage without --zero: the DeepSpeed file's, else the lowest that shards.
 
-    One process has nobody to share with: there it would only copy gradients about.
+    One process gets stage 0: there is nobody to share with, and sharding would only copy gradients.
     """
     section = file.get("zero_optimization")
     stage = section.get("stage") if isinstance(section, dict) else None
@@ -37,12 +37,15 @@ def engine_config(
     world: World,
     clip: float,
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration for our options. UsageError for an offload the stage has not."""
+    """DeepSpeed's configuration for our options.
+
+    Raises UsageError if the ZeRO stage does not support the offload.
+    """
     stage: dict[str, Any] = {"stage": zero}
     if zero < (needed := OFFLOADS[offload]):
         raise UsageError(
             f"--offload {offload} needs --zero {needed}, not --zero {zero}",
-            f"--zero {needed}, or --offload none",
+            f"use --zero {needed}, or --offload none",
         )
     if offload != "none":
         stage["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
@@ -87,30 +90,34 @@ REPLACED = {
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """A DeepSpeed configuration file, without the sections that it has switched off.
+    """Read a DeepSpeed configuration file, without the sections that it switches off.
 
-    UsageError for a file that is not JSON, or that does what an option does in another way.
+    Raises UsageError if it is not JSON, or has a section that does the work of an option of ours.
     """
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}", "name a file with --deepspeed-config"
+        ) from None
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from None
     if not isinstance(theirs, dict):
-        raise UsageError(f"{path} does not hold a DeepSpeed configuration", "{...}, as JSON")
+        raise UsageError(
+            f"{path} does not hold a DeepSpeed configuration", "write it as a JSON object, {...}"
+        )
     for section, flag in REPLACED.items():
         value = theirs.pop(section, None)
         if value and not (isinstance(value, dict) and value.get("enabled") in (False, "auto")):
-            raise UsageError(f"{path} has a section '{section}'", f"leave it to {flag}")
+            raise UsageError(f"{path} has a section '{section}'", f"remove it, and use {flag}")
     return theirs
 
 
 def merge_config(ours: dict[str, Any], theirs: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Our configuration with what the DeepSpeed file at `path`, from `read_file`, adds.
+    """Our configuration with the additions of the DeepSpeed file at `path`, read by `read_file`.
 
-    "auto" in the file stands for ours. UsageError for a file that says otherwise than an option:
-    the message names both.
+    "auto" in the file takes our value.
+    Raises UsageError, naming both, if a value in the file contradicts an option.
     """
     return _merged(ours, theirs, path, ())
 
@@ -128,7 +135,7 @@ def _merged(ours: dict, theirs: dict, path: Path, above: tuple[str, ...]) -> dic
             name = ".".join(place)
             raise UsageError(
                 f"{path} says {name} {json.dumps(value)}, but {flag} {json.dumps(ours[key])}",
-                f"change one of them, or take {name} out of the file",
+                f"change one of them, or remove {name} from the file",
             )
         elif place in UNDECIDED and value not in (None, {}, UNDECIDED[place][1]):
             raise UsageError(f"{path} says {'.'.join(place)}", UNDECIDED[place][0])

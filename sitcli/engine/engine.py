@@ -1,4 +1,4 @@
-"""A DeepSpeed engine around a network, and what it holds."""
+"""A DeepSpeed engine around a network, its gradient norm, weights and memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from sitcli.machine.world import World
 
 
 def join_group(world: World, device: torch.device) -> None:
-    """Give DeepSpeed the group of all ranks; without a launcher, a group of one that needs no port.
+    """Give DeepSpeed the group of all ranks; without a launcher, a group of one without a port.
 
-    DeepSpeed keeps hold of the first group it sees, so a group of one lasts as long as the process.
+    DeepSpeed keeps the first group it sees, so a group of one lasts as long as the process.
     """
     deepspeed = import_deepspeed(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -38,7 +38,7 @@ def join_group(world: World, device: torch.device) -> None:
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """The deepspeed module, silent, on stderr where it must speak, without its CPU extension."""
+    """Import deepspeed, silenced, with its output on stderr and without its CPU extension."""
     quiet_libraries()
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     with contextlib.redirect_stdout(sys.stderr):
@@ -84,8 +84,8 @@ def make_engine(
 def gradient_norm(engine: Any) -> torch.Tensor | None:
     """The 2-norm of the gradients that the next step takes, before they are clipped.
 
-    To be asked for between backward and step under stage 0; None under the others, which have it
-    after the step (`engine.get_global_grad_norm()`).
+    Call it between backward and step. It is None except under stage 0: the other stages give the
+    norm after the step (`engine.get_global_grad_norm()`).
     """
     if engine.zero_optimization_stage() != 0:
         return None
@@ -96,7 +96,7 @@ def gradient_norm(engine: Any) -> torch.Tensor | None:
 
 @torch.no_grad()
 def whole_weights(engine: Any, *, keep: bool) -> dict[str, torch.Tensor]:
-    """All parameters and buffers as float32 copies on the CPU, where keep, else {}.
+    """All parameters and buffers as float32 copies on the CPU if `keep`, else {}.
 
     Every rank must call it.
     """
@@ -113,7 +113,7 @@ def whole_weights(engine: Any, *, keep: bool) -> dict[str, torch.Tensor]:
 
 
 def held_bytes(engine: Any) -> dict[str, int]:
-    """Bytes this rank keeps between steps: of the model's parameters, and of the optimizer.
+    """The bytes this rank keeps between steps, of the model's parameters and of the optimizer.
 
     optimizer: AdamW's two moments, and ZeRO's own float32 copy of the weights.
     """
@@ -130,7 +130,7 @@ def held_bytes(engine: Any) -> dict[str, int]:
 
 
 def _count(storages: dict[int, int], tensor: torch.Tensor | None) -> None:
-    """Several tensors may lie in one storage, which is there once."""
+    """The bytes of the tensors' storages; tensors that share one storage count once."""
     if tensor is not None and tensor.numel():
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()

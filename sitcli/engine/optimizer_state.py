@@ -1,10 +1,10 @@
 """AdamW's moments under any ZeRO stage, in files that any other stage and world size reads.
 
-state/rank-00001-of-00004.safetensors holds what that rank keeps: 1-D float32 tensors named
+state/rank-00001-of-00004.safetensors holds the share of rank 1: 1-D float32 tensors named
 "exp_avg NAME START", elements START, START+1, ... of the flattened parameter NAME. Together the
-files cover every element once. The step count stands in every file's metadata. DeepSpeed's own
-checkpoints are pickles bound to a stage and a world size, and its universal ones need a conversion
-on disk before every change and refuse 1 <-> 3; pieces that say where they belong need neither.
+files cover every element once. Every file's metadata has the step count. DeepSpeed's own
+checkpoints are pickles for one stage and world size. Its universal checkpoints need a conversion
+on disk before every change, and refuse 1 <-> 3. Pieces that name their place need no conversion.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Piece(NamedTuple):
 
 
 def pieces_of(engine: Any) -> list[Piece]:
-    """What this rank's optimizer keeps: under stage 0 everything, else its partition."""
+    """The pieces that this rank's optimizer holds: all under stage 0, else its partition."""
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     pieces = []
     for name, parameter in engine.module.named_parameters():
@@ -62,7 +62,7 @@ def pieces_of(engine: Any) -> list[Piece]:
 def snapshot(
     engine: Any, *, rank: int, world_size: int
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """This rank's share of the moments, copied to the CPU, and the metadata to write with it."""
+    """Copies of this rank's share of the moments on the CPU, and the metadata of its file."""
     tensors, steps = {}, 0.0
     for piece in pieces_of(engine):
         state = engine.basic_optimizer.state[piece.flat]
@@ -82,7 +82,7 @@ def snapshot(
 def write_snapshot(
     folder: Path, tensors: dict[str, Tensor], facts: dict[str, str], *, rank: int, world_size: int
 ) -> None:
-    """The file of one rank in folder/state. OSError if it cannot be written."""
+    """Write the file of one rank in folder/state. Raises OSError if it cannot be written."""
     from sitcli.storage.tensors import write_tensors
 
     name = f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
@@ -90,7 +90,7 @@ def write_snapshot(
 
 
 def restore(engine: Any, folder: Path) -> None:
-    """Give the engine's optimizer the moments of folder/state, of any stage and world size.
+    """Load the moments in folder/state, of any stage and world size, into the engine's optimizer.
 
     Raises SitError if they are missing, damaged, or of other parameters.
     """
@@ -100,7 +100,7 @@ def restore(engine: Any, folder: Path) -> None:
         for piece in pieces_of(engine):
             state = base.state[piece.flat]
             if not state:
-                # As AdamW itself begins.
+                # AdamW itself begins with zeros.
                 state["step"] = torch.tensor(files.step, device=_step_device(piece.flat))
                 state |= {moment: torch.zeros_like(piece.flat) for moment in MOMENTS}
             inside = slice(piece.offset, piece.offset + piece.stop - piece.start)
@@ -115,7 +115,7 @@ def _step_device(flat: Tensor) -> torch.device:
 
 
 class StateFiles:
-    """The files of a folder's state/, read piece by piece.
+    """The files in a folder's state/, which are read piece by piece.
 
     Raises SitError if files are missing or damaged.
     """
@@ -166,5 +166,5 @@ class StateFiles:
         return values
 
     def names(self) -> Iterator[tuple[str, str]]:
-        """(moment, parameter) of everything in the files."""
+        """The pairs (moment, parameter) that the files hold."""
         yield from self._where

@@ -1,9 +1,9 @@
 """The loss scale of fp16 training, in every ZeRO stage.
 
-Under stage 0 DeepSpeed 0.19.8 drives torch's GradScaler. Its stages 1 to 3 have one too, but drive
-it wrongly: a step whose gradients are not finite is dropped before the scaler hears of it, so that
-the scale never falls and every later step is dropped as well; and gradients are clipped before they
-are unscaled. Their own scaler, of DeepSpeed's fp16 mode, does both right: it takes the place.
+Under stage 0 DeepSpeed 0.19.8 uses torch's GradScaler. Stages 1 to 3 use one too, but wrongly in
+two ways. They drop a step with infinite gradients without telling the scaler, so the scale never
+falls and every later step is dropped as well. And they clip gradients before unscaling them. The
+scaler of DeepSpeed's fp16 mode does both right, and we install it in those stages.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ GROWTH_INTERVAL = 2000  # steps without an overflow until the scale doubles
 
 
 def install_loss_scaler(engine: Any) -> None:
-    """Make a new engine scale its loss if it trains in float16, and only then."""
+    """Make a new engine scale its loss if, and only if, it trains in float16."""
     optimizer = engine.optimizer
     if not hasattr(optimizer, "torch_autocast_gradscaler"):  # stage 0
         return
-    # It is there also where an earlier engine of this process trained in float16.
+    # It also exists if an earlier engine of this process trained in float16.
     optimizer.torch_autocast_gradscaler = None
     if not engine.torch_autocast_enabled() or engine.torch_autocast_dtype() != torch.float16:
         return
@@ -40,12 +40,12 @@ def install_loss_scaler(engine: Any) -> None:
 
 
 def loss_scale(engine: Any) -> float | None:
-    """What the loss is multiplied by before it is differentiated; None unless in float16."""
+    """The factor of the loss before backward, None unless training is in float16."""
     return scaler_state(engine).get("scale")
 
 
 def scaler_state(engine: Any) -> dict[str, float | int]:
-    """The scale and the good steps since it last fell, in every stage; {} unless in float16."""
+    """The scale and the steps since it last fell, under any stage; {} unless in float16."""
     if (z0 := getattr(engine, "torch_autocast_z0_gradscaler", None)) is not None:
         state = z0.state_dict()
         return {"scale": state["scale"], "good_steps": state["_growth_tracker"]}
@@ -57,7 +57,7 @@ def scaler_state(engine: Any) -> dict[str, float | int]:
 
 
 def load_scaler_state(engine: Any, state: dict[str, float | int]) -> None:
-    """Go on with the state that an engine of any stage had; an empty one changes nothing."""
+    """Load the state of an engine of any stage; an empty state changes nothing."""
     if not state or not scaler_state(engine):
         return
     if (z0 := getattr(engine, "torch_autocast_z0_gradscaler", None)) is not None:

@@ -22,10 +22,10 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 
 
 class Children:
-    """Processes of this program that are sent each signal once and never outlive it.
+    """Processes that this program starts; they get each signal once and never outlive it.
 
-    A terminal's Ctrl-C reaches this process alone, which passes it on while the block lasts. Should
-    this process be killed, the children get SIGTERM; those left at the end of the block are killed.
+    A terminal's Ctrl-C reaches this process alone, which passes it on while the block lasts. If
+    this process is killed, the children get SIGTERM; the end of the block kills those still left.
     `received` holds the numbers of the signals that were passed on.
     """
 
@@ -74,9 +74,9 @@ class Children:
 def run_processes(arguments: Sequence[str], number: int) -> int:
     """Run this program with `arguments` in `number` processes, and return its exit code.
 
-    They are `Children`; when one fails the others have GRACE_SECONDS to end too. Raises SitError
-    naming a process that was killed; one that failed otherwise has spoken itself, and its exit code
-    is returned.
+    When one process fails, the others have GRACE_SECONDS to end too. A process that fails prints
+    its own error, and its exit code is returned.
+    Raises SitError, which names the process, if one was killed.
     """
     shared = {
         **os.environ,
@@ -84,7 +84,7 @@ def run_processes(arguments: Sequence[str], number: int) -> int:
         "LOCAL_WORLD_SIZE": str(number),
         "MASTER_ADDR": "127.0.0.1",
     }
-    # As torchrun does: processes with as many threads each as there are cores slow each other.
+    # Like torchrun: processes that each have a thread per core slow each other down.
     shared.setdefault("OMP_NUM_THREADS", str(max(1, num_processors() // number)))
     words = [sys.executable, "-m", "sitcli", *arguments]
     with Children() as children:
@@ -110,21 +110,23 @@ def run_processes(arguments: Sequence[str], number: int) -> int:
     raise SitError(
         f"process {rank} of {number} was killed ({signal.Signals(-code).name}), and the others "
         "were ended",
-        "memory may be short; the same command goes on" if code == -signal.SIGKILL else "",
+        "free some memory, and type the same command: it goes on"
+        if code == -signal.SIGKILL
+        else "",
     )
 
 
 def _wait(processes: list[subprocess.Popen]) -> tuple[int, int] | None:
-    """The rank and exit code that explain a failure, once all have ended or had their time.
+    """Wait for all processes; returns the rank and exit code that explain a failure, or None.
 
-    None where none failed.
+    After the first failure the others get GRACE_SECONDS.
     """
     deadline = float("inf")
     while [p for p in processes if p.poll() is None] and time.monotonic() < deadline:
         time.sleep(0.05)
         if any(process.returncode for process in processes):
             deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-    # The killed, then those with a reason of their own, before those that lost the others.
+    # Killed processes come first, then those with an error of their own, then those that lost one.
     failed = [(rank, p.returncode) for rank, p in enumerate(processes) if p.returncode]
     lost = LostPeer.exit_code
     return min(failed, key=lambda pair: (pair[1] == lost, pair[1]), default=None)
@@ -145,13 +147,13 @@ def _take_descriptor(name: str) -> int | None:
 
 
 def watch_lifeline() -> None:
-    """In one of `Children`: SIGTERM to itself when the starter is gone."""
+    """In one of `Children`, send SIGTERM to itself as soon as the process that started it ends."""
     descriptor = _take_descriptor(LIFELINE)
     if descriptor is None:
         return
 
     def wait() -> None:
-        os.read(descriptor, 1)  # nothing is ever written: it returns at the other end's close
+        os.read(descriptor, 1)  # nothing is written: it returns when the other end closes
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -19,10 +19,10 @@ from sitcli.machine.world import processors_each
 
 
 def resolve_device(name: str) -> torch.device:
-    """'auto' -> this process's GPU if there is any, else the CPU.
+    """The device called `name`; 'auto' is this process's GPU if there is one, else the CPU.
 
-    A GPU without a number is the first one, or under a launcher the one of LOCAL_RANK. Raises
-    UsageError for a missing device.
+    A GPU without a number is the first one, or under a launcher the one of LOCAL_RANK.
+    Raises UsageError for a device that this machine does not have.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,23 +33,28 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "this machine has no CUDA GPU that torch can use",
-            "--device cpu; several processes: --procs",
+            "use --device cpu, or --procs N for several processes",
         )
     if device.type == "cuda":
         if device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         count = torch.cuda.device_count()
         if device.index >= count:
-            raise UsageError(f"there is no GPU number {device.index}: this machine has {count}")
+            raise UsageError(
+                f"there is no GPU number {device.index}: this machine has {count}",
+                f"use a number below {count}",
+            )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: this machine has no Apple GPU that torch can use")
+        raise UsageError(
+            "--device mps: this machine has no Apple GPU that torch can use", "use --device cpu"
+        )
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"--device {name} is not supported", "use cpu, cuda, cuda:N or mps")
     return device
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype matrix products run in: float32, bfloat16 or float16.
+    """The dtype of matrix products: float32, bfloat16 or float16.
 
     'auto' is bfloat16 where the hardware multiplies in it (on a CPU: after a short trial, since
     some emulate it), else float32. float16 works on a CPU too, but most emulate it, tens of times
@@ -85,12 +90,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def tune_cpu(device: torch.device) -> None:
-    """For work on a CPU, until the end: threads for its processors, and memory that is kept.
+    """Set this process up for work on a CPU: the number of threads, and memory that it keeps.
 
-    torch takes a thread for every core of the machine, whatever share of them a container or a
-    process of several is given; OMP_NUM_THREADS says otherwise. And glibc by itself returns tensors
-    of some megabytes to the kernel as they are freed, so that every step waits while their pages
-    are given out, and zeroed, again: a fifth of a training step.
+    torch takes a thread for every core of the machine, even if a container or the other processes
+    of the command leave this one fewer. OMP_NUM_THREADS overrides the number. By default glibc
+    returns freed tensors to the kernel, which must zero the pages again at the next step. Keeping
+    them saves a fifth of a training step (SiT-S/2, two cores).
     """
     if device.type != "cpu":
         return
@@ -104,7 +109,7 @@ def tune_cpu(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """torch.autocast to `dtype`; for float32 nothing at all."""
+    """Run the block under torch.autocast to `dtype`; float32 needs no autocast."""
     if dtype == torch.float32:
         yield
     else:
@@ -118,7 +123,7 @@ def precision_name(dtype: torch.dtype) -> str:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a plain matrix product on this device, measured in a moment."""
+    """Measure the operations a second of a plain matrix product on this device."""
     side = 1024 if device.type == "cpu" else 8192
     if device.type == "cpu" and dtype == torch.float16:
         side = 256  # most CPUs emulate it
@@ -134,7 +139,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's allocations, or on a CPU the process's largest resident size."""
+    """The most bytes held so far: the GPU's allocations, or the resident size on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Processes that work on one artefact together: meeting, agreeing, failing as one."""
+"""Several processes of one command: how they find each other, agree, and fail as one."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ PATIENCE = timedelta(days=30)  # of the group's operations: a rank may have hour
 LOOK_SECONDS = 0.2
 CONNECT_SECONDS = 60.0
 DEBUG_HINT = "that one knows why; SIT_DEBUG=1 shows more"
-# What gloo and NCCL say when another process has gone.
+# Words in the errors of gloo and NCCL if another process has ended.
 LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "remote process exited",
         "failed to recv", "connection refused", "socket", "nccl")  # fmt: skip
 
 
 @contextlib.contextmanager
 def process_group(world: World, *, backend: str | None = "gloo") -> Iterator[None]:
-    """A process group of all ranks for the time of the block; nothing for one process.
+    """Hold a process group of all ranks during the block; one process needs none.
 
-    Within another one it is that one: a command of several stages meets once, for all.
+    Inside another such block the outer group serves, so a command made of stages has one group.
     backend: None is gloo between CPUs and NCCL between GPUs, each from its first use on.
     """
     if world.size == 1 or dist.is_initialized():
@@ -53,11 +53,11 @@ _numbers = itertools.count()
 
 
 def _join(world: World, backend: str | None) -> None:
-    """Create the process group. SitError unless every rank comes within ARRIVAL."""
+    """Create the process group. Raises SitError unless every rank joins within ARRIVAL."""
     try:
         store = _key_value_store(world)
         store.set_timeout(ARRIVAL)
-        # A prefix for each group: keys of an earlier one in this process would answer for it.
+        # Each group has a prefix: it must not read the keys of an earlier group.
         keys = dist.PrefixStore(f"group-{next(_numbers)}", store)
         dist.init_process_group(
             backend, store=keys, rank=world.rank, world_size=world.size, timeout=ARRIVAL
@@ -82,10 +82,10 @@ def _join(world: World, backend: str | None) -> None:
 
 @functools.cache
 def _key_value_store(world: World) -> dist.Store:
-    """Where the processes find each other: one store, which rank 0 or the launcher serves.
+    """The key-value store through which the ranks connect; rank 0 or the launcher serves it.
 
-    It lives as long as the process. Were there one for each group, a fast rank could connect to
-    the last group's, which rank 0 is about to close.
+    One store lives as long as the process. With a store for each group, a fast rank could connect
+    to the previous group's store just before rank 0 closes it.
     """
     listener = take_meeting_point()
     if listener is None:
@@ -102,7 +102,7 @@ def _key_value_store(world: World) -> dist.Store:
 
 @contextlib.contextmanager
 def lost_peers() -> Iterator[None]:
-    """Turn the errors of a broken connection into LostPeer: the other process has the reason."""
+    """Raise LostPeer for the errors of a broken connection: the other process knows the reason."""
     try:
         yield
     except RuntimeError as error:
@@ -115,10 +115,10 @@ def lost_peers() -> Iterator[None]:
 
 
 def all_agree(world: World, work: Callable[[], T]) -> T:
-    """work() on every rank; where it fails on any, every rank raises the same SitError.
+    """Run work() on every rank and return its result there.
 
-    Its message begins with the rank, unless that is the first or all failed alike; `shared` is
-    set, so that the first rank alone speaks.
+    If it fails on any rank, every rank raises the same SitError, with `shared` set so that only
+    rank 0 prints it. The message begins with the rank, unless that is 0 or all failed alike.
     """
     if world.size == 1:
         return work()
@@ -139,7 +139,7 @@ def all_agree(world: World, work: Callable[[], T]) -> T:
 
 
 def gathered(world: World, value: T) -> list[T]:
-    """This value of every rank, in their order; each must call it."""
+    """The values of all ranks, in the order of ranks; every rank must call it."""
     values = [value] * world.size
     if world.size > 1:
         dist.all_gather_object(values, value)
@@ -147,7 +147,7 @@ def gathered(world: World, value: T) -> list[T]:
 
 
 def on_rank_0(world: World, work: Callable[[], T]) -> T:
-    """work() on rank 0 alone, its result on every rank; all raise the SitError it raises."""
+    """Run work() on rank 0 and return its result, or raise its SitError, on every rank."""
     if world.size == 1:
         return work()
     outcome: list[Any] = [None, None]
@@ -160,7 +160,7 @@ def on_rank_0(world: World, work: Callable[[], T]) -> T:
 def events_from_rank_0(
     world: World, work: Callable[[], Generator[E, None, T]]
 ) -> Generator[E, None, T]:
-    """As `on_rank_0`, for work that reports as it goes on: rank 0 yields its events."""
+    """Run the generator work() on rank 0, which yields its events; every rank gets its result."""
     if world.size == 1:
         return (yield from work())
     outcome: list[Any] = [None, None]
@@ -189,10 +189,10 @@ def _received(outcome: list[Any]) -> Any:
 
 @contextlib.contextmanager
 def watching_peers(world: World) -> Iterator[Callable[[], None]]:
-    """Gives a function that raises LostPeer once another rank has gone; for use in `process_group`.
+    """Yield a function that raises LostPeer if another rank has ended; use it in `process_group`.
 
-    For long work in which ranks do not meet: not every launcher ends the others when one dies, and
-    they would notice at their end. Within the block all must have come to an end together.
+    Long work in which ranks do not communicate needs it: not every launcher ends the others when
+    one dies. All ranks must leave the block together (`wait_for_all`).
     """
     with contextlib.ExitStack() as held:
         try:
@@ -201,7 +201,7 @@ def watching_peers(world: World) -> Iterator[Callable[[], None]]:
             address = os.environ["MASTER_ADDR"]
             raise SitError(
                 f"the processes cannot meet at {address}: {error}",
-                "MASTER_ADDR must be the first one's machine, and its ports open to the others",
+                "set MASTER_ADDR to the machine of rank 0, and open its ports to the others",
             ) from None
         for line in lines:
             held.enter_context(line)
@@ -209,7 +209,7 @@ def watching_peers(world: World) -> Iterator[Callable[[], None]]:
 
         def check() -> None:
             for line in lines:
-                # Nothing is ever sent: there is nothing to read, or the other end has closed.
+                # Nothing is ever sent, so recv either blocks or the other end has closed.
                 with contextlib.suppress(BlockingIOError):
                     with contextlib.suppress(ConnectionError):
                         line.recv(1)
@@ -219,7 +219,7 @@ def watching_peers(world: World) -> Iterator[Callable[[], None]]:
 
 
 def _lines(world: World) -> list[socket.socket]:
-    """A connection between the first rank and each other one; gloo's show nothing until used."""
+    """A connection between rank 0 and each other rank; gloo's own show a loss only when used."""
     if world.rank:
         port = on_rank_0(world, lambda: None)
         address = (os.environ["MASTER_ADDR"], port)
@@ -233,7 +233,7 @@ def _lines(world: World) -> list[socket.socket]:
 
 
 def wait_for_all(world: World) -> Iterator[None]:
-    """Yield now and then until every rank has come here."""
+    """Yield every LOOK_SECONDS until every rank has called this."""
     if world.size == 1:
         return
     arrived = dist.barrier(async_op=True)

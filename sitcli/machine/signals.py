@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM noted, so that work ends after the current step."""
+"""Note Ctrl-C and SIGTERM, so that work can end after the current step."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ECHO_SECONDS = 2.0
 
 @contextlib.contextmanager
 def signals_noted() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM are put in the list and end the work after the step; twice at once.
+    """Yield a list that receives the number of the first signal; a second signal ends at once.
 
-    A second one within ECHO_SECONDS is the same one: torchrun passes on to its processes what a
-    terminal or a scheduler has sent them too.
+    A second signal within ECHO_SECONDS counts as the first: torchrun passes on to its processes
+    the signals that a terminal or a scheduler has sent to them too.
     """
     received: list[int] = []
     first = 0.0

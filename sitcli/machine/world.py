@@ -1,4 +1,4 @@
-"""Which process this is among all of the command's, and the processors it may use. Torch-free."""
+"""The rank of this process in the command, and the processors it may use. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sitcli.errors import UsageError
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of them, as the launcher's environment says; (0, 1) without one."""
+    """The rank of this process and the number of processes; (0, 1) without a launcher."""
 
     rank: int
     size: int
@@ -23,15 +23,15 @@ class World:
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
     def slice(self, number: int) -> slice:
-        """This rank's share of `number` items, which the world size divides."""
+        """The positions of this rank's share of `number` items, a multiple of the world size."""
         share = number // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
 
 def world_for(*, gpus: int | None, procs: int | None) -> World:
-    """The world of a command that was given --gpus or --procs.
+    """The world of a command with these --gpus and --procs.
 
-    UsageError if both are given, or a launcher has started another number of processes.
+    Raises UsageError if both are given, or a launcher has started another number of processes.
     """
     wanted = number_of(gpus=gpus, procs=procs)
     world = World.from_environment()
@@ -39,26 +39,26 @@ def world_for(*, gpus: int | None, procs: int | None) -> World:
         flag = "--gpus" if gpus is not None else "--procs"
         raise UsageError(
             f"{flag} {wanted}: a launcher has started {world.size} process(es) already",
-            "leave the option to the launcher, or type the command without one",
+            "remove the option, or type the command without a launcher",
             shared=True,
         )
     return world
 
 
 def planned_size(*, gpus: int | None, procs: int | None) -> int:
-    """In how many processes the command would run: as asked, or as a launcher has started."""
+    """The number of processes of the command: as asked, or as a launcher has started."""
     return number_of(gpus=gpus, procs=procs) or World.from_environment().size
 
 
 def number_of(*, gpus: int | None, procs: int | None) -> int | None:
-    """How many processes were asked for; None if that was left open."""
+    """The number of processes that the options ask for, None if they do not say."""
     if gpus is not None and procs is not None:
         raise UsageError("--gpus and --procs both say how many processes", "use --procs on a CPU")
     return gpus if gpus is not None else procs
 
 
 def device_name(device: str, *, gpus: int | None, procs: int | None) -> str:
-    """What --device means beside --gpus or --procs. UsageError where they contradict."""
+    """The device that --device, --gpus and --procs name. Raises UsageError if they contradict."""
     kind = "cuda" if gpus is not None else "cpu"
     if gpus is None and procs is None:
         return device
@@ -69,7 +69,7 @@ def device_name(device: str, *, gpus: int | None, procs: int | None) -> str:
 
 
 def adopt_slurm() -> None:
-    """Under srun, say in torchrun's variables who this process is, unless they are there."""
+    """Under srun, set torchrun's environment variables from Slurm's, unless they are set."""
     here = os.environ
     if "RANK" in here or int(here.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
         return
@@ -83,23 +83,23 @@ def adopt_slurm() -> None:
     per_node = here.get("SLURM_STEP_TASKS_PER_NODE", "1")  # "8(x2),4": the most come first
     here["LOCAL_WORLD_SIZE"] = re.match(r"\d+", per_node)[0]
     here.setdefault("MASTER_ADDR", re.sub(r"\[(\w+)[^]]*\]", r"\1", first))
-    # Below the ports that systems give to others; jobs and steps of one node differ.
+    # Below the range of ephemeral ports; jobs and steps on one node get different ports.
     here.setdefault("MASTER_PORT", str(10000 + (32 * job + step) % 20000))
 
 
-# What a container's control group gives its processes: microseconds of processors in a period.
+# A control group's quota: microseconds of processor time in each period.
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def num_processors() -> int:
-    """Processors this process may use: by its affinity, and by its container's quota."""
+    """The number of processors this process may use, by its affinity and its container's quota."""
     affinity = getattr(os, "sched_getaffinity", None)
     number = len(affinity(0)) if affinity else os.cpu_count() or 1
     return min(number, _quota() or number)
 
 
 def _quota() -> int | None:
-    """Whole processors of the control group's quota, at least one; None where there is none."""
+    """The control group's quota in whole processors, at least one; None without a quota."""
     # Version 2 says "200000 100000", or "max 100000"; version 1 has a file each, -1 for no quota.
     for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
         with contextlib.suppress(OSError, ValueError):
@@ -110,11 +110,11 @@ def _quota() -> int | None:
 
 
 def local_size() -> int:
-    """How many of the command's processes run on this machine."""
+    """The number of the command's processes on this machine."""
     here = os.environ
     return int(here.get("LOCAL_WORLD_SIZE") or here.get("LOCAL_SIZE") or 1)  # torchrun, deepspeed
 
 
 def processors_each() -> int:
-    """Processors for each of the command's processes on this machine, at least one."""
+    """The number of processors for each of the command's processes here, at least one."""
     return max(1, num_processors() // local_size())

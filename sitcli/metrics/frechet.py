@@ -40,8 +40,8 @@ def bootstrap_frechet(
 ) -> Iterator[float]:
     """The Frechet distance to `target` of `number` resamples of features (N, D), one by one.
 
-    Resamples repeat images and so lie further away than the set itself: their spread is what to
-    use, not their mean. Efron 1979.
+    Resamples repeat images and so lie further away than the set itself: use their spread, not their
+    mean. Efron 1979.
     """
     center = features.mean(axis=0, dtype=np.float64)
     factor = _factor(target.covariance)

@@ -17,11 +17,11 @@ ADM_SPLIT = 5000
 def inception_score(
     logits: torch.Tensor, *, seed: int, random_order: bool, splits: int | None = None
 ) -> tuple[float, float, dict[str, int | bool]]:
-    """Inception Score's mean and spread over its splits, and how it was split.
+    """The Inception Score's mean and spread over its splits, and how the images were split.
 
-    splits None: from 10,000 images on as ADM, of 5,000 each; below, ten. In file order if that
-    order is random and the splits are ADM's size, else shuffled by the seed.
-    Salimans et al. 2016.
+    splits: None is ADM's splits of 5,000 from 10,000 images on, and ten splits below. The splits
+    follow the file's order if that is random and they have ADM's size; otherwise the seed shuffles
+    the images. Salimans et al. 2016.
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
 

@@ -1,4 +1,4 @@
-"""What a metric is given, and what it gives."""
+"""The input and the output of a metric, and the row of the table that describes one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Collected:
 
 
 class Target(NamedTuple):
-    """What a Frechet distance is taken to: a Gaussian, where it is from, and the floor if known."""
+    """The Gaussian a Frechet distance is taken to, its origin in words, and the floor if known."""
 
     gaussian: Gaussian
     origin: str
@@ -36,7 +36,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All that the metrics of one sample set are computed from, by the layers' names in METRICS.
+    """The input of the metrics of one sample set; mappings are by the layers' names in METRICS.
 
     random_order: whether neighbouring samples are independent; splits: of the Inception Score.
     """
@@ -66,7 +66,7 @@ class Measured(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A metric, and the answers to all that is asked of one.
+    """A row of METRICS.
 
     layer: pool or spatial of --features, or the extractor that the metric brings itself;
     own_features: the name of that extractor; frechet: mean and covariance suffice; least: images it

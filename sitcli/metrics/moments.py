@@ -19,7 +19,7 @@ def gaussian_of(moments: Moments) -> Gaussian:
 
 
 class Gaussian(NamedTuple):
-    """mean (D,), covariance (D, D) float64, and of how many images (None if unknown)."""
+    """mean (D,) and covariance (D, D) float64; num: of how many images, None if unknown."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -39,7 +39,7 @@ class Moments:
         self.scatter = np.zeros((width, width))
 
     def add(self, block: np.ndarray) -> None:
-        """Take in vectors (B, D)."""
+        """Add vectors (B, D)."""
         if len(block) == 0:
             return
         block = np.asarray(block, np.float64)
@@ -48,7 +48,7 @@ class Moments:
         self._merge(len(block), mean, centred.T @ centred)
 
     def merge(self, other: Moments) -> None:
-        """Take in everything `other` has seen."""
+        """Add all vectors that were added to `other`."""
         if other.num:
             self._merge(other.num, other.mean, other.scatter)
 

@@ -21,7 +21,7 @@ EPS = 1e-6
 
 
 class Style(NamedTuple):
-    """Parts of a block that the papers' blocks have otherwise, each by itself.
+    """Block parts that can differ from the DiT and SiT papers, independently of each other.
 
     mlp: a row of MLPS; norm: a row of NORMS; qk_norm: RMS-normalise queries and keys, head by head
     (Henry et al. 2020; Yao et al. 2025). The default is DiT's and SiT's.

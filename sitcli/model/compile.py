@@ -49,8 +49,8 @@ WORTH_COMPILING = {"cpu": 1e14, "cuda": 1e17}
 def resolve_compile(name: str, device: torch.device, *, flops: float | None) -> bool:
     """Whether to compile: 'on', 'off', or 'auto', which is on where it works and pays.
 
-    flops: operations of all that there is to do, None where nobody knows. Raises UsageError for
-    'on' where it does not work.
+    flops: operations of the whole work, None if unknown.
+    Raises UsageError for 'on' where it does not work.
     """
     if name == "on" and (reason := can_compile(device)):
         raise UsageError(f"--compile on: {reason}", "use --compile off")
@@ -109,8 +109,10 @@ class CompiledNetwork:
 
 
 def compile_count() -> int:
-    """The graphs this process has compiled so far; of a training they all come in its first step,
-    unless shapes change."""
+    """The number of graphs this process has compiled so far.
+
+    A training compiles all of them in its first step, unless shapes change.
+    """
     from torch._dynamo.utils import counters
 
     return counters["stats"]["unique_graphs"]

@@ -1,5 +1,6 @@
-"""Writing files so that a reader, or a crash, sees the old one or the new one and nothing else;
-and what tells one content or format from another."""
+"""Writing files so that a reader, or a crash, sees the old file or the new one, never a part.
+
+Also hashes and format versions, which tell contents apart."""
 
 from __future__ import annotations
 
@@ -16,11 +17,12 @@ from sitcli.errors import SitError
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; the block's end renames it to `path`.
+    """Yield a temporary name beside `path` to write to; the block's end renames it to `path`.
 
-    A block that raises leaves `path` as it was and no temporary file. The name is a fixed one:
-    what a kill leaves behind is written over, not piled up. durable: it is on the disk then, which
-    takes milliseconds; what can be made again by the thousand need not be.
+    A block that raises leaves `path` as it was and no temporary file. The temporary name is always
+    the same, so the next write replaces what a kill left behind. durable: whether the file is on
+    the disk at the end, which takes milliseconds; thousands of files that can be made again do not
+    need it.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -36,7 +38,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """The folder and those above it, if they are not there. SitError if it cannot be made."""
+    """Create the folder and those above it if they are missing. Raises SitError if it cannot."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,7 +59,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def check_version(path: Path, found: int, known: int) -> None:
-    """SitError if an artefact is of a newer format than this version of sit reads."""
+    """Raise SitError if an artefact has a newer format than this version of sit reads."""
     if found > known:
         raise SitError(
             f"{path} has format {found}, this version of sit reads up to {known}",
@@ -66,7 +68,7 @@ def check_version(path: Path, found: int, known: int) -> None:
 
 
 def hash_json(value: Any) -> str:
-    """sha256, in hex, of a JSON-able value; equal for dicts in another order."""
+    """sha256, in hex, of a value as JSON; the order of dicts does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -94,7 +96,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def save_picture(save, path: Path) -> None:
-    """A reader never sees half a picture. SitError if it cannot be written."""
+    """Save a picture so that no reader sees half of it. Raises SitError if it cannot be written."""
     if path.is_dir():
         raise SitError(f"cannot write {path}: it is a folder")
     try:

@@ -14,17 +14,17 @@ THREAD = getattr(resource, "RUSAGE_THREAD", None)  # Linux
 # A batch in memory waits once or twice, for Python's lock; for rows that are not there it waits
 # nearly once a row, on a file system that does not count what it reads, too.
 WAITING = 1 / 32
-# Batches for which rows are asked for after the last that was not in memory. To ask for a row in
-# vain costs 1 us, not to have asked for one 20 to 5000.
+# After a read that had to wait for the disk, prefetch for this many batches. A needless prefetch
+# costs about 1 us a row, a missing one 20 to 5000 us.
 ASKS = 64
 
 
 class Gather:
     """Rows of arrays that lie in one file, each contiguous, of the same row shape and dtype.
 
-    offsets: where the arrays begin, in bytes. The file is mapped into memory; rows that have to
-    come from the disk are asked for all at once before they are copied. Without that the kernel
-    reads them one after the other, each with as much around it as it reads ahead.
+    offsets: where the arrays begin, in bytes. The file is mapped into memory. Rows that are not in
+    memory are all requested before any is copied; otherwise the kernel reads them one after the
+    other, each with its read-ahead.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class Gather:
     ) -> np.ndarray:
         """Copies of rows `numbers` (B,) of the arrays number `array` (one or (B,)).
 
-        used: the part of each row's first axis that is copied. Numbers beyond the array are the
-        caller's to refuse: another array's rows may lie there.
+        used: the part of each row's first axis to copy. The caller must refuse numbers beyond the
+        array: the rows of another array may lie there.
         """
         places = self._starts[array] + numbers * (self._row // self._step)
         if THREAD is None:

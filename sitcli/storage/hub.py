@@ -24,7 +24,7 @@ def local_path(path: Path | str) -> Path:
     match = NAME.fullmatch(text)
     if match is None:
         raise UsageError(
-            f"{text} is not a name of the hub", "hf:OWNER/NAME, e.g. hf:facebook/DiT-XL-2-256"
+            f"{text} is not a name of the hub", "use hf:OWNER/NAME, e.g. hf:facebook/DiT-XL-2-256"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError

@@ -15,7 +15,7 @@ from sitcli.text import format_bytes
 
 
 def lock_path(path: Path) -> Path:
-    """The hidden file, there while somebody holds it, whose lock is the right to write `path`."""
+    """The hidden file that exists, and is locked, while a process may write `path`."""
     return path.with_name(f".{path.name}.lock")
 
 
@@ -34,10 +34,11 @@ def check_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path, *, what: Path | None = None) -> Iterator[None]:
-    """Hold the right to write `path` (which need not exist); SitError if another process has it.
+    """Hold the right to write `path`, which need not exist.
 
     The lock is a hidden file beside `path`: HDF5 takes locks of its own on the file itself.
-    what: the artefact an error names, if it is more than the file.
+    what: the artefact that an error names, if it is not the file.
+    Raises SitError if another process has the right.
     """
     check_writable(path)
     name = lock_path(path)
@@ -67,7 +68,7 @@ def _take_lock(name: Path, path: Path, what: Path | None) -> int:
             os.close(descriptor)
             if error.errno != errno.EWOULDBLOCK:
                 raise SitError(f"cannot lock {name}: {error.strerror}") from None
-            hint = "wait for it to end, or give another name"
+            hint = "wait until it ends, or name another file"
             raise SitError(f"another process is writing {what or path}", hint) from None
         os.close(descriptor)
 
@@ -84,7 +85,7 @@ os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 @contextlib.contextmanager
 def explained(path: Path, size: int) -> Iterator[None]:
-    """Turn the operating system's errors about `path` into one line; `size` bytes were asked."""
+    """Raise SitError for the operating system's errors; `path` was to get `size` bytes."""
     try:
         yield
     except OSError as error:
@@ -97,7 +98,7 @@ def explained(path: Path, size: int) -> Iterator[None]:
             ) from None
         if error.errno == errno.EFBIG:
             raise SitError(
-                f"{path} would be larger than a file may be here", "see ulimit -f"
+                f"{path} would be larger than a file may be here", "raise the limit of ulimit -f"
             ) from None
         reason = error.strerror or str(error)
         raise SitError(f"cannot write {path}: {reason}") from None

@@ -1,4 +1,4 @@
-"""Members of an .npz file, each looked at before it is read: no pickles, no surprises in size."""
+"""Reading .npz files safely: each member's header is checked first, and pickles are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NPZ_ERRORS = (
 
 
 class Header(NamedTuple):
-    """What a member says of itself."""
+    """The header of a member: its shape, type and order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -33,7 +33,7 @@ class Header(NamedTuple):
 
 
 class Npz:
-    """An .npz file open for reading. Everything it raises is SitError, one line."""
+    """An .npz file open for reading. All its errors are SitErrors of one line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,11 +65,11 @@ class Npz:
 
     @property
     def identity(self) -> list[tuple[str, int, int]]:
-        """Name, checksum and size of every member, sorted: another content has another one."""
+        """Name, checksum and size of every member, sorted; it differs for other contents."""
         return sorted((e.filename, e.CRC, e.file_size) for e in self._archive.infolist())
 
     def header(self, name: str) -> Header:
-        """Shape and type of an array, of which the member has every byte."""
+        """Shape and type of an array. Raises SitError unless the member has all its bytes."""
         try:
             with self._archive.open(self._members[name]) as member:
                 return self._header(name, member)
@@ -77,7 +77,7 @@ class Npz:
             raise self._damaged(error) from None
 
     def read(self, name: str, *, most: int) -> np.ndarray:
-        """An array of at most `most` elements."""
+        """The array. Raises SitError if it has more than `most` elements."""
         header = self.header(name)
         if math.prod(header.shape) > most:
             raise SitError(
@@ -90,13 +90,13 @@ class Npz:
             raise self._damaged(error) from None
 
     def rows(self, name: str, indices: Sequence[int]) -> Generator[np.ndarray, None, None]:
-        """Rows of an array in C order by increasing number, one in memory at a time."""
+        """Yield the rows with these increasing numbers, of an array in C order, one at a time."""
         try:
             with self._archive.open(self._members[name]) as member:
                 shape, dtype, _ = self._header(name, member)
                 begin, size = member.tell(), math.prod(shape[1:]) * dtype.itemsize
                 for index in indices:
-                    # A seek to where we are already would switch the checksum off.
+                    # A seek to the current position would switch the checksum off.
                     if member.tell() != begin + index * size:
                         member.seek(begin + index * size)
                     data = member.read(size)

@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files, written to be found whole after a crash."""
+"""Named tensors in safetensors files, which are on the disk when a write returns."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def read_tensors(path: Path, *, hint: str = "") -> dict[str, Tensor]:
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str] | None = None
 ) -> None:
-    """A safetensors file of contiguous copies on the CPU, on the disk when it returns.
+    """Write a safetensors file of contiguous copies on the CPU; it is on the disk at the return.
 
-    OSError if it cannot be written.
+    Raises OSError if it cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file

@@ -1,4 +1,4 @@
-"""Weights of other people: read without running their code, and bounded in memory."""
+"""Files of weights from other people, read without running their code and in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ SLACK = 1 << 20  # headers and directories of a zip file
 
 
 def read_content(path: Path) -> Any:
-    """What a .safetensors, .pt, .pth, .ckpt or .bin file holds; runs no code of the file.
+    """The contents of a .safetensors, .pt, .pth, .ckpt or .bin file; runs no code of the file.
 
     Tensors are on the CPU. Raises SitError for a file that cannot be read that way, or that would
     take more memory than it has bytes.
     """
     if not path.is_file():
-        raise SitError(f"{path} is {'a folder' if path.is_dir() else 'not there'}", "name a file")
+        raise SitError(
+            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}", "name a file"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -45,13 +47,13 @@ def read_content(path: Path) -> Any:
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise SitError(
                 f"{path} holds more than tensors, and reading it could run its code",
-                "convert it to .safetensors where you trust it",
+                "convert it to .safetensors on a machine where you trust it",
             ) from None
         raise SitError(f"cannot read {path}: {first_line(error)}", "fetch it again") from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a .safetensors file says beside its tensors. SitError for one that is damaged."""
+    """The metadata of a .safetensors file. Raises SitError if the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -62,7 +64,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def named_tensors(content: Any) -> dict[str, Tensor]:
-    """The tensors of what was read, by name, out of any `state_dict` around them; {} if none."""
+    """The tensors in a file's contents, by name, also from a `state_dict`; {} if there are none."""
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
