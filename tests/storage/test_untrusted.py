@@ -106,7 +106,7 @@ def test_what_is_no_weights_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in caught.value.message
     with pytest.raises(SitError, match="is a folder"):
         read_content(tmp_path / "folder.pt")
-    with pytest.raises(SitError, match="is does not exist"):
+    with pytest.raises(SitError, match="does not exist"):
         read_content(tmp_path / "none.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(SitError, match="no named tensors"):
