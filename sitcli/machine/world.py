@@ -20,6 +20,7 @@ class World:
 
     @classmethod
     def from_environment(cls) -> World:
+        """What the launcher's variables RANK and WORLD_SIZE say; (0, 1) without them."""
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
     def slice(self, number: int) -> slice:

@@ -61,6 +61,7 @@ def bootstrap_frechet(
 
 
 def measure_frechet(e: Evidence, *, name: str, layer: str) -> list[Measured]:
+    """The Frechet distance of a layer's features to their target, called `name`."""
     fake, target = e.fake[layer], e.targets[layer]
     value = frechet_distance(gaussian_of(fake.moments[0]), target.gaussian)
     recipe = {"statistics": target.origin, "num_reference": target.gaussian.num}

@@ -35,6 +35,8 @@ def inception_score(
 
 
 def measure_inception_score(e: Evidence) -> list[Measured]:
+    """The Inception Score; its floor is the mean score of the two halves of the reference."""
+
     def score(logits: torch.Tensor, *, random_order: bool) -> tuple[float, float, dict[str, Any]]:
         return inception_score(logits, seed=e.seed, random_order=random_order, splits=e.splits)
 

@@ -38,6 +38,7 @@ def kid_subset_size(num_a: int, num_b: int) -> int:
 
 
 def measure_kernel_distance(e: Evidence) -> list[Measured]:
+    """KID to the reference; its floor is KID between the two halves of the reference."""
     fake, real = e.fake["pool"].features, e.real["pool"].features
     value, spread = kernel_distance(fake, real, seed=e.seed)
     first, second = e.real["pool"].halves()

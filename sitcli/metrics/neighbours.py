@@ -55,6 +55,7 @@ def density_coverage(generated: np.ndarray, real: np.ndarray) -> tuple[np.ndarra
 
 
 def measure_precision_recall(e: Evidence) -> list[Measured]:
+    """Precision and recall; their floors are those between the halves of the reference."""
     values = precision_recall(e.fake["pool"].features, e.real["pool"].features)
     first, second = e.real["pool"].halves()
     floors = precision_recall(first, second) if len(first) > NEIGHBOURS else (None, None)
@@ -66,6 +67,7 @@ def measure_precision_recall(e: Evidence) -> list[Measured]:
 
 
 def measure_density_coverage(e: Evidence) -> list[Measured]:
+    """Density and coverage; their floors are those between the halves of the reference."""
     density, coverage = density_coverage(e.fake["pool"].features, e.real["pool"].features)
     first, second = e.real["pool"].halves()
     floors: tuple[float | None, float | None] = (None, None)

@@ -84,11 +84,13 @@ class TransformerConfig:
 
     @property
     def tokens(self) -> int:
+        """The number of the image's tokens."""
         rows, columns = self.grid
         return rows * columns
 
     @property
     def style(self) -> Style:
+        """The parts of its blocks."""
         return Style(self.mlp, self.norm, self.qk_norm)
 
     @property

@@ -176,6 +176,7 @@ class Product(NamedTuple):
 
     @property
     def macs(self) -> int:
+        """Multiply-accumulates of all `count` products."""
         return self.m * self.k * self.n * self.count
 
     @property

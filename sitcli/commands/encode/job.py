@@ -1,4 +1,4 @@
-"""`sit encode-latents` before it writes: settings, source and store are resolved and checked."""
+"""`sit encode-latents` before it writes: settings are resolved, source and store are looked at."""
 
 from __future__ import annotations
 
