@@ -29,7 +29,7 @@ from sitcli.storage.tensors import write_tensors
 from sitcli.text import format_shape
 from sitcli.weights.lineages import LINEAGES, Clues, recognise
 from sitcli.weights.official import check_tensors, config_of, model_name, official_keys
-from sitcli.weights.positions import grid_of, grid_or_none, near
+from sitcli.weights.positions import equal_to_rounding, grid_of, grid_or_none
 from sitcli.weights.read import Found, only_file, read_source
 
 SD_VAES = (names.DEFAULT_VAE, "stabilityai/sd-vae-ft-mse")
@@ -271,7 +271,7 @@ def _settle_positions(
     computed = position_embedding(width, *grid)
     if given is not None and given.ndim == 3 and given.shape[2] == width:
         old = grid_or_none(given)
-        standard = old is not None and near(given, position_embedding(width, *old))
+        standard = old is not None and equal_to_rounding(given, position_embedding(width, *old))
         if old == grid:
             _note_positions(job, given)
             return
@@ -294,7 +294,10 @@ def _note_positions(job: _Job, given: Tensor) -> None:
     if grid is None or given.shape[2] % 4:
         return
     text = "the position embedding is not the standard one, and is kept as it is"
-    if not near(given, position_embedding(given.shape[2], *grid)) and text not in job.warnings:
+    if (
+        not equal_to_rounding(given, position_embedding(given.shape[2], *grid))
+        and text not in job.warnings
+    ):
         job.warnings.append(text)
 
 

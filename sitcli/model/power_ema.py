@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import torch
 
-# --- averages of a power of time -----------------------------------------------------------------
-
 # The relative widths that are tracked (Karras et al. 2023, section 3.1).
 TRACKED_STDS = (0.05, 0.10)
 LEAST_STD, MOST_STD = 0.005, 0.28  # beyond, the exponent is in the thousands, or negative

@@ -93,7 +93,7 @@ class Checkpoint:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors in its file `name`. Raises SitError if it cannot be read."""
-        return read_tensors(self.path / name, hint=without(self.path))
+        return read_tensors(self.path / name, hint=use_another_step(self.path))
 
     def _file(self, which: str) -> Path:
         return self.path / f"{which}.safetensors"
@@ -170,18 +170,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise SitError(f"cannot read {step / 'meta.json'}: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise SitError(f"{step / 'meta.json'} is damaged", without(step)) from None
+        raise SitError(f"{step / 'meta.json'} is damaged", use_another_step(step)) from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise SitError(f"{step} is not a checkpoint", "name a folder below runs/")
     version = meta.get("format_version", 0)
     if not isinstance(version, int):
-        raise SitError(f"{step / 'meta.json'} is damaged", without(step))
+        raise SitError(f"{step / 'meta.json'} is damaged", use_another_step(step))
     check_version(step, version, FORMAT_VERSION)
     if wrong := wrong_in_meta(meta):
-        raise SitError(f"{step / 'meta.json'} is damaged: {wrong}", without(step))
+        raise SitError(f"{step / 'meta.json'} is damaged: {wrong}", use_another_step(step))
     return Checkpoint(step, meta)
 
 
-def without(step: Path) -> str:
+def use_another_step(step: Path) -> str:
     """The hint for a checkpoint that cannot be used: how to go on without it."""
     return f"name an older step, or remove {step} to go on from the one before it"

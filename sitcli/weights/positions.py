@@ -12,7 +12,7 @@ from sitcli.weights.official import infer_grid
 POSITIONS = 1e-6  # largest difference between a given and a recomputed embedding taken as equal
 
 
-def near(given: Tensor, computed: Tensor) -> bool:
+def equal_to_rounding(given: Tensor, computed: Tensor) -> bool:
     """Whether two position embeddings have one shape and differ by at most POSITIONS."""
     return given.shape == computed.shape and bool((given - computed).abs().max() <= POSITIONS)
 

@@ -11,7 +11,7 @@ from sitcli.commands.import_weights import import_weights
 from sitcli.errors import UsageError
 from sitcli.model.embed import position_embedding
 from sitcli.settings.weights import ImportSettings
-from sitcli.weights.positions import POSITIONS, grid_of, grid_or_none, near
+from sitcli.weights.positions import POSITIONS, equal_to_rounding, grid_of, grid_or_none
 from tests.tiny import finish
 from tests.weights.official_files import CONFIG, bring, draw_latents, equal, official, save
 
@@ -80,7 +80,7 @@ def test_learned_positions_are_square_or_nothing() -> None:
 def test_positions_are_near_up_to_rounding() -> None:
     """Catches: bits of another sine taken for learned positions, or learned ones for rounding."""
     given = position_embedding(32, 4, 4)
-    assert near(given, given + POSITIONS / 2)
-    assert not near(given, given + 2 * POSITIONS)
-    assert not near(given, position_embedding(32, 2, 8))
-    assert not near(given, given[:, :8])
+    assert equal_to_rounding(given, given + POSITIONS / 2)
+    assert not equal_to_rounding(given, given + 2 * POSITIONS)
+    assert not equal_to_rounding(given, position_embedding(32, 2, 8))
+    assert not equal_to_rounding(given, given[:, :8])

@@ -7,7 +7,7 @@ import statistics
 import torch
 
 from sitcli.commands.bench.job import BenchJob, prepared
-from sitcli.commands.bench.report import describe, facts_of, giga
+from sitcli.commands.bench.report import describe, facts_of, in_giga
 from sitcli.events import Progress, Result, Stage, Table
 from sitcli.machine.devices import precision_name
 from sitcli.model.flops import Product, matrix_products
@@ -69,13 +69,14 @@ def gemm(settings: BenchSettings) -> Stage:
             2 * p.m * p.k * p.n / statistics.median(one[p] for one in rounds[dtype])
             for dtype in dtypes
         ]
-        rows.append([p.part, f"{p.m} x {p.k} x {p.n}", str(p.count), *map(giga, rates)])
+        rows.append([p.part, f"{p.m} x {p.k} x {p.n}", str(p.count), *map(in_giga, rates)])
         data.append(p._asdict() | dict(flops_per_second=dict(zip(names, rates, strict=True))))
     totals = [statistics.median(map(products_rate, rounds[dtype])) for dtype in dtypes]
-    rows.append(["all", "", "", *map(giga, totals)])
+    rows.append(["all", "", "", *map(in_giga, totals)])
     header = ["product", "m x k x n", "times", *(f"GFLOP/s {name}" for name in names)]
     return Result(
-        summary=describe(bench) | {"matrix products": f"{giga(totals[0])} GFLOP/s in {names[0]}"},
+        summary=describe(bench)
+        | {"matrix products": f"{in_giga(totals[0])} GFLOP/s in {names[0]}"},
         tables=[Table(title="Matrix products of a training step", header=header, rows=rows)],
         data=facts_of(bench)
         | dict(products=data, flops_per_second=dict(zip(names, totals, strict=True))),

@@ -45,8 +45,8 @@ def result_of(
     summary = describe(bench) | {
         "images/s": f"{statistics.median(rates):.4g} ({min(rates):.4g} to {max(rates):.4g}), "
         f"{1e3 * statistics.median(seconds):.4g} ms {what}",
-        "operations": f"{giga(achieved)} GFLOP/s",
-        "matrix products": f"{giga(statistics.median(peaks))} GFLOP/s at the model's own sizes, "
+        "operations": f"{in_giga(achieved)} GFLOP/s",
+        "matrix products": f"{in_giga(statistics.median(peaks))} GFLOP/s at the model's own sizes, "
         f"of which this is {statistics.median(ratios):.0%} ({min(ratios):.0%} to "
         f"{max(ratios):.0%})",
     }
@@ -109,6 +109,6 @@ def _dense_peak(device: torch.device) -> float | None:
     return next((peak for key, peak in DENSE_BF16.items() if key in name), None)
 
 
-def giga(rate: float) -> str:
+def in_giga(rate: float) -> str:
     """A rate in billions: 1.5e12 -> '1,500'."""
     return f"{rate / 1e9:,.0f}"

@@ -23,7 +23,9 @@ Artefact = LatentStore | SampleSet | RunDir | Checkpoint
 Problems = Generator[Event, None, list[str]]
 
 
-def choose_device(labels: np.ndarray, names: list[str]) -> tuple[np.ndarray, int, list[str] | None]:
+def items_to_preview(
+    labels: np.ndarray, names: list[str]
+) -> tuple[np.ndarray, int, list[str] | None]:
     """The items of the preview: (indices, columns, labels of the rows or None).
 
     If each class has at least two items, one row per class, spread over the classes; otherwise
@@ -84,10 +86,10 @@ def describe_classes(names: Sequence[str], counts: np.ndarray) -> str:
         return "none (unconditional)"
     low, high = counts.min(), counts.max()
     each = f"{low} to {high}" if low < high else f"{low}"
-    return f"{len(names)} of {each} images: {some_of(names)}"
+    return f"{len(names)} of {each} images: {listed(names)}"
 
 
-def some_of(values: Sequence[Any], form: str = "") -> str:
+def listed(values: Sequence[Any], form: str = "") -> str:
     """The first few and the last: 'a, b, c, ... z'."""
     texts = [format(value, form) for value in values]
     return ", ".join(texts if len(texts) <= 8 else [*texts[:6], f"... {texts[-1]}"])

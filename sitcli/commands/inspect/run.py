@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sitcli.commands.inspect.checks import Problems, check_arrays, some_of
+from sitcli.commands.inspect.checks import Problems, check_arrays, listed
 from sitcli.engine.optimizer_state import MOMENTS, StateFiles
 from sitcli.errors import SitError
 from sitcli.events import Progress, Result, Table
@@ -27,7 +27,7 @@ def describe_run(run: RunDir) -> Result:
     """The run's checkpoints, settings and size. Raises SitError if config.yaml is unreadable."""
     steps, partial = run.steps(), [path.name for path in run.partial()]
     size = bytes_below(run.path)
-    summary = {"kind": "run", "checkpoints": some_of(steps) if steps else "none"}
+    summary = {"kind": "run", "checkpoints": listed(steps) if steps else "none"}
     data: dict[str, Any] = {"kind": "run", "path": str(run.path), "steps": steps}
     if steps:
         newest = describe_checkpoint(open_checkpoint(run.path))
@@ -44,7 +44,7 @@ def describe_run(run: RunDir) -> Result:
         summary["last logged"] = ", ".join(f"{k.replace('_', ' ')} {v:.6g}" for k, v in pairs)
     if partial:
         summary["interrupted"] = (
-            f"{some_of(partial)}: not counted, and removed when training goes on"
+            f"{listed(partial)}: not counted, and removed when training goes on"
         )
     summary["size"] = format_bytes(size)
     data |= {"interrupted": partial, "config": config, "bytes": size}
@@ -110,7 +110,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Result:
         "network": f"{config.depth} {design}blocks of width {config.width}, {config.heads} heads, "
         f"patch {config.patch}: {params / 1e6:.4g} M parameters",
         "latents": format_shape(config.latent_shape) + _origin(latents),
-        "classes": (some_of(latents["class_names"]) or f"{num_classes}, without names")
+        "classes": (listed(latents["class_names"]) or f"{num_classes}, without names")
         if num_classes
         else "none",
         "process": process.describe(),
@@ -155,10 +155,10 @@ def verify_checkpoint(checkpoint: Checkpoint) -> Problems:
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         wrong = sorted(k for k in {*shapes, *expected} if shapes.get(k) != expected.get(k))
         if wrong:
-            problems.append(f"{which}.safetensors does not fit the network: {some_of(wrong)}")
+            problems.append(f"{which}.safetensors does not fit the network: {listed(wrong)}")
         bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
         if bad:
-            problems.append(f"{which}.safetensors is not finite: {some_of(bad)}")
+            problems.append(f"{which}.safetensors is not finite: {listed(bad)}")
         yield Progress(done=done, total=len(kinds), unit="files")
     problems += _check_moments(checkpoint)
     arrays = checkpoint.autoencoder_arrays()
@@ -183,7 +183,7 @@ def _check_moments(checkpoint: Checkpoint) -> list[str]:
             ]
     except SitError as error:
         return [error.message]
-    return [f"the optimizer's moments are not finite: {some_of(wrong)}"] if wrong else []
+    return [f"the optimizer's moments are not finite: {listed(wrong)}"] if wrong else []
 
 
 def bytes_below(path: Path) -> int:

@@ -11,9 +11,9 @@ from sitcli.commands.inspect.checks import (
     Problems,
     check_flags,
     check_labels,
-    choose_device,
     describe_classes,
     in_pieces,
+    items_to_preview,
 )
 from sitcli.commands.inspect.run import bytes_below
 from sitcli.commands.inspect.store import counts_text
@@ -109,7 +109,7 @@ def draw_samples(
         raise UsageError(f"{samples.path} holds latents only, no pictures", "remove --preview")
     done = np.flatnonzero(samples.done)
     names = list(samples.meta.get("class_names") or [])
-    chosen, columns, labels = choose_device(samples.labels[done], names)
+    chosen, columns, labels = items_to_preview(samples.labels[done], names)
     return np.array(samples.images[done[chosen]]), columns, labels
 
 

@@ -13,9 +13,9 @@ from sitcli.commands.inspect.checks import (
     check_arrays,
     check_flags,
     check_labels,
-    choose_device,
     describe_classes,
-    some_of,
+    items_to_preview,
+    listed,
 )
 from sitcli.events import Progress, Result
 from sitcli.latents.layout import encode_command
@@ -35,16 +35,16 @@ def describe_store(store: LatentStore) -> Result:
     size = store.path.stat().st_size
     images = f"{store.num_items}" if not missing else f"{store.num_items} of {num_rows} encoded"
     images += ", and their mirror images" if store.has_flips else ""
-    images += f"; {len(broken)} broken: {some_of([name for name, _ in broken])}" if broken else ""
+    images += f"; {len(broken)} broken: {listed([name for name, _ in broken])}" if broken else ""
     parts = "mean and std" if store.kind == "moments" else "deterministic"
-    statistics = f"mean {some_of(store.mean, '.3g')}, std {some_of(store.std, '.3g')}"
+    statistics = f"mean {listed(store.mean, '.3g')}, std {listed(store.std, '.3g')}"
     summary = {
         "kind": f"latent store, format {attrs['format_version']}, by sit {attrs['sit_version']}",
         "complete": "yes" if store.complete else "no",
         "images": images,
         "classes": describe_classes(store.class_names, counts),
         "latents": f"{format_shape(store.latent_shape)} float16, {parts}",
-        "scaled by": f"{some_of(np.ravel(store.scaling), '.5g')}: "
+        "scaled by": f"{listed(np.ravel(store.scaling), '.5g')}: "
         + (statistics if store.complete else "statistics follow when it is complete"),
         "autoencoder": f"{spec['name']} ({spec['class']}, {spec['hash'][:12]})",
         "pictures": f"{store.image_size} x {store.image_size} pixels, crop {store.crop}",
@@ -94,7 +94,7 @@ def verify_store(store: LatentStore) -> Problems:
     if reading.damaged:
         damaged = store.rows.texts("paths", sorted(reading.damaged))
         problems.append(f"{len(damaged)} images have other latents than were written: ")
-        problems[-1] += some_of(damaged)
+        problems[-1] += listed(damaged)
     if not np.isfinite([reading.mean, reading.std]).all():
         problems.append("some latents are not finite")
     problems += check_labels(store.labels, store.num_classes)
@@ -108,7 +108,7 @@ def draw_store(
     store: LatentStore, settings: InspectSettings
 ) -> tuple[np.ndarray, int, list[str] | None]:
     """Decoded images (N, H, W, 3), columns and row labels of the preview."""
-    chosen, columns, labels = choose_device(store.labels, store.class_names)
+    chosen, columns, labels = items_to_preview(store.labels, store.class_names)
     device = resolve_device(settings.device)
     autoencoder = from_spec(
         store.autoencoder,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sitcli.commands.bench.job import prepared
-from sitcli.commands.bench.report import giga, result_of
+from sitcli.commands.bench.report import in_giga, result_of
 from sitcli.settings.tools import BenchSettings
 from tests.commands.bench.measuring import TINY
 
@@ -38,4 +38,4 @@ def test_rates_are_medians_of_rounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rate", "text"), [(1e9, "1"), (1.5e12, "1,500"), (4e8, "0")])
 def test_rates_are_told_in_giga(rate: float, text: str) -> None:
     """Catches: a factor of a thousand."""
-    assert giga(rate) == text
+    assert in_giga(rate) == text
