@@ -178,3 +178,10 @@ def test_export_of_what_is_beyond(trained: Path, store: Path, tmp_path: Path) ->
     )
     keys = torch.load(official, weights_only=True)
     assert not [key for key in keys if key.startswith("aux_")]
+    folder = tmp_path / "folder"
+    finish(export(ExportSettings(checkpoint=tmp_path / "head", out=folder, format="diffusers")))
+    finish(import_weights(ImportSettings(weights=folder, out_dir=tmp_path / "plain")))
+    plain, head = open_checkpoint(tmp_path / "plain"), open_checkpoint(tmp_path / "head")
+    assert head.config.aux_block
+    assert plain.config == head.config.backbone
+    assert plain.meta["seed"] == head.meta["seed"]
