@@ -21,7 +21,7 @@ from sitcli.model.config import TransformerConfig
 from sitcli.model.embed import TimestepEmbedder, frequencies, position_embedding
 from sitcli.model.transformer import Transformer
 from sitcli.runs.checkpoint import Checkpoint
-from sitcli.runs.meta import PAPER, REVERSED, checkpoint_meta
+from sitcli.runs.meta import PAPER, REVERSED
 from sitcli.storage.tensors import write_tensors
 from sitcli.weights.diffusers_dit import (
     PIPELINE_PATHS,
@@ -276,12 +276,7 @@ def _save_state(path: Path, state: dict[str, Tensor], config: TransformerConfig)
 
 
 def _meta_text(export: Export) -> str:
-    """meta.json of the exported weights, whose network has no parts that are not exported."""
-    meta, config = export.checkpoint.meta, export.checkpoint.config
-    if not any(key.startswith(TRAINING_ONLY) for key in export.state):
-        facts = checkpoint_meta(config.backbone, export.checkpoint.process)
-        meta = meta | {"transformer": facts["transformer"]}
-    return json.dumps(meta | {"exported_weights": export.which})
+    return json.dumps(export.checkpoint.meta | {"exported_weights": export.which})
 
 
 def _arrays(checkpoint: Checkpoint) -> dict[str, Tensor]:

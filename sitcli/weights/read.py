@@ -19,6 +19,8 @@ from sitcli.storage.untrusted import named_tensors, read_content, read_metadata
 from sitcli.weights.diffusers_dit import EXTRAS, read_folder
 from sitcli.weights.official import AUTOENCODER
 
+# Fields of a TransformerConfig that describe heads; a DiTTransformer2DModel has no place for them.
+HEADS = ("aux_block", "align_block", "align_width")
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
@@ -87,6 +89,8 @@ def _read_diffusers(path: Path) -> Found:
     if extras.exists():  # written by sit export
         meta = _checked(extras, read_metadata(extras).get("sit"))
         tensors = named_tensors(read_content(extras))
+        for part in HEADS:
+            meta["transformer"].pop(part, None)
         if "pos_embed" in tensors:
             state["pos_embed"] = tensors.pop("pos_embed")
         arrays = {key.removeprefix(AUTOENCODER): value for key, value in tensors.items()}
