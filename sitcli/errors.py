@@ -11,7 +11,7 @@ class SitError(Exception):
 
     message: what is wrong, one line, no full stop needed.
     hint:    what to do about it, preferably the command to type; may be empty.
-    shared:  every process of the command raises it, so that the first alone speaks.
+    shared:  every process of the command raises it, so only rank 0 prints it.
     """
 
     exit_code = 1
@@ -48,6 +48,6 @@ def _interrupted(message: str, hint: str, signal_number: int) -> Interrupted:
 
 
 class LostPeer(SitError):
-    """Another process of the command has gone, and knows better why."""
+    """Another process of the command has ended; its own error is the reason."""
 
     exit_code = 113

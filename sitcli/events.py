@@ -1,6 +1,6 @@
-"""What a stage tells the command line while it works.
+"""The events that a stage sends to the command line while it works.
 
-A stage is a generator: it yields these and returns a `Result`. It never prints, never draws a bar.
+A stage is a generator: it yields events and returns a `Result`. It does not print or draw bars.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 class Progress:
     """`done` of `total` `unit`s are finished; `text` is a short live remark ("loss 0.81").
 
-    `done` counts work finished in earlier runs too; the first event of a stage therefore tells
-    where this run began, and rates are computed from there.
+    `done` includes work finished in earlier runs. The first event of a stage therefore gives the
+    work done before this run, and rates are computed from there.
     """
 
     done: int
@@ -27,7 +27,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Note:
-    """One line the user should see once (which artefact was taken, where a run resumes)."""
+    """One line the user should see once, such as the artefact taken or the step of a resume."""
 
     text: str
 
@@ -46,7 +46,7 @@ class Result:
     summary: label -> text, shown to people in this order on stderr.
     tables:  figures and costs, printed on stdout.
     data:    the same facts for `--json`; one object.
-    path:    what was written, printed on stdout.
+    path:    the file or folder written, printed on stdout.
     next:    the command to type next.
     """
 

@@ -13,7 +13,7 @@ LossWeight = Literal["none", "velocity", "likelihood"]
 Betas = Literal["linear", "cosine"]
 Variance = Literal["learned-range", "fixed-small", "fixed-large"]
 OneStepSolver = Literal["euler", "heun", "rk4"]
-MultistepSolver = Literal["ab2", "dpm++2m"]  # they go from noise to data alone
+MultistepSolver = Literal["ab2", "dpm++2m"]  # these run only from noise to data
 AdaptiveSolver = Literal["dopri5"]
 SdeSolver = Literal["euler-maruyama", "heun"]
 LastStep = Literal["mean", "tweedie", "euler", "none"]
@@ -49,7 +49,7 @@ def _joined(*lists: object) -> tuple[str, ...]:
 
 OdeSolver = Literal[_joined(OneStepSolver, MultistepSolver, AdaptiveSolver)]
 ODE_SOLVERS = get_args(OdeSolver)
-MAP_SOLVERS = _joined(OneStepSolver, AdaptiveSolver)  # those that run either way
+MAP_SOLVERS = _joined(OneStepSolver, AdaptiveSolver)  # these also run from data to noise
 Solver = Literal[(*ODE_SOLVERS, *(set(get_args(SdeSolver)) - set(ODE_SOLVERS)))]
 INTERPOLANTS = get_args(Interpolant)
 PREDICTIONS = get_args(Prediction)

@@ -1,4 +1,4 @@
-"""Values as people read them."""
+"""Numbers, shapes and errors as text for people."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def format_shape(shape: Sequence[int]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its kind if it says nothing."""
+    """The first line of an error's text that is not blank, or its class if it has no text."""
     lines = [line.strip() for line in str(error).splitlines()]
     return next(filter(None, lines), type(error).__name__)
 

@@ -49,7 +49,7 @@ class Chain:
         alpha_bar = torch.cumprod(1 - betas, dim=0)
         before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
         variance = betas * (1 - before) / (1 - alpha_bar)
-        # The first is 0, whose logarithm is not finite: the second takes its place.
+        # The first variance is 0, whose logarithm is not finite: replace it by the second.
         variance[0] = variance[1] if len(variance) > 1 else betas[0]
         tables = dict(
             betas=betas,
@@ -59,7 +59,7 @@ class Chain:
             data_weight=betas * before.sqrt() / (1 - alpha_bar),
             state_weight=(1 - before) * (1 - betas).sqrt() / (1 - alpha_bar),
             posterior_variance=variance,
-            # From the data, log abar = 0, on: these two are one longer than the others.
+            # These two begin at the data, log abar = 0, so they are one longer than the others.
             log_alpha_bar=torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)]),
             slopes=_monotone_slopes(torch.log1p(-betas)),
         )
@@ -69,7 +69,7 @@ class Chain:
         return len(self.timesteps)
 
     def table(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """A table on `device`, where it stays once it was asked for there."""
+        """A table on `device`; the first call for a device copies all tables there."""
         device = torch.device(device)
         if device not in self._tables:
             cpu, dtype = self._tables[torch.device("cpu")], torch.float64
@@ -81,7 +81,7 @@ class Chain:
     def respaced(self, steps: int) -> Chain:
         """The chain over `steps` of these, equally spaced with both ends (rounded to steps).
 
-        The spacing is summed up as ADM does, whose rounding decides a step here and there.
+        The spacing is summed up as in ADM's code, since its rounding decides some of the steps.
         Raises ValueError for more steps than there are.
         """
         if steps > len(self):

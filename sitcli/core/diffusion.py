@@ -85,9 +85,9 @@ class Diffusion(Flow):
         return path_at(self.chain.path, t, x)
 
     def network_time(self, t: Tensor) -> Tensor:
-        """k = T t - 1, the step's number, not an integer between two steps.
+        """k = T t - 1, the number of the step, which is fractional between two steps.
 
-        Before the first step its k = 0, the least noise that the network has seen.
+        Before the first step k is 0: the network has not seen less noise than at that step.
         """
         return (t * len(self.chain) - 1).clamp(min=0)
 
@@ -97,15 +97,15 @@ class Diffusion(Flow):
 
     @property
     def least_time(self) -> float:
-        """The first step's."""
+        """1/T, the time of the chain's first step."""
         return 1 / len(self.chain)
 
     def ode_interval(self) -> Interval:
-        """To the data by a jump, as DDIM's last step is: the network knows no time below 1/T."""
+        """From 1 to 0. The last step jumps to the data as in DDIM: the network needs t >= 1/T."""
         return Interval(1.0, 0.0, jump=True)
 
     def sde_interval(self, wt: str, last_step_size: float) -> Interval:
-        """That of vp, whose discretisation the chain is."""
+        """The interval of vp: the chain is a discretisation of vp."""
         return sde_interval("vp", self.prediction, wt, last_step_size)
 
     def draw_times(self, number: int, generator: torch.Generator, times: Times = PLAIN) -> Tensor:
@@ -161,7 +161,7 @@ class Diffusion(Flow):
         model, _, _ = self.reverse(chain, output, x, i, path)
         kl = gaussian_kl(chain.posterior(x_star, x, i), model)
         first = (i == 0).to(x.device).view(-1, *(1,) * (x.ndim - 1))
-        # Elsewhere it is not wanted, and its gradient could be infinite.
+        # At other steps the likelihood is not used, and its gradient could be infinite.
         likely = Moments(torch.where(first, model.mean, x_star), model.log_variance)
         nll = discretised_gaussian_nll(x_star, likely, tails=tails)
         return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
@@ -179,7 +179,7 @@ class Diffusion(Flow):
     ) -> Iterator[tuple[int, int, Tensor]]:
         """The variational bound on -log2 p(x_*) per dimension, (B,), of the chain of `steps` steps.
 
-        p(x_*) is the probability of a bin of width 2/255; tails, of bytes: see
+        p(x_*) is the probability of a bin of width 2/255; tails: True for bytes, see
         `discretised_gaussian_nll`.
         Yields (evaluations done, in all, the sum so far); the last one is the bound. One noise
         draw randn() for each of the chain's terms; the prior's term is exact.
@@ -199,7 +199,7 @@ class Diffusion(Flow):
             yield done, len(chain), total
 
     def _time_and_path(self, chain: Chain, i: int, x: Tensor) -> tuple[Tensor, Path]:
-        """What the network is told at the chain's step i, (B,), and the path there."""
+        """The network's time (B,) at the chain's step i, and the path there."""
         k = chain.timesteps[i]
         t = torch.full((len(x),), (k + 1) / len(self.chain), dtype=torch.float64)
         return x.new_full((len(x),), k), self.path(t, x)

@@ -111,7 +111,7 @@ class Flow:
 
     @property
     def least_time(self) -> float:
-        """No earlier time is asked of the network, where the data's end is not t = 0."""
+        """The earliest time at which the network is evaluated, if the data's end is not t = 0."""
         return 0.0
 
     def ode_interval(self) -> Interval:

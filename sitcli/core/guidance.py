@@ -1,4 +1,4 @@
-"""Guidance around a network, by whatever is weaker than it, and the count of evaluations."""
+"""Guidance of a network away from a weaker one, and the count of its evaluations."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TwoHeaded = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """What guides, and where. The scales are 1 for none, which costs nothing.
+    """The kinds of guidance and where they act. A scale of 1 is no guidance and costs nothing.
 
     scale: of classifier-free guidance (Ho and Salimans 2022), away from the unconditional output
     (label null_class); guide, guide_scale: autoguidance, away from a weaker network (Karras et al.
     2024); internal_scale: away from the network's own auxiliary head (Zhou et al. 2025), which
-    costs no evaluation. Each is weak + scale (c - weak), c the conditional output; of several the
-    differences to c add up.
+    costs no evaluation. Each gives weak + scale (c - weak), c the conditional output; with several
+    kinds their differences to c add up.
 
     channels: how many of the leading channels are guided (the published DiT and SiT figures guide
     3 of 4), None for all of the latent's; the others, and a learned variance beyond them, are the
@@ -42,10 +42,10 @@ class Guidance:
 
 
 class GuidedNetwork:
-    """A network under `Guidance`; internal guidance needs two_headed, the same network's.
+    """A network under `Guidance`; two_headed: the same network, for internal guidance alone.
 
-    `evaluations` counts network evaluations, sample by sample, those of a guide too; `saved` those
-    that the interval left out.
+    `evaluations` counts the network evaluations of each sample, also those of a guide; `saved`
+    counts the evaluations that the interval left out.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class GuidedNetwork:
         return torch.cat([result, c[:, guided.stop :]], dim=1)
 
     def _guided_rows(self, t: Tensor) -> Tensor:
-        """The samples, (b,), whose unconditional output is wanted at network times t."""
+        """The samples, (b,), whose unconditional output is needed at network times t."""
         g = self.guidance
         if g.scale == 1:
             return torch.empty(0, dtype=torch.long)

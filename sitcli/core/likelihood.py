@@ -37,10 +37,10 @@ def log_likelihood(
 ) -> Iterator[tuple[float, Tensor]]:
     """log p(x_* | y) in nats of data (B, C, h, w); yields (t, estimates (B, P)) after every step.
 
-    probes: (B, P, C, h, w) of signs, the same throughout the solve: anew at each call, they would
-    be noise that no solver can follow. They share the trajectory, which does not depend on them.
-    None is the exact trace, P = 1, at C h w backward passes an evaluation.
-    The last estimates count; those before take x_t for the noise.
+    probes: (B, P, C, h, w) of signs, fixed throughout the solve: probes drawn anew at each call
+    would be noise that no solver can follow. All share one trajectory, which does not depend on
+    them. None is the exact trace, P = 1, which takes C h w backward passes an evaluation.
+    The last estimates are the result; earlier ones take x_t for the noise.
     """
     ends = ends_of(process)
     size, shape = x_star[0].numel(), x_star.shape[1:]

@@ -1,8 +1,8 @@
-"""What training adds to the process's own loss, all from one evaluation of the network.
+"""The terms that training adds to the process's own loss, all from one network evaluation.
 
-The network is asked for more than its output (its `taps`): tokens after some of its blocks, an
-auxiliary head's output, a projection of its tokens. Which it has is the model's business; what is
-done with them is here.
+The network returns more than its output (its `taps`): tokens after some of its blocks, an
+auxiliary head's output, a projection of its tokens. The model decides which it has; this module
+computes the terms from them.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ class Extras:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the terms there are."""
+        """The names of the terms with a weight."""
         return tuple(name for name in ("sync", "internal", "repa") if getattr(self, name))
 
     @property
     def taps(self) -> tuple[int | str, ...]:
-        """What the network is asked for."""
+        """The taps that the network must return."""
         taps: list[int | str] = [*self.sync_blocks] if self.sync else []
         return (*taps, *(["aux"] if self.internal else []), *(["align"] if self.repa else []))
 
 
 class Tapped:
-    """A network as a process calls it, (x, t, y) -> output; `found` is what it was tapped for."""
+    """A network as a process calls it, (x, t, y) -> output; `found` holds its last taps."""
 
     def __init__(self, network: Tappable, *, route: Any, taps: tuple[int | str, ...]) -> None:
         self.network, self.route, self.taps = network, route, taps
         self.found: dict[int | str, Tensor] = {}
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        # A network without either is asked as the papers' is.
+        # Without route and taps the call is that of the papers' network.
         more = {} if self.route is None else {"route": self.route}
         if not self.taps:
             return self.network(x, t, y, **more)

@@ -141,7 +141,10 @@ def solve_multistep(
     steps: int,
     shift: float = 1.0,
 ) -> Iterator[tuple[float, Tensor]]:
-    """As `solve_ode`, by a row of MULTISTEPS."""
+    """Fixed steps by a row of MULTISTEPS; yields (time, state) after each of `steps` steps.
+
+    The last step of a jump interval goes to the posterior mean, evaluate(x, t).data.
+    """
     step, _, drops_history_on_last_step = MULTISTEPS[solver]
     before = None
     for t, s in pairwise(time_grid(interval, steps, shift)):

@@ -8,10 +8,10 @@ from sitcli.core.prediction import PREDICTIONS, Network
 
 
 class ReversedTime:
-    """A network trained with t = 0 at the noise, as one with t = 0 at the data.
+    """Makes a network trained with t = 0 at the noise one with t = 0 at the data.
 
-    It is fed 1 - t. Of a velocity the sign turns too, d/dt = -d/d(1 - t); score, noise and data are
-    the same seen from either end.
+    The inner network is fed 1 - t. A velocity also changes its sign, d/dt = -d/d(1 - t); score,
+    noise and data are the same in both directions of time.
     """
 
     def __init__(self, network: Network, *, prediction: str) -> None:

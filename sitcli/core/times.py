@@ -1,4 +1,4 @@
-"""Where times fall: how training draws them, and how a shift moves them, there and in sampling."""
+"""How training draws times, and how a shift moves times in training and in sampling."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def shifted(t: Time, shift: float) -> Time:
 def natural_shift(shape: tuple[int, int, int]) -> float:
     """s = sqrt(C h w / 4096) for latents (C, h, w).
 
-    Neighbours of a larger latent tell more of each other, and it takes more noise to hide as much
-    of it. The square root of the ratio is Esser et al. 2024, section 5.3.2; with the channels
-    counted too, as Zheng et al. 2025 (RAE) have it. 1 for the SD VAE's 4 x 32 x 32.
+    Neighbouring values of a larger latent tell more about each other, so hiding as much of it takes
+    more noise. The square root of the ratio is from Esser et al. 2024, section 5.3.2; counting the
+    channels too is from Zheng et al. 2025 (RAE). It is 1 for the SD VAE's 4 x 32 x 32.
     """
     return math.sqrt(math.prod(shape) / REFERENCE_NUMEL)
 
@@ -74,11 +74,11 @@ class Times:
 
     @property
     def plain(self) -> bool:
-        """Uniform, and not shifted."""
+        """Whether the times are uniform and not shifted."""
         return (self.distribution, self.shift) == (Times.distribution, Times.shift)
 
     def draw(self, number: int, generator: torch.Generator) -> Tensor:
-        """(number,), in [0, 1]."""
+        """Draw times (number,) in [0, 1]."""
         draw = TIME_DISTRIBUTIONS[self.distribution].draw
         u = draw(number, generator, mean=self.mean, std=self.std)
         return u if self.shift == 1 else shifted(u, self.shift)

@@ -16,9 +16,10 @@ KID_SUBSET_SIZE = 1000
 def kernel_distance(a: np.ndarray, b: np.ndarray, *, seed: int) -> tuple[float, float]:
     """KID's mean and spread over 100 subsets of min(1000, N) from features (N, D) float32.
 
-    Unbiased, so slightly negative for equal distributions. Binkowski et al. 2018. The subsets and
-    the estimate are torch-fidelity's; the kernel is taken in float64, since a small difference of
-    cubes is left: of features around 100, float32 would leave 1e5 where 0 is right.
+    The estimate is unbiased, so it can be slightly negative for equal distributions. Binkowski et
+    al. 2018. The subsets and the estimate are torch-fidelity's. The kernel is computed in float64,
+    since the estimate is a small difference of cubes: for features around 100, float32 gives 1e5
+    where 0 is right.
     """
     from torch_fidelity.metric_kid import kernel_mmd
 

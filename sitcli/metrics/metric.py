@@ -14,8 +14,11 @@ from sitcli.metrics.moments import Gaussian, Moments
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """features (N, D) float32, None where there are too many to keep; parts (N,); the moments of
-    each part, if they were asked for."""
+    """The features of one layer over a set of images.
+
+    features: (N, D) float32, None if they are too many to keep. parts: (N,), the part of each
+    image, 0 or 1. moments: those of each part, [] if they were not asked for.
+    """
 
     features: np.ndarray | None
     parts: np.ndarray
@@ -38,7 +41,8 @@ class Target(NamedTuple):
 class Evidence:
     """The input of the metrics of one sample set; mappings are by the layers' names in METRICS.
 
-    random_order: whether neighbouring samples are independent; splits: of the Inception Score.
+    logits: pool features -> class logits, None without class probabilities. random_order: whether
+    neighbouring samples are independent. splits: number of the Inception Score's splits, or None.
     """
 
     fake: Mapping[str, Collected]
@@ -51,10 +55,12 @@ class Evidence:
 
 
 class Measured(NamedTuple):
-    """A figure; spread: its standard deviation over subsets or splits, where it has one.
+    """A figure of a metric.
 
-    resamples: (number=, seed=) -> the figure for bootstrap resamples of the samples, None where
-    repeated images would change what is measured.
+    floor: the same figure for the two halves of the reference, None if unknown. recipe: the
+    parameters of the measurement. spread: its standard deviation over subsets or splits, or None.
+    resamples: (number=, seed=) -> the figures of bootstrap resamples of the samples, None if
+    repeated images would change the figure.
     """
 
     name: str
@@ -69,11 +75,11 @@ class Metric(NamedTuple):
     """A row of METRICS.
 
     layer: pool or spatial of --features, or the extractor that the metric brings itself;
-    own_features: the name of that extractor; frechet: mean and covariance suffice; least: images it
-    needs a side; compares: with a reference; needs: what no other --features than InceptionV3 give
-    it, for people; in_all: whether --all computes it; floor_is_ceiling: whether more is better, so
-    that two halves of the reference are the best there is; suggested: whether the next command,
-    where it was not asked for, names it.
+    own_features: the name of that extractor; frechet: whether mean and covariance suffice; least:
+    the number of images it needs on each side; compares: whether it needs a reference; needs: the
+    output of InceptionV3 that other --features lack, in words; in_all: whether --all computes it;
+    floor_is_ceiling: whether larger is better, so that the halves of the reference give the best
+    value; suggested: whether the suggested next command adds it if the user did not ask for it.
     """
 
     layer: str

@@ -19,7 +19,7 @@ DC_NEIGHBOURS = 5  # of density and coverage
 def precision_recall(generated: np.ndarray, real: np.ndarray) -> tuple[float, float]:
     """Improved precision and recall, k = 3, from features (N, D) float32.
 
-    Kynkaanniemi et al. 2019; on Inception's pool features, as ADM reports them. Needs 4 images on
+    Kynkaanniemi et al. 2019; ADM reports them on Inception's pool features. Needs 4 images on
     both sides.
     """
     from torch_fidelity.metric_prc import calculate_precision_recall_part
@@ -33,10 +33,11 @@ def precision_recall(generated: np.ndarray, real: np.ndarray) -> tuple[float, fl
 def density_coverage(generated: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, float]:
     """Density of each generated image (M,), whose mean is the metric, and coverage.
 
-    From features (M, D), (N, D). With the ball around each real image that reaches to its fifth
-    nearest real neighbour, open as in the authors' figures: density counts the balls an image lies
-    in, over 5; coverage is the share of balls with an image in them. Equal distributions have a
-    density of 1. Naeem et al. 2020, eqs. 3 and 4. Needs 6 real images.
+    generated, real: features (M, D), (N, D). Each real image has an open ball that reaches to its
+    fifth nearest real neighbour. Density is the number of balls that an image lies in, divided by
+    5; coverage is the share of balls with an image in them. Equal distributions have a density
+    of 1. Naeem et al. 2020, eqs. 3 and 4; the open ball follows the authors' figures. Needs 6 real
+    images.
     """
     real_rows = torch.from_numpy(np.array(real, np.float64))
     radii = torch.cat([
@@ -44,7 +45,7 @@ def density_coverage(generated: np.ndarray, real: np.ndarray) -> tuple[np.ndarra
         for rows in real_rows.split(ROWS)
     ])  # fmt: skip
     if not radii.any():
-        raise SitError("density and coverage mean nothing: the reference's images are all alike")
+        raise SitError("density and coverage are undefined: the reference's images are all alike")
     counts, covered = [], torch.zeros(len(real_rows), dtype=torch.bool)
     for rows in torch.from_numpy(np.array(generated, np.float64)).split(ROWS):
         inside = torch.cdist(rows, real_rows) < radii

@@ -53,7 +53,7 @@ def rms_norm(width: int, *, affine: bool) -> nn.Module:
 class Norm(NamedTuple):
     """make(width, affine=) -> the layer; vectors(affine): how many vectors of parameters it has.
 
-    words: how a network that has it is described, "" for the papers' own.
+    words: its name in the description of a network, "" for the papers' own.
     """
 
     make: Callable[..., nn.Module]
@@ -83,9 +83,10 @@ MOST_KEPT_SCORES = 512  # tokens; beyond, the scores of a batch do not fit in a 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v, (B, heads, T, D) each.
 
-    torch's fused kernel; in bfloat16 on a CPU, where that takes twice as long as the two products,
-    these. Compiled for evaluation the scores are scaled instead of q: of the plain formula the
-    compiler would make the fused kernel again.
+    It is torch's fused kernel, except in bfloat16 on a CPU for at most MOST_KEPT_SCORES tokens:
+    there the fused kernel takes twice as long as the two products. Compiled for evaluation, the
+    scores are scaled instead of q, since the compiler would turn the plain formula into the fused
+    kernel again.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= MOST_KEPT_SCORES:
         heads, scale = q.shape[:2], q.shape[-1] ** -0.5
@@ -100,8 +101,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def gelu(x: Tensor) -> Tensor:
     """The tanh-approximated GELU.
 
-    Compiled for training as x sigmoid(2u), which is x (1 + tanh u) / 2: an exponential takes a
-    third of a tanh's time. Elsewhere torch's one kernel.
+    Compiled for training it is x sigmoid(2u), which equals x (1 + tanh u) / 2: an exponential takes
+    a third of the time of a tanh. Otherwise it is torch's own kernel.
     """
     if torch.compiler.is_compiling() and torch.is_grad_enabled():
         wide = x.float()
@@ -168,7 +169,7 @@ def swiglu_units(hidden: int) -> int:
 class SwiGLU(nn.Module):
     """W3 (silu(a) * b), [a | b] = W12 x (Shazeer 2020), (..., d) -> (..., d).
 
-    It has as many hidden units as make it cost as much as an Mlp of `hidden`.
+    Its number of hidden units makes it cost as much as an Mlp with `hidden` units.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -186,7 +187,7 @@ class MlpKind(NamedTuple):
     """make(width, hidden) -> the layer; layers(width, hidden): (inputs, outputs) of its linear maps
     with a bias, in their order, from which its cost follows.
 
-    words: how a network that has it is described, "" for the papers' own.
+    words: its name in the description of a network, "" for the papers' own.
     """
 
     make: Callable[[int, int], nn.Module]
@@ -283,8 +284,8 @@ class InContextBlock(nn.Module):
 class Modulation(nn.Module):
     """The modulation of several blocks by one product, (B, d) -> (B, sum of their vectors).
 
-    layers: the blocks' own, in their order. In float32: it is small, and its rounding a fifth to a
-    third of what bfloat16 changes in a sample.
+    layers: the blocks' own, in their order. It runs in float32: the product is small, and its
+    rounding would be a fifth to a third of what bfloat16 changes in a sample.
     """
 
     def __init__(self, layers: list[nn.Linear]) -> None:

@@ -20,7 +20,7 @@ from sitcli.model.transformer import Transformer
 
 
 def can_compile(device: torch.device) -> str | None:
-    """None where torch.compile works for this device, else what it lacks."""
+    """None if torch.compile works for this device, else the reason why not, as an error says it."""
     if device.type not in ("cpu", "cuda"):
         return f"torch.compile does not serve {device.type}"
     if device.type == "cuda":
@@ -28,7 +28,7 @@ def can_compile(device: torch.device) -> str | None:
             return "this GPU is older than triton supports (compute capability 7.0)"
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
-        # As triton and inductor look for theirs.
+        # triton and inductor look for these compilers.
         names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
     else:
         default = "clang++" if sys.platform == "darwin" else "g++"
@@ -63,9 +63,9 @@ def resolve_compile(name: str, device: torch.device, *, flops: float | None) -> 
 def compile_blocks(network: Transformer) -> None:
     """Compile every block in place, one by one; state-dict keys stay as they are.
 
-    After DeepSpeed has the network: stage 3 refuses one that is compiled already. The blocks are
-    alike, so that one graph serves all of them; under stage 3, which gathers the weights of each
-    layer just before it, a block is several graphs.
+    Call it after DeepSpeed has the network: stage 3 refuses a compiled one. The blocks are alike,
+    so one graph serves all of them. Under stage 3, which gathers the weights of each layer just
+    before the layer runs, a block is several graphs.
     """
     sharded = any(hasattr(parameter, "ds_id") for parameter in network.parameters())
     for block in network.blocks:
@@ -77,7 +77,7 @@ class CompiledNetwork:
 
     On a CPU its weights are folded into the graph and laid out for its instructions; on a GPU the
     graph is replayed without Python. A batch is filled up to the next of `sizes`, so that there
-    are no more graphs than these; a larger one is evaluated as it is.
+    are no more graphs than sizes; a larger batch is evaluated without compiling.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class CompiledNetwork:
         gpu = device.type == "cuda"
         mode = "reduce-overhead" if gpu else "default"
         self.compiled = torch.compile(network, dynamic=False, mode=mode)
-        # Not as an option of torch.compile, under which the linear layers keep a slower layout.
+        # As an option of torch.compile, freezing would leave the linear layers a slower layout.
         self._config = {} if gpu else {"freezing": True}
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """x (B, C, h, w), t (B,), y (B,) -> what the network gives, (B, ...) each."""
+        """x (B, C, h, w), t (B,), y (B,) -> the network's output or outputs, (B, ...) each."""
         count = len(x)
         size = next((size for size in self.sizes if size >= count), None)
         if size is None:

@@ -1,4 +1,4 @@
-"""Moving averages of the weights, sharded over the processes, and what follows from several."""
+"""Moving averages of the weights, sharded over the processes."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class ShardedEma:
 
     @property
     def num_bytes(self) -> int:
-        """What this rank's share takes."""
+        """The bytes of this rank's share."""
         return sum(shard.nbytes for shard in self.shards.values())
 
     def is_finite(self) -> bool:
-        """Whether this rank's share is; the weights that went into it were, then."""
+        """Whether this rank's share is finite, which implies that the averaged weights were."""
         return all(bool(torch.isfinite(shard).all()) for shard in self.shards.values())
 
     @torch.no_grad()

@@ -48,7 +48,7 @@ class Rope(NamedTuple):
     sin: Tensor
 
     def of(self, tokens_kept: Tensor) -> Rope:
-        """Those of the tokens `tokens_kept` (B, K) alone."""
+        """The cosines and sines of the tokens `tokens_kept` (B, K) alone."""
         return Rope(*(part[0, 0][tokens_kept][:, None] for part in self))
 
     def rotate(self, x: Tensor) -> Tensor:
@@ -83,8 +83,8 @@ def rotary_embedding(
 def in_float32(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A module's forward in float32 whatever autocast says.
 
-    For what is at the ends of a network: a rounding there is one of the latents themselves, and the
-    products are a thousandth of the whole.
+    It is meant for the ends of a network: a rounding there rounds the latents themselves, and the
+    products there are a thousandth of all.
     """
 
     @functools.wraps(forward)
@@ -107,7 +107,7 @@ class PatchEmbed(nn.Module):
 
     @in_float32
     def forward(self, x: Tensor) -> Tensor:
-        # Blocks keep the layout of what they get, and a convolution's has a token's numbers apart.
+        # Blocks keep their input's layout, and a convolution's output scatters a token's numbers.
         return self.proj(x).flatten(2).transpose(1, 2).contiguous()
 
 

@@ -10,7 +10,7 @@ import torch
 
 # The relative widths that are tracked (Karras et al. 2023, section 3.1).
 TRACKED_STDS = (0.05, 0.10)
-LEAST_STD, MOST_STD = 0.005, 0.28  # beyond, the exponent is in the thousands, or negative
+LEAST_STD, MOST_STD = 0.005, 0.28  # outside, the exponent is in the thousands, or negative
 
 
 def power_exponent(std: float) -> float:
@@ -84,7 +84,10 @@ def posthoc_coefficients(snapshots: Sequence[Snapshot], target: Snapshot) -> lis
 def posthoc_error(
     snapshots: Sequence[Snapshot], coefficients: Sequence[float], target: Snapshot
 ) -> float:
-    """Norm of what the sum misses of the target's weights, relative to theirs: 0 is exact."""
+    """Norm of the difference between the sum and the target's weights, over the target's norm.
+
+    0 is an exact sum.
+    """
     own = overlap(target, target)
     cross = sum(c * overlap(s, target) for c, s in zip(coefficients, snapshots, strict=True))
     both = sum(

@@ -41,8 +41,8 @@ class Transformer(nn.Module):
     State-dict keys and layouts are those of the official releases. With num_classes 0 the label
     table has one row, the null class.
 
-    checkpoint_every: where gradients are taken, recompute the inside of the first of every so many
-    blocks backward instead of keeping it; 0: of none.
+    checkpoint_every: n recomputes the first of every n blocks in the backward pass, instead of
+    keeping its activations; 0 keeps those of all blocks.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -79,7 +79,7 @@ class Transformer(nn.Module):
     def modulate_at_once(self) -> None:
         """Make the modulation of all blocks one product of the condition, for evaluation alone.
 
-        The blocks' own layers are gone then, and with them their state-dict keys.
+        This removes the blocks' own layers and their state-dict keys.
         """
         if self.design.vectors:
             self.modulation = Modulation([b.adaLN_modulation[1] for b in self.blocks])
@@ -95,10 +95,11 @@ class Transformer(nn.Module):
         route: Route | None = None,
         taps: tuple[int | str, ...] = (),
     ) -> Tensor | tuple[Tensor, dict[int | str, Tensor]]:
-        """x (B, C, h, w), t (B,), y (B,) int64 -> (B, C_out, h, w), and what is tapped if any is.
+        """x (B, C, h, w), t (B,), y (B,) int64 -> (B, C_out, h, w); with taps, also their values.
 
-        taps: n, the tokens (B, T, d) after n blocks, those that skip blocks as they wait; AUX, the
-        auxiliary head's output (B, C_out, h, w); ALIGN, the projector's (B, T, D).
+        taps: n gives the tokens (B, T, d) after n blocks, where tokens that skip blocks are as
+        before them; AUX gives the auxiliary head's output (B, C_out, h, w); ALIGN gives the
+        projector's output (B, T, D).
         """
         config, found = self.config, {}
         tokens = self.x_embedder(x) + self.pos_embed  #           (B, T, d)
@@ -140,7 +141,7 @@ class Transformer(nn.Module):
         return output, found[AUX]
 
     def _block_of(self, tap: int | str) -> int:
-        """After how many blocks it is read."""
+        """The number of blocks after which the tap is read."""
         blocks = {AUX: self.config.aux_block, ALIGN: self.config.align_block}
         return blocks.get(tap, tap)
 

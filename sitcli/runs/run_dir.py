@@ -94,7 +94,7 @@ class RunDir:
     def prune(self, *, last: int, every: int) -> None:
         """Remove all but the newest `last` checkpoints and those of multiples of `every`.
 
-        last 0 keeps all checkpoints; every 0 keeps only the newest.
+        last 0 keeps all checkpoints; every 0 keeps the newest `last` alone.
         """
         for step in self.steps()[:-last] if last else []:
             if every and step % every == 0:

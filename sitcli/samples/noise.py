@@ -1,4 +1,4 @@
-"""Noise from a file, so that samplers of other implementations can start from the same noise."""
+"""Noise from a file, so that sampling can start from the noise of another implementation."""
 
 from __future__ import annotations
 

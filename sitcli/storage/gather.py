@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 THREAD = getattr(resource, "RUSAGE_THREAD", None)  # Linux
-# A batch in memory waits once or twice, for Python's lock; for rows that are not there it waits
-# nearly once a row, on a file system that does not count what it reads, too.
+# Waits per row that show a read from the disk. A batch in memory waits once or twice, for Python's
+# lock. Rows on the disk cost nearly one wait each, also on file systems that do not count reads.
 WAITING = 1 / 32
 # After a read that had to wait for the disk, prefetch for this many batches. A needless prefetch
 # costs about 1 us a row, a missing one 20 to 5000 us.

@@ -1,10 +1,10 @@
 """A row file: fixed arrays of N rows in one HDF5 file that survives kill -9 at any moment.
 
-The file is laid out whole at creation (contiguous, early allocation, default library version,
-closed once) and every byte is reserved, so that a full disk is found then and not in the middle of
-the work. From then on rows are written in place with pwrite, past HDF5, and flagged after them in
-`written`; readers map the arrays at their offsets. HDF5 itself is used for creation, attributes
-and other people's tools: the file opens in plain h5py or HDFView.
+The file gets its full size at creation (contiguous, early allocation, default library version,
+closed once) and every byte is reserved, so that a full disk shows at once and not in the middle of
+the work. Rows are then written in place with pwrite, without HDF5, and flagged afterwards in
+`written`; readers map the arrays at their offsets. HDF5 itself serves for creation, attributes and
+other tools: the file opens in plain h5py or HDFView.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sitcli.text import first_line
 
 MISSING, DONE, BROKEN = 0, 1, 2  # the values of `written`
 ALIGNMENT = dict(alignment_threshold=4096, alignment_interval=4096)  # arrays begin on a page
-HEADERS = 65536  # at most, what HDF5 writes beside the arrays
+HEADERS = 65536  # most bytes that HDF5 writes beside the arrays
 JSON_BEGINS = ("{", "[", '"')
 
 
@@ -48,7 +48,7 @@ def create(
     attrs: as `Rows.set_attrs` takes them.
     arrays: further datasets whose contents are known already, of any shape; text as a list of str.
 
-    Raises SitError when the file cannot be created or the disk cannot hold it; nothing is left.
+    Raises SitError if the file cannot be created or the disk cannot hold it, and leaves no file.
     """
     num_rows = {shape[0] for shape, _ in datasets.values()}
     if len(num_rows) != 1:
@@ -59,7 +59,7 @@ def create(
     layout |= {name: (array.shape, array.dtype) for name, array in fixed.items()}
     size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in layout.values())
 
-    # One fixed name: what a killed creation left behind is reused, not piled up.
+    # The name is always the same, so that the file of a killed creation is written over.
     temporary = path.with_name(f".{path.name}.creating")
     try:
         check_writable(path)
@@ -80,8 +80,8 @@ def create(
 class Rows:
     """An open row file: read any array, write whole rows.
 
-    Not bound to a process: nothing stays open but one descriptor when `writable`. Raises SitError
-    for a file that is absent, not HDF5 or cut short.
+    Any process can use it: only a writable file keeps a descriptor open.
+    Raises SitError for a file that is absent, not HDF5 or cut short.
     """
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
@@ -99,7 +99,7 @@ class Rows:
         self.close()
 
     def close(self) -> None:
-        """Give the descriptor back; arrays handed out stay valid."""
+        """Close the descriptor; arrays that `array` returned stay valid."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -128,7 +128,7 @@ class Rows:
         return self._layout[name].dtype
 
     def gather(self, *names: str) -> Gather:
-        """A reader of scattered rows of these datasets, which are alike but for their contents."""
+        """A reader of scattered rows of these datasets, which must have one shape and dtype."""
         parts = [self._layout[name] for name in names]
         offsets = [part.offset for part in parts]
         return Gather(self.path, offsets=offsets, shape=parts[0].shape, dtype=parts[0].dtype)
@@ -188,7 +188,10 @@ class Rows:
             os.close(descriptor)
 
     def in_memory(self, name: str, indices: Sequence[int] | np.ndarray) -> float:
-        """The share of these rows whose first byte the page cache holds; reads nothing. Linux."""
+        """The share of these rows whose first byte is in the page cache. Linux only.
+
+        It does not read from the disk.
+        """
         part = self._layout[name]
         row = part.dtype.itemsize * int(np.prod(part.shape[1:]))
         found = 0
@@ -273,7 +276,7 @@ class Rows:
             if name not in self.attrs:
                 raise SitError(f"{self.path} is damaged: no '{name}'")
             value = self.attrs[name]
-            # A bool is an int to Python, and nowhere here.
+            # A bool is an int to Python, but must not stand for one here.
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise SitError(f"{self.path} is damaged: '{name}' is {str(value)[:40]!r}")
 
@@ -306,9 +309,10 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtyp
 
 
 def _check_room(path: Path, size: int) -> None:
-    """Create the file at `path`; OSError if it cannot be or its disk has no `size` bytes left.
+    """Create the file at `path`.
 
-    HDF5 would find out too, but then its file cannot be closed any more.
+    HDF5 would notice a full disk too, but could not close its file afterwards.
+    Raises OSError if the file cannot be created or the disk has fewer than `size` bytes left.
     """
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o666)
     try:
@@ -320,7 +324,7 @@ def _check_room(path: Path, size: int) -> None:
 
 
 def _fill(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Reserve every byte of the file at `path` and write the arrays known already."""
+    """Reserve every byte of the file at `path` and write `arrays` to it."""
     with Rows(path) as rows, open(path, "rb+") as file:
         descriptor = file.fileno()
         if hasattr(os, "posix_fallocate"):

@@ -67,6 +67,6 @@ def test_fp16_goes_on_with_its_loss_scale(tmp_path: Path, store: Path) -> None:
 
 def test_misspelt_block_choice(tmp_path: Path, store: Path) -> None:
     """Catches: a misspelling found after the run directory is made, or by a traceback."""
-    with pytest.raises(UsageError, match="--checkpoint-blocks: 'every' is none of"):
+    with pytest.raises(UsageError, match="--checkpoint-blocks: 'every' is not one of"):
         finish(train(train_settings(store, tmp_path / "run", steps=2, checkpoint_blocks="every")))
     assert not (tmp_path / "run").exists()

@@ -97,7 +97,7 @@ def test_sigterm_saves_and_exits_143(store: Path, tmp_path: Path) -> None:
     wait_for_steps(tmp_path / "run", 3, process)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "Traceback" not in errors
