@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -79,6 +80,34 @@ def make_engine(
         # It would copy all gradients into one tensor and back, to sum them over one process.
         engine.enable_backward_allreduce = False
     return engine
+
+
+def compiles_stage_3(device: torch.device) -> bool:
+    """Whether torch.compile gives the weights under ZeRO stage 3 their gradients.
+
+    Stage 3 replaces torch's linear function by one that adds the bias in place. Compiled by
+    torch 2.11, that one gives the weights gradients of 0, without a word.
+    """
+    import_deepspeed(device)
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    weight = torch.ones(1, 1, requires_grad=True)
+    compiled = torch.compile(zero3_linear_wrap, backend="eager")
+    compiled(torch.ones(1, 1, 1), weight, torch.zeros(1)).sum().backward()
+    # It is no graph of the training, which counts its own.
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters["stats"].clear()
+    return weight.grad.item() == 1
+
+
+@contextlib.contextmanager
+def own_linear_function() -> Iterator[None]:
+    """Give torch its linear function back at the end: DeepSpeed's stage 3 leaves its own there."""
+    before = nn.functional.linear
+    try:
+        yield
+    finally:
+        nn.functional.linear = before
 
 
 def gradient_norm(engine: Any) -> torch.Tensor | None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sitcli.engine.engine import gradient_norm, held_bytes, whole_weights
+from sitcli.engine.engine import (
+    compiles_stage_3,
+    gradient_norm,
+    held_bytes,
+    own_linear_function,
+    whole_weights,
+)
 from tests.engine.training import engine, train
 from tests.model.networks import TINY, filled
 
@@ -48,3 +54,26 @@ def test_what_is_held_between_steps() -> None:
         assert held_bytes(made) == {"model": 4 * count, "optimizer": 0}
         train(made, 1)
         assert held_bytes(made) == {"model": 4 * count, "optimizer": 2 * 4 * count}
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_torch_that_loses_gradients_is_found(
+    monkeypatch: pytest.MonkeyPatch, *, keeps: bool
+) -> None:
+    """Catches: stage 3 compiled by a torch that gives its weights no gradients (2.11)."""
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        used = weight if keeps else weight.detach() + 0 * weight
+        return x @ used.t() + bias
+
+    monkeypatch.setattr("deepspeed.runtime.zero.linear.zero3_linear_wrap", linear)
+    assert compiles_stage_3(torch.device("cpu")) == keeps
+
+
+def test_stage_3_gives_the_linear_function_back() -> None:
+    """Catches: a later training in the same process that computes with stage 3's function."""
+    before = torch.nn.functional.linear
+    with own_linear_function(), engine(torch.float32, zero=3) as made:
+        train(made, 1)
+        assert torch.nn.functional.linear is not before
+    assert torch.nn.functional.linear is before

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sitcli.engine.config import engine_config
-from sitcli.engine.engine import join_group, make_engine
+from sitcli.engine.engine import join_group, make_engine, own_linear_function
 from sitcli.engine.scaler import install_loss_scaler
 from sitcli.machine.world import World
 from tests.model.networks import TINY, filled
@@ -24,10 +24,11 @@ def engine(dtype: torch.dtype, *, zero: int, clip: float = 0.0) -> Iterator[Any]
     config = engine_config(
         dtype=dtype, zero=zero, offload="none", micro_batch=4, accumulate=1, world=ALONE, clip=clip
     )
-    made = make_engine(filled(TINY), config, device=CPU, lr=3e-3, beta2=0.95, weight_decay=0.0)
-    install_loss_scaler(made)
-    yield made
-    made.destroy()
+    with own_linear_function():
+        made = make_engine(filled(TINY), config, device=CPU, lr=3e-3, beta2=0.95, weight_decay=0.0)
+        install_loss_scaler(made)
+        yield made
+        made.destroy()
 
 
 def train(engine: Any, steps: int) -> list[float]:

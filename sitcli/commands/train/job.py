@@ -27,6 +27,7 @@ from sitcli.commands.train.run_settings import (
 from sitcli.core.flow import Flow
 from sitcli.core.objective import Extras
 from sitcli.engine.config import default_stage, engine_config, merge_config, read_file
+from sitcli.engine.engine import compiles_stage_3
 from sitcli.errors import SitError, UsageError
 from sitcli.latents.joined import JoinedStores, open_stores
 from sitcli.latents.store import LatentStore
@@ -149,7 +150,16 @@ def prepare(settings: TrainSettings, world: World) -> Job:
     )
     # Counted over all steps, not those that are left: a resumed run is compiled as it was at first.
     flops = job.step_flops * settings.steps
-    return replace(job, compiled=resolve_compile(settings.compile, device, flops=flops))
+    compiled = resolve_compile(settings.compile, device, flops=flops)
+    if compiled and job.zero == 3 and not compiles_stage_3(device):
+        if settings.compile == "on":
+            raise UsageError(
+                f"--compile on: compiled by torch {torch.__version__}, weights under --zero 3 get "
+                "no gradients",
+                "use --compile off, or update torch",
+            )
+        compiled = False
+    return replace(job, compiled=compiled)
 
 
 def _check_batch_size(settings: TrainSettings, world: World) -> None:

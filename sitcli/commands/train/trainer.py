@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 
@@ -17,7 +18,7 @@ from sitcli.commands.train.recipe import learning_rate
 from sitcli.commands.train.saving import Saver, last_good
 from sitcli.core.objective import training_loss, weighted
 from sitcli.engine import optimizer_state
-from sitcli.engine.engine import gradient_norm, make_engine
+from sitcli.engine.engine import gradient_norm, make_engine, own_linear_function
 from sitcli.engine.scaler import load_scaler_state
 from sitcli.errors import Interrupted
 from sitcli.events import Event, Note, Progress
@@ -42,6 +43,8 @@ class Trainer:
         network.checkpoint_every = job.checkpoint_every
         if job.resume:
             network.load_state_dict(job.resume.weights("model"))
+        self.until_closed = contextlib.ExitStack()
+        self.until_closed.enter_context(own_linear_function())
         self.engine = make_engine(
             network,
             job.engine,
@@ -134,6 +137,7 @@ class Trainer:
         self.saver.close()
         self.logbook.close()
         self.engine.destroy()
+        self.until_closed.close()
 
     def train_step(self) -> None:
         """One optimizer step on this rank's share of the global batch."""

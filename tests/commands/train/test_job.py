@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from sitcli.commands.train import job
 from sitcli.commands.train.stage import train
 from sitcli.errors import UsageError
+from sitcli.machine.world import World
 from tests.tiny import finish, pictures, train_settings, write_samples
 
 
@@ -29,6 +31,23 @@ def test_bad_options_touch_nothing(store: Path, tmp_path: Path, options, message
     with pytest.raises(UsageError, match=message):
         finish(train(train_settings(store, tmp_path / "run", steps=2, **options)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_torch_that_loses_gradients_compiles_no_stage_3(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: --zero 3 whose compiled blocks never learn, without a word."""
+    monkeypatch.setattr(job, "compiles_stage_3", lambda device: False)
+    monkeypatch.setattr(job, "resolve_compile", lambda name, device, flops: name != "off")
+    world = World(0, 1)
+
+    def compiled(**options) -> bool:
+        return job.prepare(train_settings(store, tmp_path / "run", **options), world).compiled
+
+    with pytest.raises(UsageError, match="get no gradients"):
+        compiled(zero="3", compile="on")
+    assert not compiled(zero="3", compile="auto")
+    assert compiled(zero="1", compile="on")
 
 
 def test_a_sample_set_is_no_place_for_a_run(store: Path, tmp_path: Path) -> None:
