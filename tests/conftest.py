@@ -40,6 +40,13 @@ def seeded() -> None:
     random.seed(0)
 
 
+@pytest.fixture(autouse=True)
+def freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of the tests is that of no command: with the freed memory of all of them it
+    would grow until it cannot be forked."""
+    monkeypatch.setattr("sitcli.machine.devices.keep_freed_memory", lambda: None)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """The file of a small latent store."""
