@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,28 +22,18 @@ from sitcli.machine.ranks import all_agree, wait_for_all
 from sitcli.machine.seeds import generator
 from sitcli.machine.world import World
 from sitcli.model.compile import resolve_compile
+from sitcli.runs.checkpoint import Checkpoint
 from sitcli.samples.sample_set import SampleSet
 
 
 def open_or_create(job: Job) -> SampleSet:
     """The job's sample set. Raises UsageError if it exists and was drawn with other options."""
-    latents, settings = job.checkpoint.latents, job.settings
+    settings = job.settings
     if job.file.exists():
-        samples = SampleSet.open(job.file, writable=True)
-        for key, value in job.facts().items():
-            if samples.meta.get(key) != value:
-                raise UsageError(
-                    f"{job.file} was drawn with {key} {samples.meta.get(key)}, not {value}",
-                    f"name another --out, or remove {job.file}",
-                )
-        return samples
+        return open_begun(job.file, job.facts(), how="drawn")
     meta = job.facts() | dict(
-        store=latents["store"],
-        stores=latents.get("stores", [latents["store"]]),
-        source=latents["source"],
-        image_size=latents["image_size"],
-        crop=latents["crop"],
-        class_names=latents["class_names"],
+        facts_of_latents(job.checkpoint),
+        class_names=job.checkpoint.latents["class_names"],
         precision=precision_name(job.dtype),
         batch_size=settings.batch_size,
         compiled=job.compiled,
@@ -54,6 +46,33 @@ def open_or_create(job: Job) -> SampleSet:
         image_size=None if settings.latents_only else job.checkpoint.image_size,
         latent_shape=job.checkpoint.config.latent_shape if keep else None,
         meta=meta,
+    )
+
+
+def open_begun(file: Path, facts: dict[str, Any], *, how: str) -> SampleSet:
+    """The sample set in `file`, which exists, for writing; how: "drawn" or "made", for the error.
+
+    Raises UsageError naming the first of the facts that its meta contradicts.
+    """
+    samples = SampleSet.open(file, writable=True)
+    for key, value in facts.items():
+        if samples.meta.get(key) != value:
+            raise UsageError(
+                f"{file} was {how} with {key} {samples.meta.get(key)}, not {value}",
+                f"name another --out, or remove {file}",
+            )
+    return samples
+
+
+def facts_of_latents(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Where the latents of a run came from, for the meta of its samples."""
+    latents = checkpoint.latents
+    return dict(
+        store=latents["store"],
+        stores=latents.get("stores", [latents["store"]]),
+        source=latents["source"],
+        image_size=latents["image_size"],
+        crop=latents["crop"],
     )
 
 

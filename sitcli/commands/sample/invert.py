@@ -248,26 +248,16 @@ def _finished(job: _Job) -> SampleSet | None:
     """The existing set if it is complete, else None. Raises UsageError if it is another set."""
     if not job.file.exists():
         return None
-    samples = SampleSet.open(job.file, writable=True)
     facts = job.facts() | dict(precision=precision_name(job.drawn.dtype))
-    for key, value in facts.items():
-        if samples.meta.get(key) != value:
-            raise UsageError(
-                f"{job.file} was made with {key} {samples.meta.get(key)}, not {value}",
-                f"name another --out, or remove {job.file}",
-            )
+    samples = draw.open_begun(job.file, facts, how="made")
     return samples if samples.complete else None
 
 
 def _create(job: _Job) -> SampleSet:
-    latents, settings = job.checkpoint.latents, job.drawn.settings
+    settings = job.drawn.settings
     meta = job.facts() | dict(
-        store=latents["store"],
-        stores=latents.get("stores", [latents["store"]]),
-        source=latents["source"],
-        image_size=latents["image_size"],
-        crop=latents["crop"],
-        class_names=latents["class_names"] if job.labelled else [],
+        draw.facts_of_latents(job.checkpoint),
+        class_names=job.checkpoint.latents["class_names"] if job.labelled else [],
         precision=precision_name(job.drawn.dtype),
         batch_size=settings.batch_size,
     )
