@@ -66,11 +66,11 @@ def checkpoint_meta(
     time_convention: PAPER if the network takes t with t = 0 at the data, REVERSED if it takes
     1 - t. more: further fields.
     """
-    facts = dict(transformer=_written_fields(config), process=_written_fields(process))
+    facts = dict(transformer=written_fields(config), process=written_fields(process))
     return dict(facts, time_convention=time_convention, **more)
 
 
-def _written_fields(described: TransformerConfig | Flow) -> dict[str, Any]:
+def written_fields(described: TransformerConfig | Flow) -> dict[str, Any]:
     """The fields to write to meta.json, see ALWAYS_WRITTEN."""
     defaults = {field.name: field.default for field in fields(described)}
     facts = asdict(described)

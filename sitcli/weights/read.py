@@ -12,15 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from sitcli.errors import SitError, UsageError
+from sitcli.model.config import TransformerConfig
 from sitcli.model.embed import position_embedding
-from sitcli.runs.meta import process_from, wrong_in_meta
+from sitcli.runs.meta import process_from, written_fields, wrong_in_meta
 from sitcli.runs.run_dir import RunDir
 from sitcli.storage.untrusted import named_tensors, read_content, read_metadata
 from sitcli.weights.diffusers_dit import EXTRAS, read_folder
 from sitcli.weights.official import AUTOENCODER
 
-# Fields of a TransformerConfig that describe heads; a DiTTransformer2DModel has no place for them.
-HEADS = ("aux_block", "align_block", "align_width")
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
@@ -89,8 +88,9 @@ def _read_diffusers(path: Path) -> Found:
     if extras.exists():  # written by sit export
         meta = _checked(extras, read_metadata(extras).get("sit"))
         tensors = named_tensors(read_content(extras))
-        for part in HEADS:
-            meta["transformer"].pop(part, None)
+        # A DiTTransformer2DModel has no place for the heads that training adds.
+        config = TransformerConfig(**meta["transformer"]).backbone
+        meta["transformer"] = written_fields(config)
         if "pos_embed" in tensors:
             state["pos_embed"] = tensors.pop("pos_embed")
         arrays = {key.removeprefix(AUTOENCODER): value for key, value in tensors.items()}
