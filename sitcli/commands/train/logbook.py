@@ -59,7 +59,8 @@ class Logbook:
         self.ema, self.tracks, self.meter, self.watch = ema, tracks, meter, watch
         self.board: Board | None = None
         self.norm: Tensor | None = None  # of the gradients of the last step that is logged
-        self.compiled = 0  # graphs, after the first step
+        # Graphs that this process had compiled before the first step, and those after it.
+        self.graphs = [compile_count()] if job.compiled else []
         self.summary: dict[str, str] = {}
         self.data: dict[str, Any] = {}
         self._timed = (0, 0.0)  # steps of this process since the last log line, their seconds
@@ -137,7 +138,7 @@ class Logbook:
         if (scale := loss_scale(self.engine)) is not None:
             entry["loss_scale"] = scale
         if job.compiled:
-            entry["recompiles"] = compile_count() - self.compiled
+            entry["recompiles"] = compile_count() - self.graphs[1]
         if saver.costs:
             entry["save_stall_seconds"], entry["save_seconds"] = saver.costs[-1]
         return entry
@@ -165,9 +166,8 @@ class Logbook:
         if self.world.size > 1:
             self.summary["ranks"] = spread(entry["rank_seconds"])
         if self.job.compiled:
-            self.summary["compiled"] = (
-                f"{count(self.compiled, 'graph')}, {entry['recompiles']} recompiled"
-            )
+            graphs = count(self.graphs[1] - self.graphs[0], "graph")
+            self.summary["compiled"] = f"{graphs}, {entry['recompiles']} recompiled"
 
     def draw_curve(self) -> None:
         """Write loss.png over all steps, and flush the board (rank 0)."""

@@ -155,8 +155,8 @@ class Trainer:
         self.step += 1
         self.watch.steps += 1
         self.meter.end_step(self.step)
-        if job.compiled and not self.logbook.compiled:
-            self.logbook.compiled = compile_count()
+        if len(self.logbook.graphs) == 1:
+            self.logbook.graphs.append(compile_count())
 
     def _micro_step(self, batch: Batch) -> None:
         """Forward and backward of a micro-batch; the last one of a step updates the weights."""
