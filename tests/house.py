@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-# From the top down: a folder may import itself, the folders after it, and the light files.
+# From the top down: a folder may import itself, the folders after it, and the files beside them.
 FOLDERS = (
     "cli", "commands", "weights", "features", "autoencoders", "images", "runs", "latents",
     "samples", "engine", "metrics", "storage", "machine", "settings", "model", "core",
 )  # fmt: skip
-LIGHT_FILES = ("names", "errors", "events", "text")
 BELOW_COMMANDS = FOLDERS[2:]
 MATHEMATICS = ("core", "model")
 MOST_LINES = 400

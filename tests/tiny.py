@@ -34,6 +34,7 @@ from sitcli.settings.sample import SampleSettings
 from sitcli.settings.train import TrainSettings
 from sitcli.storage.rows import Rows
 from sitcli.storage.tensors import write_tensors
+from tests.model.networks import filled
 
 SHARED = Path(__file__).parents[2] / "shared"  # weights and pictures beside the checkout
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", **os.environ}  # of processes that tests start
@@ -184,11 +185,7 @@ CONFIG = TransformerConfig(
 
 
 def random_network(config: TransformerConfig) -> Transformer:
-    torch.manual_seed(0)
-    network = Transformer(config)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.08)
-    return network
+    return filled(config, std=0.08)
 
 
 def make_run(folder: Path, *, process: Flow | None = None, classes: bool = True) -> Path:

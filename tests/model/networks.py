@@ -14,12 +14,12 @@ TINY = TransformerConfig(
 )
 
 
-def filled(config: TransformerConfig) -> Transformer:
+def filled(config: TransformerConfig, *, std: float = 0.1) -> Transformer:
     """A network whose zero-initialised layers are random too, so that outputs say something."""
     torch.manual_seed(0)
     model = Transformer(config)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+        torch.nn.init.normal_(parameter, std=std)
     return model
 
 
@@ -35,12 +35,7 @@ def plain_config(**changes) -> TransformerConfig:
 
 def random_network(**changes) -> Transformer:
     """With random weights everywhere: at first all blocks are the identity."""
-    torch.manual_seed(0)
-    made = Transformer(plain_config(**changes))
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.normal_(std=0.2)
-    return made.eval()
+    return filled(plain_config(**changes), std=0.2).eval()
 
 
 def some_inputs(number: int = 3):

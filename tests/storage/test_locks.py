@@ -9,16 +9,6 @@ import pytest
 
 from sitcli.errors import SitError
 from sitcli.storage.locks import lock
-from sitcli.storage.rows import create
-
-LAYOUT = {"data": ((10, 3, 2), "float16"), "label": ((10,), "int64"), "note": ((10,), "S12")}
-
-
-@pytest.fixture
-def path(tmp_path):
-    path = tmp_path / "a.h5"
-    create(path, LAYOUT, attrs={"kind": "test", "complete": False})
-    return path
 
 
 def test_only_one_process_holds_the_lock(tmp_path):
