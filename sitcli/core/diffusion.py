@@ -23,6 +23,7 @@ from sitcli.core.interpolant import Path, path_at
 from sitcli.core.intervals import Interval, sde_interval
 from sitcli.core.prediction import PREDICTIONS, Network
 from sitcli.core.times import PLAIN, Times
+from sitcli.core.wt import LossCurve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Ddpm:
     """Ancestral sampling over `steps` of the chain's steps."""
 
     steps: int = 250
+    interval: None = None  # the chain is of whole steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class Ddim:
 
     steps: int = 50
     eta: float = 0.0
+    interval: None = None  # the chain is of whole steps
 
 
 def ddim_step(chain: Chain, i: Tensor, x_star: Tensor, eps: Tensor, z: Tensor, eta: float):
@@ -100,13 +103,15 @@ class Diffusion(Flow):
         """1/T, the time of the chain's first step."""
         return 1 / len(self.chain)
 
-    def ode_interval(self) -> Interval:
+    def ode_interval(self, curve: LossCurve | None = None) -> Interval:
         """From 1 to 0. The last step jumps to the data as in DDIM: the network needs t >= 1/T."""
-        return Interval(1.0, 0.0, jump=True)
+        return self._reliable(Interval(1.0, 0.0, jump=True), curve)
 
-    def sde_interval(self, wt: str, last_step_size: float) -> Interval:
+    def sde_interval(
+        self, wt: str, last_step_size: float, curve: LossCurve | None = None
+    ) -> Interval:
         """The interval of vp: the chain is a discretisation of vp."""
-        return sde_interval("vp", self.prediction, wt, last_step_size)
+        return self._reliable(sde_interval("vp", self.prediction, wt, last_step_size), curve)
 
     def draw_times(self, number: int, generator: torch.Generator, times: Times = PLAIN) -> Tensor:
         """Steps as times (k+1)/T, (number,)."""

@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sitcli.core.interpolant import Path, path_at
-from sitcli.core.intervals import Interval, ode_interval, sde_interval, train_interval
+from sitcli.core.intervals import (
+    ERROR_TIME,
+    Interval,
+    beginning_at,
+    last_step_size,
+    ode_interval,
+    reliable_start,
+    sde_interval,
+    train_interval,
+)
 from sitcli.core.ode import ADAPTIVE, MULTISTEPS, Evaluation, solve_multistep, solve_ode
 from sitcli.core.prediction import (
     LOSS_WEIGHTS,
@@ -24,6 +33,7 @@ from sitcli.core.prediction import (
 )
 from sitcli.core.sde import LAST_STEPS, Drift, solve_sde
 from sitcli.core.times import PLAIN, Times
+from sitcli.core.wt import LossCurve
 
 
 class Loss(NamedTuple):
@@ -46,11 +56,13 @@ class Ode:
     """The probability-flow ODE; rtol and atol are an adaptive solver's, which takes no step count.
 
     shift: of the grid of times, see `times.shifted`.
+    interval: where it begins and ends; None is the process's own interval.
     """
 
     solver: str = "heun"
     steps: int = 50
     shift: float = 1.0
+    interval: Interval | None = None
     rtol: float = 1e-5
     atol: float = 1e-5
 
@@ -64,7 +76,9 @@ class Ode:
 class Sde:
     """The reverse SDE; w is (t, path) -> w_t, wt its name, which decides where time begins.
 
+    last_step_size: time left for the last step, None the process's own.
     shift: of the grid of times, see `times.shifted`.
+    interval: where the noisy steps begin and end; None is the process's own interval.
     """
 
     w: Callable[[Tensor, Path], Tensor]
@@ -72,8 +86,9 @@ class Sde:
     solver: str = "euler-maruyama"
     steps: int = 250
     last_step: str = "mean"
-    last_step_size: float = 0.04
+    last_step_size: float | None = None
     shift: float = 1.0
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +129,31 @@ class Flow:
         """The earliest time at which the network is evaluated, if the data's end is not t = 0."""
         return 0.0
 
-    def ode_interval(self) -> Interval:
-        """End points of the probability-flow ODE."""
-        return ode_interval(self.interpolant, self.prediction)
+    @property
+    def last_step_size(self) -> float:
+        """The time that the SDE leaves for its last step, unless another is asked for."""
+        return last_step_size(self.alpha_sigma)
 
-    def sde_interval(self, wt: str, last_step_size: float) -> Interval:
+    def ode_interval(self, curve: LossCurve | None = None) -> Interval:
+        """End points of the probability-flow ODE, for a network whose velocity loss is `curve`."""
+        return self._reliable(ode_interval(self.interpolant, self.prediction), curve)
+
+    def sde_interval(
+        self, wt: str, last_step_size: float, curve: LossCurve | None = None
+    ) -> Interval:
         """End points of the reverse SDE before its last step; size 0 is no last step."""
-        return sde_interval(self.interpolant, self.prediction, wt, last_step_size)
+        interval = sde_interval(self.interpolant, self.prediction, wt, last_step_size)
+        return self._reliable(interval, curve)
+
+    def _reliable(self, interval: Interval, curve: LossCurve | None) -> Interval:
+        """The interval without the times at which nothing can be told of the data from eps."""
+        start = interval.start
+        if curve is not None and PREDICTIONS[self.prediction].divides_by == "alpha":
+            t = torch.tensor([ERROR_TIME], dtype=torch.float64)
+            velocity_error = PREDICTIONS[self.prediction].velocity_error(self.path(t, t))
+            noise_error = float(curve(t).sqrt() / velocity_error)
+            start = reliable_start(noise_error, start, self.alpha_sigma)
+        return beginning_at(interval, start, self.alpha_sigma)
 
     def draw_times(self, number: int, generator: torch.Generator, times: Times = PLAIN) -> Tensor:
         """Training times over the interval, (number,)."""
@@ -174,11 +207,13 @@ class Flow:
         sde: Sde,
         randn: Callable[[], Tensor] | None,
     ) -> Iterator[tuple[float, Tensor]]:
+        size = self.last_step_size if sde.last_step_size is None else sde.last_step_size
         has_last_step = LAST_STEPS[sde.last_step] is not None
+        interval = sde.interval or self.sde_interval(sde.wt, size if has_last_step else 0.0)
         return solve_sde(
             lambda x, t: self.drift(network, x, y, x.new_full((len(x),), t), sde),
-            noise,
-            self.sde_interval(sde.wt, sde.last_step_size if has_last_step else 0.0),
+            interval.scale * noise,
+            interval,
             solver=sde.solver,
             steps=sde.steps,
             last_step=sde.last_step,
@@ -189,7 +224,8 @@ class Flow:
     def _sample_ode(
         self, network: Network, noise: Tensor, y: Tensor, ode: Ode
     ) -> Iterator[tuple[float, Tensor]]:
-        interval = self.ode_interval()
+        interval = ode.interval or self.ode_interval()
+        x = interval.scale * noise
 
         def evaluate(x: Tensor, t: float) -> Evaluation:
             path, output = self._evaluate(network, x, y, x.new_full((len(x),), t))
@@ -207,18 +243,18 @@ class Flow:
             return ADAPTIVE[ode.solver](
                 lambda x, t, rows: self.velocity(network, x, y[rows], t.to(x)),
                 data,
-                noise,
+                x,
                 interval,
                 rtol=ode.rtol,
                 atol=ode.atol,
             )
         steps = dict(solver=ode.solver, steps=ode.steps, shift=ode.shift)
         if ode.solver in MULTISTEPS:
-            return solve_multistep(evaluate, self.alpha_sigma, noise, interval, **steps)
+            return solve_multistep(evaluate, self.alpha_sigma, x, interval, **steps)
         return solve_ode(
             lambda x, t: self.velocity(network, x, y, x.new_full((len(x),), t)),
             data,
-            noise,
+            x,
             interval,
             **steps,
         )

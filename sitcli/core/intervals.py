@@ -6,6 +6,7 @@ sigma at the data's end of all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sitcli.core.interpolant import INTERPOLANTS
@@ -13,7 +14,14 @@ from sitcli.core.prediction import LOSS_WEIGHTS, PREDICTIONS
 from sitcli.core.wt import WT
 
 MARGIN = 1e-3  # kept from an end that something divides by
-ODE_MARGIN = 1e-5
+# Sampling begins where the network's estimate of the data is wrong by at most this, root mean
+# square over the elements. examples/sampling/ends.py measures what other values give.
+MOST_DATA_ERROR = 4.0
+EARLIEST_START = 0.5
+# The noise error is taken at this time: closer to t = 1 the mean over a bin of the loss curve
+# depends on how training drew its times, further away the error is not the network's alone.
+ERROR_TIME = 0.925
+LAST_SIGMA = 0.04  # sigma where the SDE's last step begins: t = 0.04 on linear (SiT appendix)
 
 
 class Interval(NamedTuple):
@@ -21,11 +29,17 @@ class Interval(NamedTuple):
 
     jump: the velocity cannot be evaluated at the end; the last step goes to the posterior mean
     instead, as the last step of DDIM does.
+    scale: the state at the start is this times standard normal noise.
     """
 
     start: float
     end: float
     jump: bool = False
+    scale: float = 1.0
+
+
+# (alpha, sigma) of a path at one time.
+AlphaSigma = Callable[[float], tuple[float, float]]
 
 
 def train_interval(interpolant: str, prediction: str, loss_weight: str) -> tuple[float, float]:
@@ -37,16 +51,16 @@ def train_interval(interpolant: str, prediction: str, loss_weight: str) -> tuple
 
 
 def ode_interval(interpolant: str, prediction: str) -> Interval:
-    """End points of the probability-flow ODE.
+    """End points of the probability-flow ODE, of a network about whose error nothing is known.
 
-    Data prediction divides by sigma, so it jumps to t = 0; score and noise divide by alpha, so
-    they begin just below t = 1 where alpha is 0 there.
+    Data prediction divides by sigma, so it jumps to t = 0. Score and noise prediction divide by
+    alpha: where that is 0 at t = 1 they begin at the last time that training has seen.
     """
     path, divides = INTERPOLANTS[interpolant], PREDICTIONS[prediction].divides_by
     if divides == "sigma":
         return Interval(1.0, 0.0, jump=True)
     late = divides == "alpha" and path.ends_in_noise
-    return Interval(1 - ODE_MARGIN if late else 1.0, path.first_time)
+    return Interval(1 - MARGIN if late else 1.0, path.first_time)
 
 
 def sde_interval(interpolant: str, prediction: str, wt: str, last_step_size: float) -> Interval:
@@ -58,3 +72,46 @@ def sde_interval(interpolant: str, prediction: str, wt: str, last_step_size: flo
     divides = PREDICTIONS[prediction].divides_by == "alpha" or WT[wt].infinite_at_noise
     late = divides and INTERPOLANTS[interpolant].ends_in_noise
     return Interval(1 - MARGIN if late else 1.0, last_step_size or MARGIN)
+
+
+def beginning_at(interval: Interval, start: float, alpha_sigma: AlphaSigma) -> Interval:
+    """The interval from another start, where the state is sigma_start over sigma_1 wide.
+
+    alpha_start x_* is left out: it changes the variance of x_start by alpha^2 x_*^2.
+    """
+    return interval._replace(start=start, scale=alpha_sigma(start)[1] / alpha_sigma(1.0)[1])
+
+
+def reliable_start(noise_error: float, latest: float, alpha_sigma: AlphaSigma) -> float:
+    """The latest time at which x_* = (x - sigma eps) / alpha is off by MOST_DATA_ERROR at most.
+
+    noise_error: root mean square error of eps per element, near t = 1.
+    An error of eps enters x_* multiplied by sigma / alpha, 999 times at t = 0.999 on linear, and
+    the first step of the ODE would carry it into the state, where the network has not seen it.
+    """
+    if noise_error == 0:
+        return latest
+
+    def exceeds(t: float) -> bool:
+        alpha, sigma = alpha_sigma(t)
+        return sigma * noise_error > MOST_DATA_ERROR * alpha
+
+    return min(latest, round(time_where(exceeds, low=EARLIEST_START, high=latest), 4))
+
+
+def last_step_size(alpha_sigma: AlphaSigma) -> float:
+    """The time t at which sigma_t is LAST_SIGMA, where the SDE's last step begins.
+
+    0.04 on linear, as in SiT's appendix. It uses t = 0.04 on all paths, where sigma is 0.063 on
+    gvp and 0.14 on vp: a last step from there takes 2% and 9% off the standard deviation of
+    Gaussian data of 0.5 (w_KL, 250 steps).
+    """
+    return round(time_where(lambda t: alpha_sigma(t)[1] > LAST_SIGMA), 4)
+
+
+def time_where(holds: Callable[[float], bool], *, low: float = 0.0, high: float = 1.0) -> float:
+    """The time in [low, high] from which on `holds` is true, by bisection; high if it never is."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sitcli.core.flow import Flow, Ode
 from sitcli.core.prediction import Network
-from sitcli.core.transport import ends_of, times_between, transport
+from sitcli.core.transport import Ends, times_between, transport
 
 GREY = 1 / 127.5  # a grey level of pictures in [-1, 1]
 # Bits per dimension from a density over [-1, 1] to one over bytes, 6.99: a density uniform over
@@ -34,15 +34,16 @@ def log_likelihood(
     *,
     probes: Tensor | None,
     ode: Ode,
+    ends: Ends,
 ) -> Iterator[tuple[float, Tensor]]:
     """log p(x_* | y) in nats of data (B, C, h, w); yields (t, estimates (B, P)) after every step.
 
     probes: (B, P, C, h, w) of signs, fixed throughout the solve: probes drawn anew at each call
     would be noise that no solver can follow. All share one trajectory, which does not depend on
     them. None is the exact trace, P = 1, which takes C h w backward passes an evaluation.
+    ends: where the solve begins and ends; the state at the noise's end is N(0, scale^2).
     The last estimates are the result; earlier ones take x_t for the noise.
     """
-    ends = ends_of(process)
     size, shape = x_star[0].numel(), x_star.shape[1:]
 
     def velocity(state: Tensor, t: Tensor, rows: Tensor) -> Tensor:
@@ -56,8 +57,8 @@ def log_likelihood(
     volumes = x_star.new_zeros(len(x_star), 1 if probes is None else probes.shape[1])
     start = torch.cat([ends.alpha * x_star.flatten(1), volumes], dim=1)
     for t, state in transport(velocity, start, times_between(ends, ode.steps), ode):
-        prior = standard_normal(state[:, :size])[:, None]
-        yield t, prior + size * (state[:, size:] + math.log(ends.alpha))
+        prior = standard_normal(state[:, :size] / ends.scale)[:, None]
+        yield t, prior + size * (state[:, size:] + math.log(ends.alpha / ends.scale))
 
 
 def _traces(v: Tensor, x: Tensor, probes: Tensor) -> Tensor:

@@ -65,11 +65,23 @@ SDE_STEPS = {
     "euler-maruyama": SdeStep(euler_maruyama, 1),
     "heun": SdeStep(stochastic_heun, 2),
 }
-# The last step, from t to 0 without noise (SiT appendix); None stays where the SDE stopped.
-LAST_STEPS: dict[str, Callable[[DriftAt, Tensor, float], Tensor] | None] = {
-    "mean": lambda drift, x, t: x - t * bounded(drift(x, t), t).sde,
-    "tweedie": lambda drift, x, t: drift(x, t).data,
-    "euler": lambda drift, x, t: x - t * drift(x, t).velocity,
+
+
+class LastStep(NamedTuple):
+    """step(drift, x, t) goes from t to 0 without noise (SiT appendix).
+
+    uses_w: whether it follows w_t, which must then vanish at the data.
+    """
+
+    step: Callable[[DriftAt, Tensor, float], Tensor]
+    uses_w: bool = False
+
+
+# None: the state stays where the SDE stopped.
+LAST_STEPS: dict[str, LastStep | None] = {
+    "mean": LastStep(lambda drift, x, t: x - t * bounded(drift(x, t), t).sde, uses_w=True),
+    "tweedie": LastStep(lambda drift, x, t: drift(x, t).data),
+    "euler": LastStep(lambda drift, x, t: x - t * drift(x, t).velocity),
     "none": None,
 }
 
@@ -97,4 +109,4 @@ def solve_sde(
             x = SDE_STEPS[solver].step(drift, x, t, s, randn())
             yield s, x
     if last is not None:
-        yield 0.0, last(drift, x, interval.end if noisy else interval.start)
+        yield 0.0, last.step(drift, x, interval.end if noisy else interval.start)

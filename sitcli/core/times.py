@@ -89,7 +89,7 @@ PLAIN = Times()
 
 def time_grid(interval: Interval, steps: int, shift: float = 1.0) -> list[float]:
     """steps + 1 times that are equally spaced before they are shifted, both ends exact."""
-    start, end, _ = interval
+    start, end = interval.start, interval.end
     if shift == 1:
         return [start + (end - start) * (i / steps) for i in range(steps)] + [end]
     first, last = shifted(start, 1 / shift), shifted(end, 1 / shift)

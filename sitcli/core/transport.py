@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from sitcli.core.flow import Flow, Ode
-from sitcli.core.interpolant import Path
-from sitcli.core.intervals import Interval
+from sitcli.core.intervals import Interval, time_where
 from sitcli.core.ode import ADAPTIVE, ODE_STEPS
 from sitcli.core.prediction import Network
+from sitcli.core.wt import LossCurve
 
 # Where the velocity divides by sigma, the data's end is the time at which sigma is this, or the
 # least that the network knows.
@@ -26,39 +26,29 @@ Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Ends(NamedTuple):
-    """Times of the data's and the noise's end, and alpha at the data's, 1 where that is t = 0.
+    """Times of the data's and the noise's end, and how the state there belongs to either.
 
-    At the data end we start from alpha x_*, ignoring the small noise sigma that belongs to that
-    time.
+    alpha: at the data end we start from alpha x_*, ignoring the small noise sigma that belongs to
+    that time; 1 where that is t = 0.
+    scale: at the noise end the state is this times the noise.
     """
 
     data: float
     noise: float
     alpha: float
+    scale: float = 1.0
 
 
-def ends_of(process: Flow) -> Ends:
-    """The process's ODE interval, from the last time before its jump if it has one."""
-    noise, data, jump = process.ode_interval()
+def ends_of(process: Flow, curve: LossCurve | None = None) -> Ends:
+    """The ODE interval of a network whose velocity loss is `curve`.
+
+    The data's end is the last time before the interval's jump, if it has one.
+    """
+    noise, data, jump, scale = process.ode_interval(curve)
     if jump:
-        data = max(_time_of_sigma(process, LEAST_SIGMA), process.least_time)
-    return Ends(data, noise, float(_path(process, data).alpha))
-
-
-def _time_of_sigma(process: Flow, sigma: float) -> float:
-    """The time at which sigma_t is `sigma`, by bisection: sigma grows."""
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        if float(_path(process, middle).sigma) < sigma:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _path(process: Flow, t: float) -> Path:
-    return process.path(torch.tensor([t], dtype=torch.float64), torch.zeros(1).double())
+        sigma = time_where(lambda t: process.alpha_sigma(t)[1] > LEAST_SIGMA)
+        data = max(sigma, process.least_time)
+    return Ends(data, noise, process.alpha_sigma(data)[0], scale)
 
 
 def times_between(ends: Ends, steps: int) -> list[float]:
@@ -102,21 +92,20 @@ def transport(
 
 
 def to_noise(
-    process: Flow, network: Network, x_star: Tensor, y: Tensor, ode: Ode
+    process: Flow, network: Network, x_star: Tensor, y: Tensor, ode: Ode, ends: Ends
 ) -> Iterator[tuple[float, Tensor]]:
-    """Data (B, C, h, w) to the noise they belong to; yields (t, x_t) after every step."""
-    ends = ends_of(process)
+    """Data (B, C, h, w) to the noise they belong to; yields (t, x_t / scale) after every step."""
     times = times_between(ends, ode.steps)
-    yield from transport(_velocity(process, network, y), ends.alpha * x_star, times, ode)
+    for t, x in transport(_velocity(process, network, y), ends.alpha * x_star, times, ode):
+        yield t, x / ends.scale
 
 
 def to_data(
-    process: Flow, network: Network, noise: Tensor, y: Tensor, ode: Ode
+    process: Flow, network: Network, noise: Tensor, y: Tensor, ode: Ode, ends: Ends
 ) -> Iterator[tuple[float, Tensor]]:
     """The way back over the same times: the inverse of `to_noise` but for the solver's error."""
-    ends = ends_of(process)
     times = times_between(ends, ode.steps)[::-1]
-    for t, x in transport(_velocity(process, network, y), noise, times, ode):
+    for t, x in transport(_velocity(process, network, y), ends.scale * noise, times, ode):
         yield t, x / ends.alpha
 
 

@@ -92,6 +92,25 @@ class SampleSettings:
         group="Sampler",
         role="detail",
     )
+    t_start: float | None = option(
+        None,
+        "ODE and SDE: the time t at which sampling begins; t = 1 is noise. [default: 1, or for "
+        "score and noise models the latest at which the run's loss says that its estimate of the "
+        "data is of use]",
+        group="Sampler",
+        low=0,
+        high=1,
+        role="detail",
+    )
+    t_end: float | None = option(
+        None,
+        "ODE, and SDE with --last-step none: the time t at which sampling ends; t = 0 is data. "
+        "[default: 0 (vp: 1e-5); with --sde 0.001]",
+        group="Sampler",
+        low=0,
+        high=1,
+        role="detail",
+    )
     rtol: float | None = option(
         None, "dopri5: relative tolerance. [default: 1e-5]", group="Sampler", low=0, role="detail"
     )
@@ -115,13 +134,14 @@ class SampleSettings:
     last_step: names.LastStep | None = option(
         None,
         "SDE: the last step, without noise: mean of the SDE step, tweedie's posterior mean, "
-        "euler on the ODE, or none. [default: mean]",
+        "euler on the ODE, or none. [default: mean; with --wt constant tweedie]",
         group="Sampler",
         role="detail",
     )
     last_step_size: float | None = option(
         None,
-        "SDE: time left for the last step. [default: 0.04]",
+        "SDE: time left for the last step. [default: where sigma is 0.04: linear 0.04, gvp 0.0255, "
+        "vp 0.0086]",
         group="Sampler",
         low=0,
         high=0.5,

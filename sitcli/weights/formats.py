@@ -208,7 +208,7 @@ def _pipeline_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     }
     if isinstance(process, Diffusion):
         return facts | {"betas": process.chain.table("betas").tolist()}
-    return facts | {"interval": list(process.ode_interval())}
+    return facts | {"interval": list(process.ode_interval(checkpoint.loss_curve))}
 
 
 FORMATS: dict[str, Format] = {

@@ -153,7 +153,7 @@ class SitPipeline(DiffusionPipeline):
 
     def sample_flow(self, network, x, steps, solver):
         """The probability-flow ODE from noise to data, equal steps."""
-        start, end, jump = self.sit["interval"]
+        start, end, jump, scale = self.sit["interval"]
         path, prediction = PATHS[self.sit["interpolant"]], self.sit["prediction"]
         reverse = self.sit["time_convention"] == "reversed"
 
@@ -169,6 +169,7 @@ class SitPipeline(DiffusionPipeline):
             return d_alpha * data + d_sigma * eps, data
 
         times = [start + (end - start) * k / steps for k in range(steps)] + [end]
+        x = scale * x
         for t, s in self.progress_bar(list(pairwise(times))):
             v, data = decoded(x, t)
             if jump and s == end:

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from sitcli import names
+from sitcli.commands.sample.options import CHOICES, OPTIONS
 from sitcli.core.flow import Flow, Ode
 from sitcli.core.intervals import Interval, ode_interval
 from sitcli.core.ode import (
+    ADAPTIVE,
     MULTISTEPS,
     ODE_STEPS,
     Evaluation,
@@ -21,6 +23,7 @@ from sitcli.core.ode import (
     solve_ode,
 )
 from tests.core.cases import pairs_first
+from tests.core.exact import propagated
 from tests.core.gaussian import Gaussian
 
 DATA = Gaussian(mean=0.7, std=0.6)
@@ -69,9 +72,9 @@ def test_ode_reaches_the_data(interpolant: str, prediction: str, solver: str) ->
     ode = Ode(solver=solver, steps=steps, rtol=1e-6, atol=1e-6)
     noise = states()
     *_, (t, x) = flow.sample(DATA.network(interpolant, prediction), noise, Y, ode)
-    start, end, _ = ode_interval(interpolant, prediction)
+    start, end, _, scale = flow.ode_interval()
     assert t == pytest.approx(end, abs=1e-12)
-    expected = exact_ode(interpolant, noise, start, 0.0)
+    expected = exact_ode(interpolant, scale * noise, start, 0.0)
     torch.testing.assert_close(x, expected, atol=0.01, rtol=0)
 
 
@@ -105,6 +108,23 @@ def test_dopri5_samples_are_independent() -> None:
         only = lambda x, t, rows, i=i: velocity(x, t, rows + i)  # noqa: E731
         *_, (_, alone) = solve_dopri5(only, None, start[:1], Interval(1.0, 0.0), **options)
         assert torch.equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("std", [0.5, 1.0])
+@pytest.mark.parametrize("prediction", names.PREDICTIONS)
+@pytest.mark.parametrize("interpolant", names.INTERPOLANTS)
+def test_defaults_keep_the_datas_standard_deviation(
+    interpolant: str, prediction: str, std: float
+) -> None:
+    """Catches: default ends or steps with which a solver widens or narrows the data by over 2%."""
+    flow, data = Flow(interpolant=interpolant, prediction=prediction), Gaussian(0.3 * std, std)
+    for solver in names.ODE_SOLVERS:
+        defaults = OPTIONS["ode"] | CHOICES.get(("solver", solver), {})
+        steps = defaults["steps"] if solver not in ADAPTIVE else 1
+        ode = Ode(solver=solver, steps=steps)
+        mean, found = propagated(flow, ode, data)
+        assert abs(found / std - 1) < 0.02, solver
+        assert abs(mean - data.mean) < 0.02 * std, solver
 
 
 @pytest.mark.parametrize("shift", [1.0, 2.5])

@@ -44,9 +44,11 @@ def test_there_and_back(interpolant: str, prediction: str, solver: str) -> None:
     network = network(interpolant, prediction)
     steps = {"euler": 1000, "heun": 60, "rk4": 30}.get(solver, 1)
     ode = Ode(solver=solver, steps=steps, rtol=1e-6, atol=1e-6)
-    noise = last(to_noise(flow, network, X, Y, ode))
+    ends = ends_of(flow)
+    noise = last(to_noise(flow, network, X, Y, ode, ends))
     torch.testing.assert_close(noise, noise_of(interpolant, X), atol=0.02, rtol=0)
-    torch.testing.assert_close(last(to_data(flow, network, noise, Y, ode)), X, atol=0.01, rtol=0)
+    back = last(to_data(flow, network, noise, Y, ode, ends))
+    torch.testing.assert_close(back, X, atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("solver", ODE_STEPS)
@@ -56,8 +58,8 @@ def test_round_trip_converges_at_the_solvers_order(solver: str) -> None:
 
     def error(steps: int) -> float:
         ode = Ode(solver=solver, steps=steps)
-        noise = last(to_noise(flow, network, X, Y, ode))
-        return float((last(to_data(flow, network, noise, Y, ode)) - X).abs().max())
+        noise = last(to_noise(flow, network, X, Y, ode, ends_of(flow)))
+        return float((last(to_data(flow, network, noise, Y, ode, ends_of(flow))) - X).abs().max())
 
     # What is left of one way's error after the other is at least of the solver's order.
     assert math.log2(error(80) / error(160)) > ODE_STEPS[solver].order - 0.1
@@ -73,11 +75,13 @@ def test_the_discrete_process_has_the_same_map() -> None:
         return DATA.posterior(x, at)[1]
 
     ode = Ode(solver="heun", steps=100)
-    noise = last(to_noise(process, network, X, Y, ode))
+    ends = ends_of(process)
+    noise = last(to_noise(process, network, X, Y, ode, ends))
     std = float((path.alpha**2 * DATA.std**2 + path.sigma**2).sqrt())
     expected = path.alpha * DATA.mean + std * (X - DATA.mean) / DATA.std
     torch.testing.assert_close(noise, expected, atol=0.02, rtol=0)
-    torch.testing.assert_close(last(to_data(process, network, noise, Y, ode)), X, atol=2e-3, rtol=0)
+    back = last(to_data(process, network, noise, Y, ode, ends))
+    torch.testing.assert_close(back, X, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("solver", names.MAP_SOLVERS)
@@ -89,9 +93,9 @@ def test_no_sample_depends_on_its_batch(solver: str) -> None:
     def network(x, t, y):
         return torch.sin((1 + 3 * y.view(-1, 1, 1, 1)) * t.view(-1, 1, 1, 1)) * x
 
-    together = last(to_noise(flow, network, X, y, ode))
+    together = last(to_noise(flow, network, X, y, ode, ends_of(flow)))
     for i in range(5):
-        alone = last(to_noise(flow, network, X[i : i + 1], y[i : i + 1], ode))
+        alone = last(to_noise(flow, network, X[i : i + 1], y[i : i + 1], ode, ends_of(flow)))
         assert torch.equal(alone[0], together[i])
 
 
@@ -100,7 +104,7 @@ def test_times_and_ends() -> None:
     times = times_between(ends_of(Flow(interpolant="vp")), 7)
     assert (times[0], times[-1], len(times)) == (1e-5, 1.0, 8)
     assert times == sorted(times)
-    assert ends_of(Flow()) == (0.0, 1.0, 1.0)
+    assert ends_of(Flow()) == (0.0, 1.0, 1.0, 1.0)
     jumps = ends_of(Flow(prediction="data"))
     assert jumps.data == pytest.approx(1e-3)
     assert jumps.alpha == pytest.approx(1 - 1e-3)

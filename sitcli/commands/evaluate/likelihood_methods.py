@@ -101,12 +101,12 @@ class Job:
         )
         if self.ode is None:
             return facts | dict(steps=self.steps)
-        t_data, t_noise, _ = ends_of(checkpoint.process)
+        ends = ends_of(checkpoint.process, checkpoint.loss_curve)
         trace = f"Hutchinson, {count(self.probes, 'probe')} of random signs"
         facts |= dict(
             divergence=trace if self.probes else "exact trace",
             solver=self.ode.solver,
-            interval=[t_data, t_noise],
+            interval=[ends.data, ends.noise],
         )
         if self.ode.adaptive:
             return facts | dict(rtol=self.ode.rtol, atol=self.ode.atol)
@@ -118,11 +118,11 @@ def _exact(
 ) -> Iterator[tuple[float, Tensor]]:
     process, ode = job.checkpoint.process, job.ode
     probes = _probes(job, items).to(x.device) if job.probes else None
-    begin, end, _ = ends_of(process)
+    ends = ends_of(process, job.checkpoint.loss_curve)
     try:
-        solving = log_likelihood(process, network, x, y, probes=probes, ode=ode)
+        solving = log_likelihood(process, network, x, y, probes=probes, ode=ode, ends=ends)
         for step, (t, value) in enumerate(solving, start=1):
-            share = (t - begin) / (end - begin) if ode.adaptive else step / ode.steps
+            share = (t - ends.data) / (ends.noise - ends.data) if ode.adaptive else step / ode.steps
             yield share, -value
     except ArithmeticError as error:
         raise SitError(str(error), "use a larger --rtol, or --solver rk4") from None

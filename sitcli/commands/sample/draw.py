@@ -14,6 +14,7 @@ from torch import Tensor
 from sitcli.autoencoders.base import decode_latents
 from sitcli.commands.sample.job import Job
 from sitcli.commands.sample.pictures import PATH_ROWS, save_path
+from sitcli.commands.sample.sampler import as_recorded
 from sitcli.core.guidance import GuidedNetwork
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Progress
@@ -37,6 +38,7 @@ def open_or_create(job: Job) -> SampleSet:
         precision=precision_name(job.dtype),
         batch_size=settings.batch_size,
         compiled=job.compiled,
+        interval=job.sampler.interval,
     )
     keep = settings.latents or settings.latents_only
     return SampleSet.create(
@@ -77,7 +79,7 @@ def facts_of_latents(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def as_begun(job: Job, samples: SampleSet) -> Job:
-    """Resume with the precision and compilation the set was started with.
+    """Resume with the precision, compilation and interval of time the set was started with.
 
     `auto` may resolve differently on another day. Raises UsageError if the job asks for others.
     """
@@ -96,6 +98,7 @@ def as_begun(job: Job, samples: SampleSet) -> Job:
         job,
         dtype=resolve_precision(begun, job.device),
         compiled=resolve_compile(compiled, job.device, flops=None),
+        sampler=as_recorded(job.sampler, samples.meta.get("interval"), job.checkpoint.process),
     )
 
 

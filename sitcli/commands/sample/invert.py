@@ -29,7 +29,7 @@ from sitcli.commands.sample.roundtrip import (
     save_roundtrip_grid,
 )
 from sitcli.core.ode import ADAPTIVE, ODE_STEPS
-from sitcli.core.transport import ends_of, to_data, to_noise
+from sitcli.core.transport import Ends, ends_of, to_data, to_noise
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Event, Note, Progress, Result, Stage
 from sitcli.images.sets import kind_of, open_images
@@ -49,7 +49,7 @@ from sitcli.text import format_bytes
 NOT_FOR_INVERT = (
     *("labels", "seed", "noise", "show_path", "latents_only", "cfg_scale", "cfg_channels"),
     *("cfg_interval", "guide", "guide_scale", "internal_scale", "t_shift", "preset"),
-    *("sde", "ddpm", "ddim"),
+    *("sde", "ddpm", "ddim", "t_start", "t_end"),
 )
 
 
@@ -139,6 +139,11 @@ class _Job:
         return self.drawn.checkpoint
 
     @property
+    def ends(self) -> Ends:
+        """Where the ODE begins and ends."""
+        return ends_of(self.checkpoint.process, self.checkpoint.loss_curve)
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         return self.checkpoint.config.latent_shape
 
@@ -161,7 +166,7 @@ class _Job:
             images=self.real.identity,
             num=len(self.items),
             label_policy=self.label_policy,
-            interval=list(ends_of(self.checkpoint.process)[:2]),
+            interval=[self.ends.data, self.ends.noise],
         )
         return {name: value for name, value in facts.items() if name not in ("labels", "seed")}
 
@@ -284,11 +289,11 @@ def _fill(samples: SampleSet, job: _Job) -> Iterator[Event]:
         batch = np.arange(start, start + len(x))
         y = torch.from_numpy(job.labels[batch]).to(drawn.device)
         began = network.evaluations
-        process, ode = checkpoint.process, drawn.sampler
-        for t, state in draw.solver_steps(drawn, to_noise(process, network, x, y, ode)):
+        process, ode, ends = checkpoint.process, drawn.sampler, job.ends
+        for t, state in draw.solver_steps(drawn, to_noise(process, network, x, y, ode, ends)):
             noise = state
             yield Progress(done=start + int(len(x) * t / 2), total=total, text=f"up, t {t:.2f}")
-        for t, state in draw.solver_steps(drawn, to_data(process, network, noise, y, ode)):
+        for t, state in draw.solver_steps(drawn, to_data(process, network, noise, y, ode, ends)):
             back, done = state, start + int(len(x) * (1 - t / 2))
             yield Progress(done=done, total=total, text=f"down, t {t:.2f}")
         if not bool(torch.isfinite(back).all() and torch.isfinite(noise).all()):

@@ -17,13 +17,10 @@ from sitcli.commands.newest import SAMPLES, newest_run
 from sitcli.commands.parsing import parse_interval
 from sitcli.commands.sample.labels import labels_of
 from sitcli.commands.sample.options import ALL_OPTIONS, mode_of, resolve
-from sitcli.core.chain import NUM_STEPS
-from sitcli.core.diffusion import Ddim, Ddpm
-from sitcli.core.flow import Flow, Ode, Sde
+from sitcli.commands.sample.sampler import Sampler, sampler_of
+from sitcli.core.flow import Flow, Ode
 from sitcli.core.guidance import Guidance, GuidedNetwork
-from sitcli.core.ode import ADAPTIVE
 from sitcli.core.prediction import Network
-from sitcli.core.wt import WT, wt_of
 from sitcli.errors import UsageError
 from sitcli.machine.devices import resolve_device, resolve_precision
 from sitcli.machine.world import device_name
@@ -35,7 +32,6 @@ from sitcli.samples.sample_set import FILE, file_of
 from sitcli.settings.sample import SampleSettings
 from sitcli.storage.files import hash_json
 
-Sampler = Ode | Sde | Ddpm | Ddim
 NUM = 64
 # How the images are computed or stored; anything else in the settings decides what they show.
 MAY_CHANGE_ON_RESUME = (
@@ -161,7 +157,7 @@ def prepare(settings: SampleSettings) -> Job:
     _check_latents_only(settings)
     device = resolve_device(device_name(settings.device, gpus=settings.gpus, procs=settings.procs))
     dtype = resolve_precision(settings.precision, device)
-    sampler = _sampler(settings, checkpoint)
+    sampler = sampler_of(settings, checkpoint)
     if settings.cfg_scale != 1 and checkpoint.config.num_classes == 0:
         raise UsageError(
             "--cfg-scale needs classes, and this model is unconditional", "remove --cfg-scale"
@@ -253,43 +249,9 @@ UNNAMED_WHEN_UNUSED = (
     "guide_scale",
     "internal_scale",
     "t_shift",
+    "t_start",
+    "t_end",
 )
-
-
-def _sampler(s: SampleSettings, checkpoint: Checkpoint) -> Sampler:
-    if s.ode and s.solver in ADAPTIVE:
-        return Ode(solver=s.solver, rtol=s.rtol, atol=s.atol)
-    shift = float(s.t_shift or 1)
-    if s.ode:
-        return Ode(solver=s.solver, steps=s.steps, shift=shift)
-    if s.ddpm or s.ddim:
-        if s.steps > NUM_STEPS:
-            raise UsageError(
-                f"--steps {s.steps}: the chain has {NUM_STEPS} steps",
-                f"use at most --steps {NUM_STEPS}",
-            )
-        if s.ddim and s.eta > 1:
-            raise UsageError(
-                f"--eta {s.eta:g}: DDIM's eta is at most 1", "use --eta 1, as noisy as DDPM"
-            )
-        return Ddpm(steps=s.steps) if s.ddpm else Ddim(steps=s.steps, eta=s.eta)
-    if s.last_step_size == 0:
-        raise UsageError("--last-step-size 0 leaves no last step", "use --last-step none")
-    curve = checkpoint.loss_curve if WT[s.wt].needs_loss else None
-    try:
-        w = wt_of(s.wt, scale=s.wt_scale, eta=s.eta or 0.0, loss_curve=curve)
-    except ValueError as error:
-        hint = "use --eta 0.1" if s.eta == 0 else "use another --wt"
-        raise UsageError(f"--wt {s.wt}: {error}", hint) from None
-    return Sde(
-        w=w,
-        wt=s.wt,
-        solver=s.solver,
-        steps=s.steps,
-        last_step=s.last_step,
-        last_step_size=s.last_step_size or 0.0,
-        shift=shift,
-    )
 
 
 def _out_file(s: SampleSettings, checkpoint: Checkpoint, noise: Noise | None) -> Path:

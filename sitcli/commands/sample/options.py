@@ -19,30 +19,36 @@ from sitcli.settings.sample import SampleSettings
 GUIDE_SCALE = 2.0
 # Each mode's options and their defaults. A mode refuses the options of the others.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "ode": dict(solver="heun", steps=50, t_shift=None),
+    "ode": dict(solver="heun", steps=50, t_shift=None, t_start=None, t_end=None),
     "sde": dict(
         solver="euler-maruyama",
         steps=250,
         t_shift=None,
+        t_start=None,
         wt="sigma",
         wt_scale=1.0,
         last_step="mean",
-        last_step_size=0.04,
+        last_step_size=None,
     ),
     "ddpm": dict(steps=250),
     "ddim": dict(steps=50, eta=0.0),
 }
-# Options that a choice within a mode adds, with their defaults. None takes an option away.
+AWAY = object()
+# Options that a choice within a mode adds, with their defaults, or takes AWAY.
 CHOICES: dict[tuple[str, str], dict[str, Any]] = {
     **{
-        ("solver", name): dict(rtol=Ode.rtol, atol=Ode.atol, steps=None, t_shift=None)
+        ("solver", name): dict(rtol=Ode.rtol, atol=Ode.atol, steps=AWAY, t_shift=AWAY)
         for name in ADAPTIVE
     },
+    # One evaluation a step where heun takes two, and first order.
+    ("solver", "euler"): dict(steps=100),
     **{("wt", name): dict(eta=DEFAULT_ETA) for name, row in WT.items() if row.needs_loss},
+    **{("wt", n): dict(last_step="tweedie") for n, row in WT.items() if not row.vanishes_at_data},
+    # A last step goes on to t = 0; without one the SDE ends where it stops.
     **{
-        ("last_step", name): dict(last_step_size=None)
-        for name, s in LAST_STEPS.items()
-        if s is None
+        ("last_step", name): dict(last_step_size=AWAY, t_end=None)
+        for name, step in LAST_STEPS.items()
+        if step is None
     },
 }
 ALL_OPTIONS = sorted(
@@ -86,8 +92,8 @@ def resolve(settings: SampleSettings, checkpoint: Checkpoint) -> SampleSettings:
     for (name, value), more in CHOICES.items():
         if options.get(name) == value:
             choice += f" --{name.replace('_', '-')} {value}"
-            options = {k: v for k, v in options.items() if k not in more or more[k] is not None}
-            options |= {k: given.get(k, v) for k, v in more.items() if v is not None}
+            options = {k: v for k, v in options.items() if more.get(k) is not AWAY}
+            options |= {k: given.get(k, v) for k, v in more.items() if v is not AWAY}
     for name in given.keys() - options.keys():
         flag = name.replace("_", "-")
         hint = f"remove --{flag}"
@@ -96,6 +102,8 @@ def resolve(settings: SampleSettings, checkpoint: Checkpoint) -> SampleSettings:
         raise UsageError(f"--{flag} has no effect with --{mode}{choice}", hint)
     if "t_shift" in options:
         options["t_shift"] = _shift(settings, checkpoint)
+    if "last_step_size" in options and options["last_step_size"] is None:
+        options["last_step_size"] = checkpoint.process.last_step_size
     return dataclasses.replace(
         settings, **{mode: True}, **options, **_resolve_guidance(settings, checkpoint)
     )
@@ -134,5 +142,9 @@ def _resolve_guidance(settings: SampleSettings, checkpoint: Checkpoint) -> dict[
 
 def _owners(name: str) -> str:
     owners = [f"--{mode}" for mode, options in OPTIONS.items() if name in options]
-    owners += [f"--{k.replace('_', '-')} {v}" for (k, v), more in CHOICES.items() if more.get(name)]
+    owners += [
+        f"--{k.replace('_', '-')} {v}"
+        for (k, v), more in CHOICES.items()
+        if more.get(name, AWAY) is not AWAY
+    ]
     return f", or sample with {' or '.join(owners)}" if owners else ""

@@ -35,6 +35,8 @@ def describe(facts: dict[str, Any]) -> str:
     text += (
         f", {count(facts['steps'], 'step')}" if "steps" in facts else f", rtol {facts['rtol']:g}"
     )
+    if facts.get("interval") and facts["interval"][0] < 1:
+        text += f" from t = {facts['interval'][0]:.4g}"
     if "wt" in facts:
         text += f", w_t {facts['wt']}"
     if "eta" in facts:

@@ -11,7 +11,8 @@ from sitcli.commands.sample.draw import as_begun, fill, missing_batches, open_or
 from sitcli.commands.sample.job import chosen_checkpoint, planned_evaluations, prepare
 from sitcli.commands.sample.pictures import save_pictures
 from sitcli.commands.sample.report import describe, evaluations_text, labels_text, result_of
-from sitcli.events import Note, Result, Stage
+from sitcli.commands.sample.sampler import shrinks
+from sitcli.events import Note, Result, Stage, Warn
 from sitcli.machine.devices import tune_cpu
 from sitcli.machine.quiet import quiet_libraries
 from sitcli.machine.ranks import all_agree, on_rank_0, process_group, watching_peers
@@ -53,6 +54,11 @@ def sample(settings: SampleSettings) -> Stage:
             samples = all_agree(world, lambda: SampleSet.open(job.file, writable=True))
             held.enter_context(samples.rows)
             job = all_agree(world, lambda: as_begun(job, samples))
+            if shrinks(job.sampler):
+                yield Warn(
+                    f"--last-step mean makes images of less contrast under --wt {job.settings.wt}, "
+                    "whose w_t is not 0 at the data: tweedie and euler do not"
+                )
             if samples.complete and not missing:
                 yield Note(f"all {samples.num} images are there already")
             else:

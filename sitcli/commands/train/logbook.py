@@ -207,7 +207,12 @@ class Logbook:
         y = torch.arange(classes).repeat_interleave(columns)
         random = generator(job.settings.seed, "grid")
         noise = torch.randn((len(y), *job.store.latent_shape), generator=random)
-        sampler = Ode(solver="heun", steps=GRID_STEPS, shift=float(job.settings.t_shift or 1))
+        sampler = Ode(
+            solver="heun",
+            steps=GRID_STEPS,
+            shift=float(job.settings.t_shift or 1),
+            interval=job.process.ode_interval(self.meter.loss_curve),
+        )
         with autocast(job.device, job.dtype):
             steps = job.process.sample(network, noise.to(job.device), y.to(job.device), sampler)
             *_, (_, x) = steps

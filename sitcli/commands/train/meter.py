@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sitcli.core.wt import LossCurve
 from sitcli.errors import SitError
 from sitcli.machine.world import World
 
@@ -82,6 +83,12 @@ class Meter:
             sums=sums.tolist(),
             counts=counts.tolist(),
         )
+
+    @property
+    def loss_curve(self) -> LossCurve | None:
+        """The velocity loss over t of this rank's images, None before the first of them."""
+        counts = self.counts.tolist()
+        return LossCurve.from_bins(self.sums.tolist(), counts) if any(counts) else None
 
     def checked(self, world: World) -> dict[str, Any]:
         """The sums over all ranks, as plain numbers; every rank must call it.

@@ -16,7 +16,7 @@ from tests.tiny import draw, make_run
 # A value other than the default for each option of a sampler.
 VALUES = dict(
     solver="heun", steps=7, t_shift="2", wt="kl", wt_scale=2.0, last_step="euler",
-    last_step_size=0.1, eta=0.5, rtol=0.1, atol=0.1,
+    last_step_size=0.1, eta=0.5, rtol=0.1, atol=0.1, t_start=0.9, t_end=0.1,
 )  # fmt: skip
 
 
@@ -47,7 +47,10 @@ def test_each_sampler_takes_its_own_options(checkpoints, mode: str) -> None:
 def test_a_sampler_without_options_has_its_defaults(checkpoints, mode: str) -> None:
     """Catches: a default of another sampler's, or one that is left open."""
     found = resolve(SampleSettings(**{mode: True}), checkpoints[mode])
-    assert {name: getattr(found, name) for name in OPTIONS[mode]} == OPTIONS[mode]
+    defaults = dict(OPTIONS[mode])
+    if "last_step_size" in defaults:
+        defaults["last_step_size"] = checkpoints[mode].process.last_step_size
+    assert {name: getattr(found, name) for name in OPTIONS[mode]} == defaults
     others = set(ALL_OPTIONS) - set(OPTIONS[mode])
     assert {getattr(found, name) for name in others} <= {None}
     assert mode_of(found) == mode
@@ -67,8 +70,13 @@ def test_a_choice_adds_and_takes_away_options(checkpoints) -> None:
     assert adaptive.atol is not None
     with_loss = resolve(SampleSettings(sde=True, wt="kl-eta"), checkpoints["sde"])
     assert with_loss.eta is not None
-    none = resolve(SampleSettings(sde=True, last_step="none"), checkpoints["sde"])
-    assert none.last_step_size is None
+    none = resolve(SampleSettings(sde=True, last_step="none", t_end=0.02), checkpoints["sde"])
+    assert (none.last_step_size, none.t_end) == (None, 0.02)
+    constant = resolve(SampleSettings(sde=True, wt="constant"), checkpoints["sde"])
+    assert constant.last_step == "tweedie"
+    said = resolve(SampleSettings(sde=True, wt="constant", last_step="mean"), checkpoints["sde"])
+    assert said.last_step == "mean"
+    assert resolve(SampleSettings(solver="euler"), checkpoints["ode"]).steps == 100
 
 
 @pytest.mark.parametrize(
@@ -93,6 +101,8 @@ def test_a_choice_adds_and_takes_away_options(checkpoints) -> None:
             {"sde": True, "last_step": "none", "last_step_size": 0.1},
             "--last-step-size has no effect",
         ),
+        ({"sde": True, "t_end": 0.1}, "--t-end has no effect with --sde"),
+        ({"ddpm": True, "t_start": 0.9}, "--ddpm samples the chain"),
         ({"cfg_channels": "3"}, "no effect without guidance"),
     ],
 )
