@@ -11,7 +11,7 @@ from sitcli.commands.sample.draw import as_begun, fill, missing_batches, open_or
 from sitcli.commands.sample.job import chosen_checkpoint, planned_evaluations, prepare
 from sitcli.commands.sample.pictures import save_pictures
 from sitcli.commands.sample.report import describe, evaluations_text, labels_text, result_of
-from sitcli.events import Note, Result, Stage
+from sitcli.events import Note, Result, Stage, Warn
 from sitcli.machine.devices import tune_cpu
 from sitcli.machine.quiet import quiet_libraries
 from sitcli.machine.ranks import all_agree, on_rank_0, process_group, watching_peers
@@ -42,6 +42,9 @@ def sample(settings: SampleSettings) -> Stage:
             )
             if settings.checkpoint is None:
                 yield Note(f"checkpoint: {newest} (the newest)")
+            for used in filter(None, (job.checkpoint, job.guide)):
+                if used.weights_warning:
+                    yield Warn(used.weights_warning)
 
             def begin() -> list[np.ndarray]:
                 make_folder(job.file.parent)
