@@ -44,6 +44,28 @@ def test_the_decays_have_this_profile(std: float) -> None:
     assert mean == pytest.approx((gamma + 1) / (gamma + 2), rel=1e-3)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 6.94, 16.97])
+def test_the_decays_telescope(gamma: float) -> None:
+    """Catches: a decay that is off by one step, which moves the weights of a short run.
+
+    After n updates the first k together weigh (k/n)^(gamma+1), the integral of the profile
+    (gamma+1) tau^gamma / n^(gamma+1) up to k (Karras et al. 2023, eqs. 1 and 2; EDM2's
+    training/phema.py, power_function_beta: (1 - t_delta / t_next)^(gamma+1), t_next counted after
+    the step). With gamma = 0 it is the plain mean.
+    """
+    n = 12
+    weights = torch.zeros(n, dtype=torch.float64)
+    for step in range(n):
+        decay = power_decay(step, gamma)
+        weights *= decay
+        weights[step] += 1 - decay
+    expected = [(k / n) ** (gamma + 1) for k in range(1, n + 1)]
+    # A dozen products in float64 of factors that are exact to rounding.
+    assert weights.cumsum(0).tolist() == pytest.approx(expected, rel=1e-12)
+    assert power_decay(0, gamma) == 0
+    assert power_decay(3, 1.0) == pytest.approx((3 / 4) ** 2)
+
+
 def test_overlaps_are_integrals() -> None:
     """Catches: powers of the wrong one of two times."""
     for a, b in (((300, 0.05), (700, 0.1)), ((700, 0.05), (300, 0.1)), ((500, 0.2), (500, 0.07))):
