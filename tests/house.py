@@ -274,9 +274,6 @@ WITHOUT_A_MIRROR = {
     # Fields and their help, frozen in tests/cli/options.txt and tested in tests/cli.
     "settings/encode.py", "settings/evaluate.py", "settings/option.py", "settings/sample.py",
     "settings/tools.py", "settings/train.py", "settings/weights.py",
-    # Their names are tied to the choices of --preset in tests/test_architecture.py, and what they
-    # give way to is tested in tests/cli/test_options.py.
-    "settings/presets.py",
     # Each hands a settings class on to its command; tests/cli/test_app.py tests them together.
     "cli/bench.py", "cli/ema.py", "cli/encode.py", "cli/evaluate.py", "cli/export.py",
     "cli/flops.py", "cli/import_weights.py", "cli/inspect.py", "cli/quickstart.py",

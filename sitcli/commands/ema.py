@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,7 @@ def _write(job: _Job, state: dict[str, Tensor]) -> None:
             std=job.target.std,
             run=str(job.run.path.resolve()),
             error=job.error,
+            sum=math.fsum(job.used.values()),
             snapshots=[[s.step, s.std, factor] for s, factor in job.used.items()],
         ),
         # The curve of the losses and so on are the source's newest.
@@ -175,6 +177,7 @@ def _result(job: _Job, *, written: bool) -> Result:
         std=job.target.std,
         step=job.target.step,
         error=job.error,
+        sum=math.fsum(job.used.values()),
         snapshots=[dict(step=s.step, std=s.std, factor=f) for s, f in job.used.items()],
         run=str(job.out.path),
     )

@@ -25,6 +25,8 @@ def export(settings: ExportSettings) -> Stage:
     """
     quiet_libraries()
     job = _prepare(settings)
+    if job.export.checkpoint.weights_warning:
+        yield Warn(job.export.checkpoint.weights_warning)
     for text in job.export.warnings:
         yield Warn(text)
     out = settings.out

@@ -1,7 +1,16 @@
 """Diffusion coefficients w_t of the reverse SDE (SiT section 3.4 and Table 2), in paper time.
 
-The official code writes D = w/2: its ``--diffusion-form sigma --diffusion-norm 1`` is our
-``--wt sigma --wt-scale 2``, and its SBDM form is our ``kl``.
+The official code's time is 1 - t, and it writes D = w/2: its SDE has the drift v + D score and the
+noise sqrt(2 D) dW. So its ``--diffusion-form FORM --diffusion-norm N`` is here
+
+    sigma, linear, constant    --wt of the same name, --wt-scale 2N
+    increasing-decreasing      --wt sin2 --wt-scale 2N
+    SBDM                       --wt kl --wt-scale N
+    decreasing                 --wt decreasing --wt-scale 1 for N = 1
+
+SBDM's D is beta_t / 2 on vp and lambda_t sigma on every path, half of w_KL. decreasing is
+D = (1 - N cos(pi t))^2 / 4, whose norm is inside the square: for another N than 1 no --wt-scale
+gives it. REPA's SDE has w_t = 2 t on both of its paths: ``--wt linear --wt-scale 2``.
 """
 
 from __future__ import annotations
@@ -52,7 +61,12 @@ def kl(t: Tensor, path: Path) -> Tensor:
 
 
 def kl_eta(t: Tensor, path: Path, loss: Tensor, eta: float) -> Tensor:
-    """w_KL sqrt(L_t / (L_t + 2 eta w_KL^2)), written so that it is sqrt(L_1 / 2 eta) at t = 1."""
+    """w_KL sqrt(L_t / (L_t + 2 eta w_KL^2)), written so that it is sqrt(L_1 / 2 eta) at t = 1.
+
+    loss: L_t = E|v_theta - x'_t|^2 / (C h w), the velocity loss at t as training measures it,
+    whatever the network predicts. It includes what no network can remove, the variance of x'_t
+    given x_t, and so is not the distance from the true velocity.
+    """
     inverse = path.alpha / (2 * path.W * path.sigma)  # 1 / w_KL
     return (loss / (loss * inverse**2 + 2 * eta)).sqrt()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ TRACKED_STDS = (0.05, 0.10)
 LEAST_STD, MOST_STD = 0.005, 0.28  # outside, the exponent is in the thousands, or negative
 
 
+@lru_cache(maxsize=64)  # an overlap asks twice, and n snapshots have n^2 overlaps
 def power_exponent(std: float) -> float:
     """gamma of the average whose weights p(tau) = (gamma+1) tau^gamma / t^(gamma+1) have this std.
 
@@ -62,11 +64,16 @@ def overlap(a: Snapshot, b: Snapshot) -> float:
 
 
 def posthoc_coefficients(snapshots: Sequence[Snapshot], target: Snapshot) -> list[float]:
-    """Factors of the snapshots whose sum is closest to the target average.
+    """Factors of the snapshots, of sum 1, whose combination is closest to the target average.
 
-    Least squares between the weights' functions of time (Karras et al. 2023, appendix C): A c = b
-    with the overlaps of the snapshots among each other and with the target. Later snapshots than
-    the target are not used.
+    Least squares between the weights' functions of time (Karras et al. 2023, appendix C), with the
+    overlaps of the snapshots among each other (A) and with the target (b): minimise
+    c^T A c - 2 b^T c subject to sum(c) = 1. Without the constraint few snapshots give sums of 0.5
+    to 1.04, and every weight of the network shrinks or grows by that factor. The paper's code
+    solves without it and divides by the sum; that is an average too, but never the closer one.
+
+    Later snapshots than the target are not used; their factor is 0. Raises ValueError if none is
+    left.
     """
     use = [snapshot.step <= target.step for snapshot in snapshots]
     used = [snapshot for snapshot, there in zip(snapshots, use, strict=True) if there]
@@ -74,10 +81,16 @@ def posthoc_coefficients(snapshots: Sequence[Snapshot], target: Snapshot) -> lis
         raise ValueError(f"no snapshot is of step {target.step} or before")
     A = torch.tensor([[overlap(a, b) for b in used] for a in used], dtype=torch.float64)
     b = torch.tensor([overlap(a, target) for a in used], dtype=torch.float64)
-    # Profiles of one step have norms of all sizes: the solution is scaled for the rounding.
+    # Profiles of one step have norms of all sizes: c = scale y is solved for the rounding.
     scale = A.diagonal().rsqrt()
-    solved = torch.linalg.lstsq(scale[:, None] * A * scale, scale * b, driver="gelsd").solution
-    found = iter((scale * solved).tolist())
+    A, b = scale[:, None] * A * scale, scale * b
+    # All y of sum 1, scale . y = 1: one of them, and an orthonormal basis of the directions that
+    # leave the sum. So the sum is exact however badly conditioned A is; gelsd drops the directions
+    # that A does not tell apart.
+    y = scale / scale.square().sum()
+    basis = torch.linalg.qr(scale[:, None], mode="complete").Q[:, 1:]
+    free = torch.linalg.lstsq(basis.T @ A @ basis, basis.T @ (b - A @ y), driver="gelsd").solution
+    found = iter((scale * (y + basis @ free)).tolist())
     return [next(found) if there else 0.0 for there in use]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +26,9 @@ from sitcli.runs.run_dir import FORMAT, FORMAT_VERSION, RunDir
 from sitcli.storage.files import check_version
 from sitcli.storage.hub import local_path
 from sitcli.storage.tensors import read_tensors
+
+# Relative. Factors that sum to 1 do so to 1e-13; a float32 weight itself is rounded by 6e-8.
+LARGEST_SUM_ERROR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,27 @@ class Checkpoint:
     def trainable(self) -> bool:
         """Whether it has an optimizer state to go on from; imported and averaged weights do not."""
         return "lineage" not in self.meta and "power_ema" not in self.meta
+
+    @property
+    def weights_warning(self) -> str | None:
+        """What is wrong with averaged weights that `sit ema` of version 0.7 or earlier combined.
+
+        Its factors did not sum to 1, so every weight is the sum times too large. They are on
+        record in every version's meta.json.
+        """
+        made = self.meta.get("power_ema")
+        if made is None:
+            return None
+        total = math.fsum(factor for _, _, factor in made["snapshots"])
+        if abs(total - 1) < LARGEST_SUM_ERROR:
+            return None
+        options = dict(std=f"{made['std']:g}", step=self.step, out=self.path.parent)
+        words = [f"{word}" for name, value in options.items() for word in (f"--{name}", value)]
+        return (
+            f"{self.path}: every weight is {total:.4g} times what the average should be, as sit "
+            f"0.7 and earlier combined it; write it again: "
+            f"{shlex.join(['sit', 'ema', made['run'], *words])}"
+        )
 
     @property
     def kinds(self) -> list[str]:

@@ -87,6 +87,8 @@ def wrong_in_meta(meta: dict[str, Any]) -> str:
     for key, kind in LATENTS.items():
         if not isinstance(meta["latents"].get(key), kind):
             return f"its latents' {key} is {str(meta['latents'].get(key))[:40]!r}"
+    if "power_ema" in meta and not _is_average(meta["power_ema"]):
+        return "its record of sit ema"
     spec, bins = meta["latents"]["autoencoder"], meta["loss_by_t"]
     if not all(isinstance(spec.get(key), str) for key in ("name", "kind")) or "hash" not in spec:
         return "its autoencoder has no name, kind or hash"
@@ -116,3 +118,17 @@ def wrong_in_meta(meta: dict[str, Any]) -> str:
         if value not in known and not (key == "betas" and isinstance(value, (list, tuple))):
             return f"its process' {key} is {str(value)[:40]!r}"
     return ""
+
+
+def _is_average(made: Any) -> bool:
+    """Whether `sit ema` can have written this record: std, run, and (step, std, factor) of each
+    snapshot."""
+    if not isinstance(made, dict) or not isinstance(made.get("run"), str):
+        return False
+    lines = made.get("snapshots")
+    if not isinstance(lines, list) or not all(isinstance(line, list) for line in lines):
+        return False
+    numbers = [made.get("std"), *(number for line in lines for number in line)]
+    return all(len(line) == 3 for line in lines) and all(
+        isinstance(number, (int, float)) for number in numbers
+    )

@@ -1,4 +1,4 @@
-"""Recipes: the defaults that each --preset sets, by command and option. Torch-free.
+"""Presets: the defaults that each --preset sets, by command and option. Torch-free.
 
 Options from the command line, the environment or a file win over a preset.
 """
@@ -28,11 +28,28 @@ TRAIN: dict[str, dict[str, Any]] = {
     "fast-sync": _FAST | dict(layer_sync=0.2),
     "lightning": _TIMES | dict(mlp="swiglu", norm="rms", rope=True, qk_norm=True),
 }
-# The samplers of the best published figures, 250 evaluations under guidance 1.5 on three channels;
-# and a sampler of 20 evaluations.
+# The official sample_ddp.py with the guidance of the best published figures, 1.5 on three channels:
+# SiT's default SDE (w_t = 2 sigma_t, see core/wt.py) and DiT's ancestral sampler. Both draw their
+# labels. And a sampler of 20 evaluations.
+_GUIDED: dict[str, Any] = dict(cfg_scale=1.5, cfg_channels="3", labels="random")
 SAMPLE: dict[str, dict[str, Any]] = {
-    "official-sit": dict(sde=True, wt="sigma", steps=250, cfg_scale=1.5, cfg_channels="3"),
-    "official-dit": dict(ddpm=True, steps=250, cfg_scale=1.5, cfg_channels="3"),
+    "official-sit": _GUIDED
+    | dict(
+        sde=True,
+        solver="euler-maruyama",
+        steps=250,
+        wt="sigma",
+        wt_scale=2.0,
+        last_step="mean",
+        last_step_size=0.04,
+        t_shift="1",
+    ),
+    "official-dit": _GUIDED | dict(ddpm=True, steps=250),
     "fast": dict(ode=True, solver="ab2", steps=20),
+}
+# What sit 0.7 and earlier had instead: sample sets begun then go on with it.
+EARLIER_SAMPLE: dict[str, dict[str, Any]] = {
+    "official-sit": dict(wt_scale=None, labels="balanced", t_shift=None),
+    "official-dit": dict(labels="balanced"),
 }
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {"train": TRAIN, "sample": SAMPLE}

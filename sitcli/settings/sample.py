@@ -39,7 +39,8 @@ class SampleSettings:
     preset: names.SamplePreset | None = option(
         None,
         "Defaults for a whole recipe, which any other option overrides: official-sit and "
-        "official-dit as the papers' best figures; fast: 20 evaluations of ab2.",
+        "official-dit as the official sample_ddp.py under guidance 1.5; fast: 20 evaluations of "
+        "ab2.",
         group="Sampler",
     )
     noise: Path | None = option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -9,14 +11,21 @@ import pytest
 import torch
 
 from sitcli.commands.ema import average
+from sitcli.commands.evaluate.likelihood import likelihood
+from sitcli.commands.export import export
 from sitcli.commands.inspect.stage import inspect
+from sitcli.commands.sample.stage import sample
 from sitcli.commands.train.stage import train
 from sitcli.errors import SitError, UsageError
+from sitcli.events import Warn
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.runs.run_dir import RunDir, snapshot_name
+from sitcli.settings.evaluate import EvaluateSettings
+from sitcli.settings.sample import SampleSettings
 from sitcli.settings.tools import InspectSettings
-from sitcli.settings.weights import EmaSettings
-from sitcli.storage.tensors import read_tensors
+from sitcli.settings.weights import EmaSettings, ExportSettings
+from sitcli.storage.tensors import read_tensors, write_tensors
+from tests.cli.terminal import sit
 from tests.tiny import finish, train_settings
 from tests.whole.beyond import EVERYTHING, drawn, train_with_everything
 
@@ -48,6 +57,58 @@ def test_averages_outlive_their_steps(trained: Path, tmp_path: Path) -> None:
     latents = Path(open_checkpoint(trained).latents["store"])
     with pytest.raises(UsageError, match="an average of another run"):
         finish(train(train_settings(latents, out, steps=9, **EVERYTHING)))
+
+
+@pytest.mark.parametrize("step", [1, 2, 6])
+@pytest.mark.parametrize("std", [0.07, 0.25])
+def test_weights_that_never_moved_come_back(
+    trained: Path, tmp_path: Path, step: int, std: float
+) -> None:
+    """Catches: factors of another sum than 1: 0.48 times the weights from step 1 alone at 0.25, and
+    1.036 times at 0.07."""
+    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    for file in RunDir(copy).snapshots().values():
+        write_tensors(
+            file, {name: torch.full_like(t, 0.7) for name, t in read_tensors(file).items()}
+        )
+    settings = EmaSettings(run=copy, std=std, step=step, out=tmp_path / "made")
+    result = finish(average(settings))
+    for tensor in open_checkpoint(tmp_path / "made").weights("ema").values():
+        # float32 rounds by 6e-8.
+        torch.testing.assert_close(tensor, torch.full_like(tensor, 0.7), rtol=1e-6, atol=0)
+    record = open_checkpoint(tmp_path / "made").meta["power_ema"]
+    assert record["sum"] == pytest.approx(1, abs=1e-12) == result.data["sum"]
+    assert sum(factor for _, _, factor in record["snapshots"]) == pytest.approx(1, abs=1e-12)
+
+
+def test_an_average_of_an_earlier_version_says_that_it_is_none(
+    trained: Path, tmp_path: Path
+) -> None:
+    """Catches: weights of the wrong size that are drawn from, measured or exported without a word,
+    and a hint whose command does not mend them."""
+    out = tmp_path / "made"
+    finish(average(EmaSettings(run=trained, std=0.2, step=1, out=out)))
+    file = out / "step-0000001" / "meta.json"
+    meta = json.loads(file.read_text())
+    assert open_checkpoint(out).weights_warning is None
+    assert open_checkpoint(trained).weights_warning is None
+    # As 0.7.0 wrote it: no sum, and factors of least squares alone.
+    del meta["power_ema"]["sum"]
+    meta["power_ema"]["snapshots"] = [[1, 0.05, -0.48], [1, 0.1, 1.15]]
+    file.write_text(json.dumps(meta))
+    sample_settings = SampleSettings(checkpoint=out, out=tmp_path / "set", num=1, steps=1)
+    store = Path(open_checkpoint(trained).latents["store"])
+    nll = EvaluateSettings(samples=[out], reference=store, nll=True, num=2, steps=1, device="cpu")
+    exported = ExportSettings(checkpoint=out, out=tmp_path / "x.safetensors", format="safetensors")
+    for stage in (sample(sample_settings), likelihood(nll), export(exported)):
+        warnings = [event.text for event in stage if isinstance(event, Warn)]
+        assert any("every weight is 0.67 times" in text for text in warnings)
+    described = finish(inspect(InspectSettings(path=out)))
+    (said,) = [value for name, value in described.tables[0].rows if name == "warning"]
+    command = shlex.split(said.split("again: ")[1])
+    assert sit(*command[1:]).returncode == 0
+    assert open_checkpoint(out).weights_warning is None
+    assert open_checkpoint(out).meta["power_ema"]["sum"] == pytest.approx(1, abs=1e-12)
 
 
 def test_average_refusals(trained: Path, tmp_path: Path, store: Path) -> None:

@@ -24,6 +24,20 @@ def test_the_decay_of_a_warm_up() -> None:
     assert ema_decay(0, decay=0.9999, warmup=False) == 0.9999
 
 
+@pytest.mark.parametrize("step", [0, 1, 2, 10, 100, 1000])
+def test_a_warm_up_is_tensorflows(step: int) -> None:
+    """Catches: another constant than the 10 of tf.train.ExponentialMovingAverage, whose decay with
+    num_updates is min(decay, (1 + num_updates) / (10 + num_updates)): the complement is
+    9 / (10 + num_updates)."""
+    assert 1 - ema_decay(step, decay=1.0, warmup=True) == pytest.approx(9 / (10 + step), rel=1e-12)
+
+
+def test_the_end_of_a_warm_up() -> None:
+    """Catches: a warm-up that ends early or late: 9 / (10 + step) is 0.001 at step 8990."""
+    assert ema_decay(8989, decay=0.999, warmup=True) < 0.999
+    assert [ema_decay(step, decay=0.999, warmup=True) for step in (8990, 8991)] == [0.999, 0.999]
+
+
 def test_an_average_is_the_geometric_sum() -> None:
     """Catches: decay and 1 - decay exchanged, or an average that begins at zero.
 

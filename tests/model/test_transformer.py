@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -35,6 +36,44 @@ def test_blocks_are_the_identity_at_initialisation() -> None:
     model = Transformer(TINY)
     x, c = torch.randn(2, 16, 32), torch.randn(2, 32)
     assert torch.equal(model.blocks[0](x, c), x)
+
+
+def test_initial_values_are_the_official_ones() -> None:
+    """Catches: a layer left at torch's own initialisation, the patch convolution above all: uniform
+    up to 1/sqrt(fan in) = 0.25 here instead of 0.354, and a bias that is not zero.
+
+    The values are those of initialize_weights in models.py of facebookresearch/DiT (willisma/SiT
+    has the same): Xavier uniform, up to sqrt(6 / (fan in + fan out)), for all linear layers and for
+    the patch convolution as a linear map of C p^2 numbers; normal of std 0.02 for the labels' table
+    and the times' MLP; zero for biases, modulations and the final layer.
+    """
+    torch.manual_seed(0)
+    model = Transformer(TINY)
+    drawn_from_a_normal = {
+        "y_embedder.embedding_table.weight", "t_embedder.mlp.0.weight", "t_embedder.mlp.2.weight",
+    }  # fmt: skip
+    seen = 0
+    for name, values in model.named_parameters():
+        values, number = values.detach(), values.numel()
+        if name == "pos_embed":
+            continue
+        if name.endswith("bias") or "adaLN_modulation" in name or "final_layer" in name:
+            assert not values.any(), name
+            continue
+        if name in drawn_from_a_normal:
+            expected, kurtosis = 0.02, 3.0
+        else:
+            matrix = values.flatten(1)
+            bound = math.sqrt(6 / sum(matrix.shape))
+            assert 0.98 * bound < float(values.abs().max()) <= bound, name
+            expected, kurtosis = bound / math.sqrt(3), 9 / 5
+        # The standard error of a standard deviation, relative; five of them.
+        error = math.sqrt((kurtosis - 1) / number) / 2
+        assert float(values.std()) == pytest.approx(expected, rel=5 * error), name
+        seen += 1
+    assert seen == 4 + 4 * TINY.depth  # patches, times, labels; qkv, proj, fc1 and fc2 of a block
+    patches = model.x_embedder.proj.weight
+    assert math.isclose(float(patches.detach().abs().max()), math.sqrt(6 / (16 + 32)), rel_tol=0.02)
 
 
 @every_block

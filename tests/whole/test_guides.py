@@ -81,7 +81,10 @@ INSTEAD = {
 # Programs that are not ours: their lines are not run.
 OTHERS = ("pip", "hf", "python3")
 # Options of other programs that the text speaks of.
-FOREIGN = ("--num-sampling-steps", "--diffusion-form", "--diffusion-norm", "--node-rank", "--help")
+FOREIGN = (
+    "--num-sampling-steps", "--diffusion-form", "--diffusion-norm", "--sampling-method", "--mode",
+    "--guidance-low", "--guidance-high", "--node-rank", "--help",
+)  # fmt: skip
 
 
 class Line(NamedTuple):

@@ -23,7 +23,7 @@ from sitcli.commands.newest import newest_run
 from sitcli.core.guidance import Guidance, GuidedNetwork
 from sitcli.core.likelihood import GREY_BITS, bits_per_dim, dequantise
 from sitcli.errors import SitError, UsageError
-from sitcli.events import Note, Progress, Result, Stage, Table
+from sitcli.events import Note, Progress, Result, Stage, Table, Warn
 from sitcli.latents.joined import JoinedStores, open_stores
 from sitcli.latents.store import LatentStore
 from sitcli.machine.devices import resolve_device, tune_cpu
@@ -54,6 +54,8 @@ def likelihood(settings: EvaluateSettings) -> Stage:
     if settings.samples is None:
         yield Note(f"checkpoint: {job.checkpoint.path} (the newest)")
     yield Note(f"data: {job.data}")
+    if job.checkpoint.weights_warning:
+        yield Warn(job.checkpoint.weights_warning)
     tune_cpu(job.device)
     network = GuidedNetwork(
         job.checkpoint.network("ema", job.device),

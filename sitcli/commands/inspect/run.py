@@ -123,6 +123,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Result:
     if "power_ema" in meta:
         made = meta["power_ema"]
         summary["average"] = f"power function, std {made['std']:g}, of {made['run']}"
+        if checkpoint.weights_warning:
+            summary["warning"] = checkpoint.weights_warning
     if "lineage" in meta:
         summary["imported"] = f"{meta['lineage']}, from {meta['weights_source']['path']}"
     data = {

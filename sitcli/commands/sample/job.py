@@ -28,7 +28,8 @@ from sitcli.model.compile import CompiledNetwork, resolve_compile
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.runs.run_dir import RunDir
 from sitcli.samples.noise import Noise, open_noise
-from sitcli.samples.sample_set import FILE, file_of
+from sitcli.samples.sample_set import FILE, SampleSet, file_of
+from sitcli.settings.presets import EARLIER_SAMPLE, SAMPLE
 from sitcli.settings.sample import SampleSettings
 from sitcli.storage.files import hash_json
 
@@ -54,6 +55,7 @@ class Job:
     file: Path
     guide: Checkpoint | None = None
     compiled: bool = False
+    earlier_preset: bool = False  # --preset means what it meant when the set was begun
 
     def facts(self) -> dict[str, Any]:
         """The facts to publish together with any figure of these images."""
@@ -140,8 +142,27 @@ def guidance_facts(s: SampleSettings, guide: Checkpoint | None) -> dict[str, Any
 def prepare(settings: SampleSettings) -> Job:
     """Turn settings into a Job, checking all that can be checked before anything is written.
 
+    A sample set that was begun under the preset as it was in an earlier version goes on with that.
     Raises UsageError for options that do not fit the checkpoint or one another.
     """
+    preset = SAMPLE.get(settings.preset or "", {})
+    earlier = {
+        name: value
+        for name, value in EARLIER_SAMPLE.get(settings.preset or "", {}).items()
+        if getattr(settings, name) == preset[name]  # else the user said something else
+    }
+    if earlier:
+        job = _prepare(dataclasses.replace(settings, **earlier))
+        if job.file.exists():
+            samples = SampleSet.open(job.file)
+            with samples.rows:
+                same = all(samples.meta.get(k) == value for k, value in job.facts().items())
+                if same and (settings.out is not None or not samples.complete):
+                    return dataclasses.replace(job, earlier_preset=True)
+    return _prepare(settings)
+
+
+def _prepare(settings: SampleSettings) -> Job:
     checkpoint = chosen_checkpoint(settings)
     settings = resolve(settings, checkpoint)
     noise = None

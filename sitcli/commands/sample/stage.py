@@ -43,6 +43,14 @@ def sample(settings: SampleSettings) -> Stage:
             )
             if settings.checkpoint is None:
                 yield Note(f"checkpoint: {newest} (the newest)")
+            if job.earlier_preset:
+                yield Warn(
+                    f"{job.file} was begun under --preset {settings.preset} of sit 0.7 or earlier, "
+                    "and goes on with what that set: for the corrected preset name another --out"
+                )
+            for used in filter(None, (job.checkpoint, job.guide)):
+                if used.weights_warning:
+                    yield Warn(used.weights_warning)
 
             def begin() -> list[np.ndarray]:
                 make_folder(job.file.parent)

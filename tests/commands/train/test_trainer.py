@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sitcli.commands.train.job import prepare
 from sitcli.commands.train.stage import train
@@ -16,6 +17,7 @@ from sitcli.machine.world import World
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.runs.run_dir import RunDir
 from sitcli.storage.rows import Rows
+from sitcli.storage.tensors import read_tensors
 from tests.tiny import finish, losses, numbered_losses, train_settings
 
 
@@ -25,6 +27,37 @@ def test_accumulation_equals_the_big_batch(store: Path, tmp_path: Path) -> None:
     finish(train(train_settings(store, tmp_path / "four", steps=3, accumulate=4)))
     for a, b in zip(losses(tmp_path / "one"), losses(tmp_path / "four"), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_averages_take_each_steps_decay(store: Path, tmp_path: Path) -> None:
+    """Catches: decays that are off by one step, or averages of the weights before the update.
+
+    Update k, counted from 0, has the decay (1 + k) / (10 + k) while warming up, and
+    (1 - 1 / (k + 1))^(gamma + 1) for a power function: the first takes the weights as they are.
+    """
+    settings = train_settings(
+        store, tmp_path / "run", steps=4, save_every=1, keep=0, lr=1e-2, power_ema=True
+    )
+    finish(train(settings))
+    key = "blocks.0.attn.qkv.weight"
+
+    def saved(step: int, file: str) -> torch.Tensor:
+        return read_tensors(tmp_path / "run" / f"step-{step:07d}" / file)[key].double()
+
+    weights = {step: saved(step, "model.safetensors") for step in range(1, 5)}
+    for std, gamma in ((0.05, 16.97), (0.1, 6.94)):
+        file = f"ema-std{std:.3f}.safetensors"
+        assert torch.equal(saved(1, file), weights[1])
+        for k in (1, 2, 3):
+            decay = (k / (k + 1)) ** (gamma + 1)
+            expected = decay * saved(k, file) + (1 - decay) * weights[k + 1]
+            # The exponents are the paper's, to 0.005; a step moves a weight by 0.01.
+            torch.testing.assert_close(saved(k + 1, file), expected, rtol=0, atol=2e-5)
+    for k in (1, 2, 3):
+        decay = (1 + k) / (10 + k)
+        expected = decay * saved(k, "ema.safetensors") + (1 - decay) * weights[k + 1]
+        # float32, of weights below 1.
+        torch.testing.assert_close(saved(k + 1, "ema.safetensors"), expected, rtol=0, atol=3e-7)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
