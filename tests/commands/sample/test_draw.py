@@ -42,7 +42,8 @@ def test_a_set_goes_on_with_the_defaults_it_was_begun_with(run: Path) -> None:
     same = dict(checkpoint=run, out=out, num=2, device="cpu", precision="fp32")
     finish(sample(SampleSettings(**same)))
     found = SampleSet.open(out)
-    assert found.complete and np.array_equal(found.images, images)
+    assert found.complete
+    assert np.array_equal(found.images, images)
     with pytest.raises(UsageError, match="solver euler, not heun"):
         finish(sample(SampleSettings(**same, solver="heun", steps=3)))
     with pytest.raises(UsageError, match="mode ode, not sde"):
