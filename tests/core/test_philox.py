@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +59,52 @@ def test_the_integers_are_those_of_python() -> None:
     key = 0xFEDCBA98, 0x80000001
     expected = [by_hand(counters[:, i].tolist(), list(key)) for i in range(500)]
     assert torch.stack(philox(list(counters), key), dim=1).tolist() == expected
+
+
+TRITON = """
+import sys, torch, triton, triton.language as tl
+
+@triton.jit
+def draw(out, number: tl.constexpr):
+    place = tl.arange(0, number)
+    words = tl.randint4x(0x89ABCDEF00000005, place)
+    for row in tl.static_range(4):
+        tl.store(out + row * number + place, words[row])
+
+out = torch.zeros(4, 64, dtype=torch.int32)
+draw[(1,)](out, 64)
+print((out.long() & 0xFFFFFFFF).tolist())
+"""
+
+
+def test_the_integers_are_those_of_triton(tmp_path: Path) -> None:
+    """Catches: a generator that agrees with our reading of the paper and with nobody else's."""
+    pytest.importorskip("triton", reason="comes with torch for CUDA only")
+    program = tmp_path / "draw.py"
+    program.write_text(TRITON)
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, program], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"this triton does not interpret: {done.stderr[-200:]}")
+    zero = torch.zeros(1, dtype=torch.int64)
+    ours = philox((torch.arange(64), zero, zero, zero), (5, 0x89ABCDEF))
+    assert torch.stack(ours).tolist() == json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_draws_what_the_cpu_draws() -> None:
+    """Catches: an operation on int64 that a GPU does otherwise; normal numbers further apart than
+    two units in float32's last place."""
+    items = torch.tensor([0, 3, 2**40])
+    for draw, options in (("uniform", (5000,)), ("integers", (1000, 50)), ("permutation", (300,))):
+        here, there = (
+            getattr(Draws(7, 1, items, device=d), draw)(*options) for d in ("cpu", "cuda")
+        )
+        assert torch.equal(here, there.cpu())
+    here, there = (Draws(7, 1, items, device=d).normal(4, 500) for d in ("cpu", "cuda"))
+    torch.testing.assert_close(there.cpu(), here, rtol=2**-22, atol=1e-12)
 
 
 def words_at(seed: int, stream: int, item: int, draw: int, blocks: int) -> torch.Tensor:
