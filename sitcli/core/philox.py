@@ -36,9 +36,6 @@ MOST_SEED, MOST_STREAM, MOST_DRAW, MOST_BLOCK = (1 << 64) - 1, (1 << 8) - 1, (1 
 # Blocks computed at once: six arrays of int64 that stay in a processor's second cache. From 2^15 on
 # torch would divide them between threads.
 PIECE = 1 << 14
-# Blocks are computed in multiples of this. The remainder of a vector loop goes through other code,
-# so without it the last bit of a number could depend on how many are drawn with it.
-LANES = 32
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -140,19 +137,18 @@ class Draws:
         """
         size, per_block = math.prod(shape), len(convert(*torch.zeros(4, 1, dtype=torch.int64)))
         blocks = -(-size // per_block)
-        if blocks > MOST_BLOCK + 1 - LANES or self._draw > MOST_DRAW:
+        if blocks > MOST_BLOCK + 1 or self._draw > MOST_DRAW:
             raise ValueError(f"draw {self._draw} of {size} numbers is beyond the stream's end")
-        padded = -(-blocks // LANES) * LANES
-        out = torch.empty(len(self), per_block, padded, dtype=dtype, device=self._device)
+        out = torch.empty(len(self), per_block, blocks, dtype=dtype, device=self._device)
         second = torch.tensor([self._stream << 24 | self._draw], device=self._device)
-        for items, places in _pieces(len(self), padded):
+        for items, places in _pieces(len(self), blocks):
             first = torch.arange(places.start, places.stop, device=self._device)
             counter = first, second, self._low[items], self._high[items]
             for plane, numbers in enumerate(convert(*philox(counter, self._key))):
                 out[items, plane, places] = numbers
         self._draw += 1
-        numbers = out if blocks == padded else out[:, :, :blocks]
-        return numbers.reshape(len(self), -1)[:, :size].reshape(-1, *shape).to(self._wanted)
+        numbers = out.view(len(self), per_block * blocks)[:, :size]
+        return numbers.reshape(len(self), *shape).to(self._wanted)
 
 
 def _pieces(items: int, blocks: int) -> Iterator[tuple[slice, slice]]:
