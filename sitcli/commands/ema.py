@@ -124,7 +124,7 @@ def _write(job: _Job, state: dict[str, Tensor]) -> None:
     source = _source(job)
     meta: dict[str, Any] = {k: v for k, v in source.meta.items() if k not in ("sit_version",)}
     step = job.target.step
-    for key in ("format", "format_version", "step"):
+    for key in ("format", "format_version", "step", "streams"):  # nothing trains on from it
         meta.pop(key, None)
     meta |= dict(
         ema=f"power function, std {job.target.std:g}",

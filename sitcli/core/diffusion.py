@@ -22,7 +22,7 @@ from sitcli.core.flow import Flow, Loss, Ode, Sde
 from sitcli.core.interpolant import Path, path_at
 from sitcli.core.intervals import Interval, sde_interval
 from sitcli.core.prediction import PREDICTIONS, Network
-from sitcli.core.times import PLAIN, Times
+from sitcli.core.times import PLAIN, Random, Times
 from sitcli.core.wt import LossCurve
 
 
@@ -113,12 +113,12 @@ class Diffusion(Flow):
         """The interval of vp: the chain is a discretisation of vp."""
         return self._reliable(sde_interval("vp", self.prediction, wt, last_step_size), curve)
 
-    def draw_times(self, number: int, generator: torch.Generator, times: Times = PLAIN) -> Tensor:
-        """Steps as times (k+1)/T, (number,)."""
+    def draw_times(self, random: Random, times: Times = PLAIN) -> Tensor:
+        """Steps as times (k+1)/T, (B,)."""
         steps = len(self.chain)
         if times.plain:
-            return (torch.randint(steps, (number,), generator=generator) + 1) / steps
-        k = (times.draw(number, generator) * steps).long().clamp(max=steps - 1)
+            return (random.integers(steps) + 1) / steps
+        k = (times.draw(random) * steps).long().clamp(max=steps - 1)
         return (k + 1) / steps
 
     def loss(self, network: Network, x_star: Tensor, y: Tensor, *, t: Tensor, eps: Tensor) -> Loss:

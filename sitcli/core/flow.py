@@ -32,7 +32,7 @@ from sitcli.core.prediction import (
     to_velocity,
 )
 from sitcli.core.sde import LAST_STEPS, Drift, solve_sde
-from sitcli.core.times import PLAIN, Times
+from sitcli.core.times import PLAIN, Random, Times
 from sitcli.core.wt import LossCurve
 
 
@@ -155,10 +155,10 @@ class Flow:
             start = reliable_start(noise_error, start, self.alpha_sigma)
         return beginning_at(interval, start, self.alpha_sigma)
 
-    def draw_times(self, number: int, generator: torch.Generator, times: Times = PLAIN) -> Tensor:
-        """Training times over the interval, (number,)."""
+    def draw_times(self, random: Random, times: Times = PLAIN) -> Tensor:
+        """Training times over the interval, (B,)."""
         low, high = train_interval(self.interpolant, self.prediction, self.loss_weight)
-        return low + (high - low) * times.draw(number, generator)
+        return low + (high - low) * times.draw(random)
 
     def loss(self, network: Network, x_star: Tensor, y: Tensor, *, t: Tensor, eps: Tensor) -> Loss:
         """Regression losses of SiT eqs. 6, 7 and 49 for data x_* (B, C, h, w) at times t (B,).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,19 +35,35 @@ def natural_shift(shape: tuple[int, int, int]) -> float:
     return math.sqrt(math.prod(shape) / REFERENCE_NUMEL)
 
 
-def uniform(number: int, generator: torch.Generator, *, mean: float, std: float) -> Tensor:
+class Random(Protocol):
+    """The random numbers of B items, in turn: each call gives every item `shape` further ones."""
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers, (B, *shape) float32."""
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform on [0, 1), (B, *shape) float32."""
+
+    def integers(self, below: int, *shape: int) -> Tensor:
+        """Integers in [0, below), (B, *shape) int64."""
+
+    def permutation(self, number: int) -> Tensor:
+        """0 .. number - 1 in a random order for every item, (B, number) int64."""
+
+
+def uniform(random: Random, *, mean: float, std: float) -> Tensor:
     """Uniform on [0, 1)."""
-    return torch.rand(number, generator=generator)
+    return random.uniform()
 
 
-def logit_normal(number: int, generator: torch.Generator, *, mean: float, std: float) -> Tensor:
+def logit_normal(random: Random, *, mean: float, std: float) -> Tensor:
     """sigmoid(n), n normal: a mean above 0 favours noise (Esser et al. 2024, section 3.1)."""
-    return torch.sigmoid(mean + std * torch.randn(number, generator=generator))
+    return torch.sigmoid(mean + std * random.normal())
 
 
 class TimeDistribution(NamedTuple):
-    """draw(number, generator, mean=, std=) -> times (number,) in [0, 1]; has_moments: whether it
-    looks at mean and std."""
+    """draw(random, mean=, std=) -> times (B,) in [0, 1], one for each item of `random`;
+    has_moments: whether it looks at mean and std."""
 
     draw: Callable[..., Tensor]
     has_moments: bool = False
@@ -77,10 +93,10 @@ class Times:
         """Whether the times are uniform and not shifted."""
         return (self.distribution, self.shift) == (Times.distribution, Times.shift)
 
-    def draw(self, number: int, generator: torch.Generator) -> Tensor:
-        """Draw times (number,) in [0, 1]."""
+    def draw(self, random: Random) -> Tensor:
+        """Draw times (B,) in [0, 1]."""
         draw = TIME_DISTRIBUTIONS[self.distribution].draw
-        u = draw(number, generator, mean=self.mean, std=self.std)
+        u = draw(random, mean=self.mean, std=self.std)
         return u if self.shift == 1 else shifted(u, self.shift)
 
 

@@ -18,7 +18,8 @@ def draw_shape(name: str, index: int, *, size: int, seed: int) -> np.ndarray:
     """Picture number `index` of class `name`: (size, size, 3) uint8.
 
     Colour, background, position, size and rotation depend on (seed, name, index) alone, so new
-    pictures or classes leave the others unchanged.
+    pictures or classes leave the others unchanged. The name is text: it is hashed to numpy's seed,
+    with the others, to 64 bits.
     """
     digest = hashlib.blake2b(repr((seed, name, index)).encode(), digest_size=8).digest()
     rng = np.random.default_rng(int.from_bytes(digest, "little"))

@@ -19,6 +19,7 @@ from sitcli.core.prediction import Network
 from sitcli.core.reversed_time import ReversedTime
 from sitcli.core.wt import LossCurve
 from sitcli.errors import SitError
+from sitcli.machine.seeds import UNRECORDED
 from sitcli.model.config import TransformerConfig
 from sitcli.model.transformer import Transformer
 from sitcli.runs.meta import PAPER, REVERSED, process_from, wrong_in_meta
@@ -66,6 +67,11 @@ class Checkpoint:
         """The velocity loss over t as measured in training, None if it was not measured."""
         bins = self.meta["loss_by_t"]
         return LossCurve.from_bins(bins["sums"], bins["counts"]) if any(bins["counts"]) else None
+
+    @property
+    def streams_name(self) -> str:
+        """Which random streams its training draws from: a row of `seeds.STREAMS`."""
+        return self.meta.get("streams", UNRECORDED)
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.latents.joined import JoinedStores
 from sitcli.latents.store import LatentStore
+from sitcli.machine.seeds import STREAMS, UNRECORDED
 from sitcli.model.config import TransformerConfig
 from sitcli.text import first_line
 
@@ -17,7 +18,7 @@ PAPER, REVERSED = "paper", "reversed"  # the network's t = 0 is the data, or the
 NEEDED = ("format_version", "step", "transformer", "process", "latents", "loss_by_t")
 META: dict[str, type | tuple] = dict(
     step=int, transformer=dict, process=dict, latents=dict, loss_by_t=dict, model=str,
-    time_convention=str, lineage=str, guided_channels=str, weights_source=dict,
+    time_convention=str, lineage=str, guided_channels=str, weights_source=dict, streams=str,
 )  # fmt: skip
 LATENTS: dict[str, type | tuple] = dict(
     image_size=(int, list), scaling=(int, float, list), autoencoder=dict, class_names=list,
@@ -89,6 +90,8 @@ def wrong_in_meta(meta: dict[str, Any]) -> str:
             return f"its latents' {key} is {str(meta['latents'].get(key))[:40]!r}"
     if "power_ema" in meta and not _is_average(meta["power_ema"]):
         return "its record of sit ema"
+    if meta.get("streams", UNRECORDED) not in STREAMS:
+        return f"streams is {meta['streams'][:40]!r}"
     spec, bins = meta["latents"]["autoencoder"], meta["loss_by_t"]
     if not all(isinstance(spec.get(key), str) for key in ("name", "kind")) or "hash" not in spec:
         return "its autoencoder has no name, kind or hash"

@@ -15,7 +15,9 @@ from sitcli.model.power_ema import Snapshot
 from sitcli.storage.files import replacing, sync_folder, write_json, write_text
 
 FORMAT = "sit-checkpoint"
-FORMAT_VERSION = 2  # format 1 had DeepSpeed's pickles in state/: training cannot go on from them
+# Format 1 had DeepSpeed's pickles in state/: training cannot go on from them. Format 3 names the
+# random streams of its training, which older versions do not have: they would draw other numbers.
+FORMAT_VERSION = 3
 STEP_NAME = re.compile(r"step-(\d{7,})")
 SNAPSHOT_NAME = re.compile(r"ema-std(0\.\d+)\.safetensors")
 
@@ -81,7 +83,8 @@ class RunDir:
         Writes meta.json and renames the folder. Every other file in it must be on the disk already.
         """
         path = self.saving_path(step)
-        meta = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, **meta}
+        version = FORMAT_VERSION if "streams" in meta else 2
+        meta = {"format": FORMAT, "format_version": version, "step": step, **meta}
         write_json(path / "meta.json", {**meta, "sit_version": __version__})
         sync_folder(path / "state")
         sync_folder(path)

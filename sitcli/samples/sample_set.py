@@ -6,6 +6,8 @@ meta.json. A set of inverted images also holds the noise that gives them, noise 
 float32; a set of latents alone has no images and no grid.
 
 Format 1 kept the evaluations of all images in one attribute, which only one process can write.
+Format 3 is a set whose meta names the random streams it is drawn from, which older versions do not
+have: they would go on with other noise.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ import numpy as np
 
 from sitcli import __version__
 from sitcli.errors import SitError
+from sitcli.machine.seeds import STREAMS, UNRECORDED
 from sitcli.storage import rows
 from sitcli.storage.files import check_version, write_json
 from sitcli.storage.rows import DONE, Rows
 
 FORMAT = "sit-samples"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILE = "samples.h5"
 ATTRS: dict[str, type | tuple] = {"meta": dict, "complete": bool}
 OPTIONAL_DATASETS = {"images": "u1:4", "evaluations": "f8", "latents": "f4:4", "noise": "f4:4"}
@@ -54,6 +57,11 @@ class SampleSet:
         if evaluations:
             meta |= dict(evaluations=evaluations, evaluations_per_image=evaluations / images)
         return meta
+
+    @property
+    def streams_name(self) -> str:
+        """Which random streams it is drawn from: a row of `seeds.STREAMS`."""
+        return self.rows.attrs["meta"].get("streams", UNRECORDED)
 
     @property
     def evaluations(self) -> tuple[int, int]:
@@ -101,7 +109,7 @@ class SampleSet:
             datasets["noise"] = ((len(labels), *noise_shape), "float32")
         attrs = dict(
             format=FORMAT,
-            format_version=FORMAT_VERSION,
+            format_version=FORMAT_VERSION if "streams" in meta else 2,
             sit_version=__version__,
             complete=False,
             meta=meta,
@@ -118,6 +126,8 @@ class SampleSet:
         file.check({}, {"format_version": int})
         check_version(path, file.attrs["format_version"], FORMAT_VERSION)
         file.check({"labels": "i8", "seeds": "i8"}, ATTRS)
+        if file.attrs["meta"].get("streams", UNRECORDED) not in tuple(STREAMS):
+            raise SitError(f"{path} is damaged: unknown random streams", SAMPLE_AGAIN)
         for name, kind in OPTIONAL_DATASETS.items():
             if name in file.names:
                 file.check({name: kind}, {})

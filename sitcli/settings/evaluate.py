@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sitcli import names
-from sitcli.settings.option import DEVICE_HELP, GPUS_HELP, PROCS_HELP, option
+from sitcli.settings.option import DEVICE_HELP, GPUS_HELP, MOST_SEED, PROCS_HELP, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,5 +119,6 @@ class EvaluateSettings:
         "--history; with --nll of the probes and of sampled bytes and posteriors.",
         group="Running",
         low=0,
+        high=MOST_SEED,
     )
     device: str = option("auto", DEVICE_HELP, group="Running")

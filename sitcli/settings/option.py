@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
+MOST_SEED = 2**63 - 1  # what a sample set's int64 can record
+
 
 def option(
     default: Any,

@@ -10,6 +10,7 @@ from sitcli.settings.option import (
     COMPILE_HELP,
     DEVICE_HELP,
     GPUS_HELP,
+    MOST_SEED,
     PRECISION_HELP,
     PROCS_HELP,
     option,
@@ -198,6 +199,8 @@ class SampleSettings:
     compile: names.Compile = option("auto", COMPILE_HELP, group="Running")
     gpus: int | None = option(None, GPUS_HELP, group="Running", low=1)
     procs: int | None = option(None, PROCS_HELP, group="Running", low=1)
-    seed: int = option(0, "Image i depends on (seed, i) alone.", group="Running", low=0)
+    seed: int = option(
+        0, "Image i depends on (seed, i) alone.", group="Running", low=0, high=MOST_SEED
+    )
     device: str = option("auto", DEVICE_HELP, group="Running")
     precision: names.Precision = option("auto", PRECISION_HELP, group="Running")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sitcli import names
-from sitcli.settings.option import DEVICE_HELP, PRECISION_HELP, option
+from sitcli.settings.option import DEVICE_HELP, MOST_SEED, PRECISION_HELP, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,5 +167,5 @@ class QuickstartSettings:
     out: Path = option(Path("quickstart"), "Folder for everything.", argument=True)
     images_per_class: int = option(200, "Pictures drawn of each of the 10 classes.", low=2)
     steps: int = option(1500, "Training steps.", low=1)
-    seed: int = option(0, "Everything random is a function of it.", low=0)
+    seed: int = option(0, "Everything random is a function of it.", low=0, high=MOST_SEED)
     device: str = option("auto", DEVICE_HELP)

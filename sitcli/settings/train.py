@@ -10,6 +10,7 @@ from sitcli.settings.option import (
     COMPILE_HELP,
     DEVICE_HELP,
     GPUS_HELP,
+    MOST_SEED,
     PRECISION_HELP,
     PROCS_HELP,
     option,
@@ -263,6 +264,8 @@ class TrainSettings:
     wandb: bool = option(
         False, "Log to Weights & Biases too (pip install wandb).", group="Watching"
     )
-    seed: int = option(0, "Everything random is a function of it.", group="Running", low=0)
+    seed: int = option(
+        0, "Everything random is a function of it.", group="Running", low=0, high=MOST_SEED
+    )
     device: str = option("auto", DEVICE_HELP, group="Running")
     precision: names.Precision = option("auto", PRECISION_HELP, group="Running")

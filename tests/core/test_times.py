@@ -9,6 +9,7 @@ import torch
 
 from sitcli.core.flow import Flow
 from sitcli.core.intervals import Interval
+from sitcli.core.philox import Draws
 from sitcli.core.times import Times, natural_shift, shifted, time_grid
 
 
@@ -34,15 +35,13 @@ def test_shifted_grid() -> None:
 
 
 def test_training_times() -> None:
-    """Catches: a mean of the wrong sign, a shift the other way, other uniform draws than before."""
-    flow, number = Flow(), 200_000
+    """Catches: a mean of the wrong sign, a shift the other way, times that are not the draws."""
+    flow, images = Flow(), torch.arange(200_000)
 
     def draw(**options) -> torch.Tensor:
-        random = torch.Generator().manual_seed(1)
-        return flow.draw_times(number, random, Times(**options))
+        return flow.draw_times(Draws(1, 0, images), Times(**options))
 
-    plain = torch.rand(number, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(draw(), plain, rtol=0, atol=0)
+    torch.testing.assert_close(draw(), Draws(1, 0, images).uniform(), rtol=0, atol=0)
     tilted = draw(distribution="logit-normal", mean=0.5, std=0.8)
     # P(sigmoid(n) < 1/2) = Phi(-mean / std); the median is sigmoid(mean).
     below = 0.5 * (1 + math.erf(-0.5 / 0.8 / math.sqrt(2)))
@@ -52,6 +51,6 @@ def test_training_times() -> None:
     moved = draw(shift=3.0)
     assert float((moved < 0.75).float().mean()) == pytest.approx(0.5, abs=4e-3)
     score = Flow(prediction="score").draw_times(
-        number, torch.Generator().manual_seed(1), Times(distribution="logit-normal", std=5.0)
+        Draws(1, 0, images), Times(distribution="logit-normal", std=5.0)
     )
     assert 1e-3 - 1e-6 <= float(score.min()) <= float(score.max()) <= 1 - 1e-3 + 1e-6

@@ -10,6 +10,8 @@ import torch
 
 from sitcli.autoencoders.diffusers_vae import load_folder
 from sitcli.commands.sample.stage import sample
+from sitcli.machine.hashed_seeds import Hashed, generator
+from sitcli.machine.seeds import NEW, STREAMS
 from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.sample import SampleSettings
 from tests.tiny import finish, make_run
@@ -51,11 +53,16 @@ PARITY = [
 
 @pytest.mark.parametrize(("file", "more", "options", "told"), PARITY)
 def test_diffusers_draws_what_we_draw(
-    tmp_path: Path, noise: Path, file: str, more: dict, options: dict, told: dict
+    tmp_path: Path,
+    noise: Path,
+    file: str,
+    more: dict,
+    options: dict,
+    told: dict,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Catches: diffusers' frequencies, LayerNorms, guidance or steps, not ours, beyond 1e-5."""
-    from sitcli.machine.seeds import generator
-
+    monkeypatch.setitem(STREAMS, NEW, Hashed)  # diffusers draws from torch's generators
     bring(save(tmp_path / file, official()), tmp_path / "run", **more)
     pipe = pipeline_of(take(tmp_path / "run", tmp_path / "folder", "diffusers"))
     told = dict(told)

@@ -15,6 +15,7 @@ from sitcli.commands.import_weights import import_weights
 from sitcli.commands.sample.stage import plan
 from sitcli.commands.train.stage import train
 from sitcli.errors import UsageError
+from sitcli.machine.seeds import Philox
 from sitcli.model.transformer import Transformer
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.runs.run_dir import RunDir, snapshot_name
@@ -116,11 +117,7 @@ def test_internal_guidance_is_the_formula(trained: Path, tmp_path: Path) -> None
     y = torch.from_numpy(np.array(samples.labels))
     x1 = torch.from_numpy(np.array(plain.rows.array("latents")))
     # Whatever the noise is, the two sets differ by the heads' difference there.
-    from sitcli.machine.seeds import generator
-
-    noise = torch.stack(
-        [torch.randn(x1.shape[1:], generator=generator(0, "image", i)) for i in range(2)]
-    )
+    noise = Philox(0).samples(np.arange(2)).normal(*x1.shape[1:])
     output, aux = network.two_headed(noise, torch.ones(2), y)
     expected = noise - (aux + 2.5 * (output - aux))
     found = torch.from_numpy(np.array(samples.rows.array("latents")))

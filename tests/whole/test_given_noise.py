@@ -16,6 +16,7 @@ from sitcli.core.flow import Flow, Ode
 from sitcli.core.reversed_time import ReversedTime
 from sitcli.errors import SitError, UsageError
 from sitcli.images.sets import open_images
+from sitcli.machine.seeds import Philox
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.sample import SampleSettings
@@ -111,11 +112,8 @@ def test_given_noise_is_where_each_image_begins(run: Path, noise: Path) -> None:
     process = open_checkpoint(run).process
     assert process.interpolant == "linear"
     # The noise of the seed, written out and given, is the noise of the seed.
-    from sitcli.machine.seeds import generator
-
-    rows = [torch.randn(SHAPE[1:], generator=generator(0, "image", i)).numpy() for i in range(5)]
     own = noise.with_name("own.npy")
-    np.save(own, np.stack(rows))
+    np.save(own, Philox(0).samples(np.arange(5)).normal(*SHAPE[1:]).numpy())
     given = draw(run, "d", noise=own, latents=True, sde=True, steps=10)
     np.testing.assert_array_equal(given.rows.array("latents"), drawn.rows.array("latents"))
     with pytest.raises(UsageError, match="drawn with noise"):

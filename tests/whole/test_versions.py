@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,9 +21,9 @@ from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.sample import SampleSettings
 from sitcli.settings.tools import InspectSettings
 from sitcli.settings.train import TrainSettings
-from sitcli.storage.rows import Rows
+from sitcli.storage.rows import MISSING, Rows
 from sitcli.storage.tensors import read_tensors
-from tests.tiny import draw, finish
+from tests.tiny import draw, finish, train_settings
 
 
 def test_newer_formats_are_refused(run: Path) -> None:
@@ -76,6 +77,9 @@ def test_the_run_of_0_6_0_goes_on_with_its_own_numbers(old: Path) -> None:
     finish(train(settings))
     after = open_checkpoint(old / "run")
     assert after.step == 4
+    # Version 0.7 can take it over again: it is in its format, and its numbers are its own.
+    assert after.meta["format_version"] == 2
+    assert "streams" not in after.meta
     for kind, weights in before.items():
         expected = read_tensors(old / "after" / f"{kind}.safetensors")
         ours = torch.cat([(t - weights[k]).flatten() for k, t in after.weights(kind).items()])
@@ -84,10 +88,74 @@ def test_the_run_of_0_6_0_goes_on_with_its_own_numbers(old: Path) -> None:
         assert float((ours - theirs).norm()) < 0.01 * float(theirs.norm())
 
 
-def test_the_samples_of_0_6_0_are_drawn_again(old: Path) -> None:
-    """Catches: other noise or labels for the same seed, or another sampler of the same name."""
-    finish(sample(SampleSettings(checkpoint=old / "run", out=old / "again", **DRAWN)))
-    again, before = (SampleSet.open(old / name / "samples.h5") for name in ("again", "set"))
-    assert again.labels.tolist() == before.labels.tolist()
-    difference = np.abs(again.images.astype(int) - before.images.astype(int))
+def test_the_samples_of_0_6_0_go_on_with_their_own_numbers(old: Path) -> None:
+    """Catches: other noise or labels than the set was begun with, or another sampler of the same
+    name."""
+    before = np.array(SampleSet.open(old / "set").images)
+    with Rows(old / "set" / "samples.h5", writable=True) as rows:
+        rows.write(np.array([1, 4]), status=MISSING, images=np.zeros_like(before[:2]))
+        rows.set_attrs(complete=False, meta=rows.attrs["meta"] | moved_to(old))
+    finish(sample(SampleSettings(checkpoint=old / "run", out=old / "set", **DRAWN)))
+    after = SampleSet.open(old / "set")
+    assert after.complete
+    difference = np.abs(after.images.astype(int) - before.astype(int))
     assert difference.max() <= 1  # a grey level, where rounding falls on the other side
+    assert after.rows.attrs["format_version"] == 2
+
+
+def moved_to(old: Path) -> dict[str, str]:
+    """The path of the checkpoint, which a set compares."""
+    return dict(checkpoint=str(open_checkpoint(old / "run").path.resolve()))
+
+
+def test_new_samples_of_an_old_run_are_of_the_new_streams(old: Path) -> None:
+    """Catches: a new set whose noise may be that of another of its images."""
+    finish(sample(SampleSettings(checkpoint=old / "run", out=old / "again", **DRAWN)))
+    again, before = (SampleSet.open(old / name) for name in ("again", "set"))
+    assert again.labels.tolist() == before.labels.tolist()
+    assert not np.array_equal(again.images, before.images)
+    assert again.meta["streams"] == "philox"
+
+
+def test_random_labels_stay_those_of_the_set(run: Path) -> None:
+    """Catches: an old set that goes on with labels of the new streams, which it does not record."""
+    settings = SampleSettings(
+        checkpoint=run, out=run.parents[1] / "set", num=12, steps=2, labels="random",
+        device="cpu", precision="fp32",
+    )  # fmt: skip
+    finish(sample(settings))
+    samples = SampleSet.open(settings.out)
+    before, labels = np.array(samples.images), (samples.labels + 1) % 3
+    with Rows(samples.path, writable=True) as rows:
+        rows.write(np.arange(12), status=MISSING)
+        rows.set_attrs(complete=False)
+    with h5py.File(samples.path, "r+") as file:
+        file["labels"][:] = labels  # an older version drew others
+    finish(sample(settings))
+    after = SampleSet.open(settings.out)
+    assert after.labels.tolist() == labels.tolist()
+    assert not any(np.array_equal(a, b) for a, b in zip(after.images, before, strict=True))
+
+
+def test_what_draws_from_the_new_streams_is_of_a_format_that_0_7_refuses(run: Path) -> None:
+    """Catches: a run or a set of this version that an older one would go on with other numbers."""
+    samples = draw(run, "set")
+    assert samples.rows.attrs["format_version"] == 3
+    assert samples.rows.attrs["meta"]["streams"] == "philox"
+    store = run.parents[1] / "tiny.h5"
+    finish(train(train_settings(store, run.parent / "new", steps=2)))
+    meta = open_checkpoint(run.parent / "new").meta
+    assert (meta["format_version"], meta["streams"]) == (3, "philox")
+
+
+def test_unknown_streams_are_refused(run: Path) -> None:
+    """Catches: a run or a set of a later version's streams that goes on with this one's."""
+    samples = draw(run, "set")
+    with Rows(samples.path, writable=True) as file:
+        file.set_attrs(meta=file.attrs["meta"] | {"streams": "dice"})
+    with pytest.raises(SitError, match="streams"):
+        SampleSet.open(samples.path)
+    meta = open_checkpoint(run).path / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"streams": "dice"}))
+    with pytest.raises(SitError, match="streams"):
+        open_checkpoint(run)

@@ -25,7 +25,7 @@ from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Event, Note, Progress, Result, Stage, Table, Warn
 from sitcli.latents.store import LatentStore
-from sitcli.machine.seeds import generator
+from sitcli.machine.seeds import Philox
 from sitcli.settings.tools import BenchSettings
 from sitcli.settings.train import TrainSettings
 from sitcli.storage.rows import DONE
@@ -227,7 +227,7 @@ def _work(pipe: Connection, job: _Job, worker: int) -> None:
 
 def _batches(job: _Job, worker: int, num_items: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(items, which of them are mirrored) of this worker's batches in a round."""
-    order, size = Order(num_items, seed=0), job.batch_size
+    order, size = Order(num_items, Philox(0)), job.batch_size
     random = np.random.default_rng(worker)
     mine = slice(worker * size, (worker + 1) * size)
     return [
@@ -266,25 +266,25 @@ def _open_batch(job: _Job, worker: int) -> Callable[[], int]:
 
 def _open_feed(job: _Job, worker: int) -> Callable[[], int]:
     store, process = LatentStore.open(job.store), Flow()
-    size = job.workers * job.batch_size  # every process draws for all
+    size = job.workers * job.batch_size
     mine = slice(worker * job.batch_size, (worker + 1) * job.batch_size)
 
     def run() -> int:
-        order = Order(store.num_items, seed=0)
+        streams = Philox(0)
+        order = Order(store.num_items, streams)
 
         def prepare(step: int) -> tuple[torch.Tensor, ...]:
             draw = randomness_of_step(
-                generator(0, "step", step),
-                order.batch(step, size),
+                streams.step(step, size, mine),
+                order.batch(step, size)[mine],
                 shape=store.latent_shape,
                 draw_times=process.draw_times,
                 label_dropout=TrainSettings.label_dropout,
                 flip=store.has_flips,
                 posterior=job.posterior,
             )
-            noise = None if draw.posterior is None else draw.posterior[mine]
-            x = store.batch(draw.items[mine], flip=draw.flip[mine], noise=noise)
-            return x, draw.t[mine], draw.eps[mine], draw.hide[mine]
+            x = store.batch(draw.items, flip=draw.flip, noise=draw.posterior)
+            return x, draw.t, draw.eps, draw.hide
 
         feed = Feed(prepare, 0, job.batches)
         try:

@@ -7,7 +7,7 @@ the variational bound: a row of METHODS each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from sitcli.latents.joined import JoinedStores, open_stores
 from sitcli.latents.store import LatentStore
 from sitcli.machine.devices import resolve_device, tune_cpu
 from sitcli.machine.quiet import quiet_libraries
-from sitcli.machine.seeds import generator
+from sitcli.machine.seeds import NEW, Philox, Stream
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.runs.compatible import OWN_LABELS, check_null_class, check_same_latents, known_labels
 from sitcli.settings.evaluate import EvaluateSettings
@@ -156,19 +156,17 @@ def _batches(job: Job, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def _data(job: Job, items: np.ndarray) -> Tensor:
     """The data to measure, (B, C, h, w) float32; each is a function of (seed, item) alone."""
-    store, shape = job.store, job.store.latent_shape
-
-    def drawn(draw: Callable, what: str) -> Tensor:
-        random = [generator(job.seed, what, int(item)) for item in items]
-        return torch.stack([draw(shape, generator=r) for r in random])
-
+    store, shape, streams = job.store, job.store.latent_shape, Philox(job.seed)
     if not job.of_pixels:
-        noise = drawn(torch.randn, "posterior") if store.kind == "moments" else None
+        noise = None
+        if store.kind == "moments":
+            noise = streams.draws(Stream.LIKELIHOOD_POSTERIOR, items).normal(*shape)
         return store.batch(items, noise=noise)
     images = to_uint8(store.batch(items))  # exactly the images' bytes: float16 holds them all
     if job.ode is None:
         return to_signed(images.numpy())
-    return dequantise(images.permute(0, 3, 1, 2), drawn(torch.rand, "dequantise"))
+    uniform = streams.draws(Stream.DEQUANTISATION, items).uniform(*shape)
+    return dequantise(images.permute(0, 3, 1, 2), uniform)
 
 
 def _figures(job: Job, nats: Tensor) -> list[dict[str, Any]]:
@@ -208,7 +206,8 @@ def _report(job: Job, nats: Tensor, evaluations: float) -> Result:
         share = nats.var(1).mean() / nats.shape[1] / len(nats)
         facts |= dict(std_error_of_probes=float(share.sqrt()))
     document = {"format_version": FORMAT_VERSION, "sit_version": __version__, **facts}
-    document |= dict(figures=figures, items=job.items.tolist(), nats=nats.mean(1).tolist())
+    document |= dict(streams=NEW, figures=figures)
+    document |= dict(items=job.items.tolist(), nats=nats.mean(1).tolist())
     try:
         write_json(job.out, document)
     except OSError as error:

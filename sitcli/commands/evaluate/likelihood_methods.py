@@ -23,7 +23,7 @@ from sitcli.core.transport import ends_of
 from sitcli.errors import SitError, UsageError
 from sitcli.latents.joined import JoinedStores
 from sitcli.latents.store import LatentStore
-from sitcli.machine.seeds import generator
+from sitcli.machine.seeds import Philox, Stream
 from sitcli.runs.checkpoint import Checkpoint
 from sitcli.settings.evaluate import EvaluateSettings
 from sitcli.storage.files import hash_json
@@ -130,22 +130,18 @@ def _exact(
 
 def _probes(job: Job, items: np.ndarray) -> Tensor:
     """Random signs (B, P, C, h, w); probe k of an image is a function of (seed, item, k) alone."""
-    shape = job.store.latent_shape
-    signs = [
-        torch.randint(0, 2, shape, generator=generator(job.seed, "probe", int(item), k))
-        for item in items
-        for k in range(job.probes)
-    ]
-    return (torch.stack(signs) * 2 - 1).float().view(len(items), job.probes, *shape)
+    random = Philox(job.seed).draws(Stream.PROBES, items)
+    signs = [random.integers(2, *job.store.latent_shape) for _ in range(job.probes)]
+    return (torch.stack(signs, dim=1) * 2 - 1).float()
 
 
 def _bound(
     job: Job, network: GuidedNetwork, x: Tensor, y: Tensor, items: np.ndarray
 ) -> Iterator[tuple[float, Tensor]]:
-    random = [generator(job.seed, "bound", int(item)) for item in items]
+    random = Philox(job.seed).draws(Stream.BOUND, items)
 
     def randn() -> Tensor:
-        return torch.stack([torch.randn(x.shape[1:], generator=r) for r in random]).to(x.device)
+        return random.normal(*x.shape[1:]).to(x.device)
 
     process, nats_per_bit = job.checkpoint.process, x[0].numel() * math.log(2)
     bound = process.bound(network, x, y, steps=job.steps, tails=job.of_pixels, randn=randn)

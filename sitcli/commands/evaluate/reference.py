@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sitcli.commands.evaluate.job import Job
 from sitcli.errors import SitError
@@ -16,7 +15,7 @@ from sitcli.features.base import Layer
 from sitcli.features.collect import Count, collect, kept_path
 from sitcli.features.statistics import Statistics, keep_statistics, load_kept_statistics
 from sitcli.machine.ranks import events_from_rank_0
-from sitcli.machine.seeds import generator
+from sitcli.machine.seeds import Philox, Stream
 from sitcli.machine.world import World
 from sitcli.metrics.frechet import frechet_distance
 from sitcli.metrics.metric import Collected, Target
@@ -86,7 +85,7 @@ def by_layer_name(job: Job, collected: Mapping[Layer, Collected]) -> dict[str, C
 def _halves(num: int, seed: int) -> np.ndarray:
     """(num,) of 0 and 1: two random halves of the reference, a function of the seed."""
     parts = np.zeros(num, np.uint8)
-    order = torch.randperm(num, generator=generator(seed, "halves")).numpy()
+    order = Philox(seed).draws(Stream.HALVES, np.zeros(1, np.int64)).permutation(num)[0].numpy()
     parts[order[num // 2 :]] = 1
     return parts
 

@@ -20,7 +20,6 @@ from sitcli.errors import SitError, UsageError
 from sitcli.events import Progress
 from sitcli.machine.devices import autocast, precision_name, resolve_precision
 from sitcli.machine.ranks import all_agree, wait_for_all
-from sitcli.machine.seeds import generator
 from sitcli.machine.world import World
 from sitcli.model.compile import resolve_compile
 from sitcli.runs.checkpoint import Checkpoint
@@ -39,6 +38,7 @@ def open_or_create(job: Job) -> SampleSet:
         batch_size=settings.batch_size,
         compiled=job.compiled,
         interval=job.sampler.interval,
+        streams=job.streams_name,
     )
     keep = settings.latents or settings.latents_only
     return SampleSet.create(
@@ -79,9 +79,10 @@ def facts_of_latents(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def as_begun(job: Job, samples: SampleSet) -> Job:
-    """Resume with the precision, compilation and interval of time the set was started with.
+    """Resume with the set's precision, compilation, interval of time, labels and random streams.
 
-    `auto` may resolve differently on another day. Raises UsageError if the job asks for others.
+    `auto` may resolve differently on another day, and an older version drew from other streams.
+    Raises UsageError if the job asks for another precision or compilation.
     """
     begun = samples.meta["precision"]
     if job.settings.precision not in ("auto", begun):
@@ -99,6 +100,8 @@ def as_begun(job: Job, samples: SampleSet) -> Job:
         dtype=resolve_precision(begun, job.device),
         compiled=resolve_compile(compiled, job.device, flops=None),
         sampler=as_recorded(job.sampler, samples.meta.get("interval"), job.checkpoint.process),
+        labels=samples.labels,
+        streams_name=samples.streams_name,
     )
 
 
@@ -169,10 +172,10 @@ def _trajectory(
 ) -> Iterator[tuple[float, Tensor]]:
     """Yield (t, x_t) of the images `batch` from t = 1 down; image i depends on (seed, i) alone."""
     shape = job.checkpoint.config.latent_shape
-    random = [generator(job.settings.seed, "image", int(i)) for i in batch]
+    random = job.streams.samples(batch)
 
     def randn() -> Tensor:
-        return torch.stack([torch.randn(shape, generator=r) for r in random]).to(job.device)
+        return random.normal(*shape).to(job.device)
 
     y = torch.from_numpy(job.labels[batch]).to(job.device)
     noise = randn()  # drawn even if --noise gives it, so that later draws are the same

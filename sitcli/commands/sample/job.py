@@ -23,6 +23,7 @@ from sitcli.core.guidance import Guidance, GuidedNetwork
 from sitcli.core.prediction import Network
 from sitcli.errors import UsageError
 from sitcli.machine.devices import resolve_device, resolve_precision
+from sitcli.machine.seeds import NEW, STREAMS, Streams
 from sitcli.machine.world import device_name
 from sitcli.model.compile import CompiledNetwork, resolve_compile
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
@@ -56,6 +57,12 @@ class Job:
     guide: Checkpoint | None = None
     compiled: bool = False
     earlier_preset: bool = False  # --preset means what it meant when the set was begun
+    streams_name: str = NEW  # a row of STREAMS
+
+    @property
+    def streams(self) -> Streams:
+        """The random streams of the set's seed."""
+        return STREAMS[self.streams_name](self.settings.seed)
 
     def facts(self) -> dict[str, Any]:
         """The facts to publish together with any figure of these images."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from sitcli.errors import UsageError
-from sitcli.machine.seeds import generator
+from sitcli.machine.seeds import Philox, Stream
 from sitcli.runs.checkpoint import Checkpoint
 from sitcli.settings.sample import SampleSettings
 
@@ -29,11 +28,8 @@ def labels_of(s: SampleSettings, checkpoint: Checkpoint) -> np.ndarray:
         )
     if s.labels == "balanced":
         return classes[np.arange(s.num) % len(classes)]
-    picks = [
-        int(torch.randint(len(classes), (), generator=generator(s.seed, "label", i)))
-        for i in range(s.num)
-    ]
-    return classes[picks]
+    random = Philox(s.seed).draws(Stream.LABELS, np.arange(s.num))
+    return classes[random.integers(len(classes)).numpy()]
 
 
 def _parse_classes(text: str, num_classes: int, class_names: list[str]) -> list[int]:

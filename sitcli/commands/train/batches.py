@@ -12,7 +12,6 @@ from sitcli.commands.train.feed import Order, StepRandomness, randomness_of_step
 from sitcli.commands.train.job import Job
 from sitcli.commands.train.recipe import make_times
 from sitcli.core.objective import to_tokens
-from sitcli.machine.seeds import generator
 from sitcli.machine.world import World
 
 
@@ -44,38 +43,35 @@ class Batches:
 
     def __init__(self, job: Job, world: World) -> None:
         self.job, self.world = job, world
-        self.order = Order(job.store.num_items, job.settings.seed)
+        self.order = Order(job.store.num_items, job.streams)
         self.labels = torch.from_numpy(job.store.labels)
 
     def of_step(self, step: int) -> list[Batch]:
         """The micro-batches of step `step` (from 0), as many as --accumulate says."""
         job, s = self.job, self.job.settings
-        draw = self._draw(step)
-        mine = range(s.batch_size)[self.world.slice(s.batch_size)]
-        micro = len(mine) // s.accumulate
+        mine = self._draw(step)
+        micro = len(mine.items) // s.accumulate
         batches = []
-        for start in range(mine.start, mine.stop, micro):
-            part = slice(start, start + micro)
-            posterior = None if draw.posterior is None else draw.posterior[part]
-            x = job.store.batch(draw.items[part], flip=draw.flip[part], noise=posterior)
-            y = self.labels[draw.items[part]].masked_fill(draw.hide[part], job.config.null_class)
-            tokens_kept = None if draw.tokens_kept is None else draw.tokens_kept[part]
+        for start in range(0, len(mine.items), micro):
+            draw = mine.part(slice(start, start + micro))
+            x = job.store.batch(draw.items, flip=draw.flip, noise=draw.posterior)
+            y = self.labels[draw.items].masked_fill(draw.hide, job.config.null_class)
             features = None
             if job.extras.repa:
-                values = job.store.features(draw.items[part], flip=draw.flip[part])
+                values = job.store.features(draw.items, flip=draw.flip)
                 features = to_tokens(torch.from_numpy(values).float(), job.config.grid)
-            batch = Batch(x, y, draw.t[part], draw.eps[part], tokens_kept, features)
+            batch = Batch(x, y, draw.t, draw.eps, draw.tokens_kept, features)
             batches.append(batch.pinned() if job.device.type == "cuda" else batch)
         return batches
 
     def _draw(self, step: int) -> StepRandomness:
-        """The random numbers of the step's whole global batch."""
+        """The random numbers of this rank's images of the step."""
         s, store = self.job.settings, self.job.store
+        mine = self.world.slice(s.batch_size)
         again = any(first <= step < last for first, last in self.job.redrawn)
-        random = generator(s.seed, "step", step, *(["again"] if again else []))
         return randomness_of_step(
-            random,
-            self.order.batch(step, s.batch_size),
+            self.job.streams.step(step, s.batch_size, mine, again=again),
+            self.order.batch(step, s.batch_size)[mine],
             shape=store.latent_shape,
             draw_times=partial(self.job.process.draw_times, times=make_times(s, step)),
             label_dropout=s.label_dropout if store.num_classes else 1.0,

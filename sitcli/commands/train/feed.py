@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitcli.machine.seeds import generator
+from sitcli.core.times import Random
+from sitcli.machine.seeds import Stream, Streams
 
 T = TypeVar("T")
 
@@ -20,8 +21,8 @@ T = TypeVar("T")
 class Order:
     """Every image once an epoch, in an order that is a function of (seed, epoch)."""
 
-    def __init__(self, num_items: int, seed: int) -> None:
-        self.num_items, self.seed = num_items, seed
+    def __init__(self, num_items: int, streams: Streams) -> None:
+        self.num_items, self.streams = num_items, streams
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def batch(self, step: int, size: int) -> np.ndarray:
@@ -36,16 +37,12 @@ class Order:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
-            random = generator(self.seed, "epoch", epoch)
-            self._epoch, self._order = (
-                epoch,
-                torch.randperm(self.num_items, generator=random).numpy(),
-            )
+            self._epoch, self._order = epoch, self.streams.order(epoch, self.num_items)
         return self._order
 
 
 class StepRandomness(NamedTuple):
-    """The random part of one step, for the whole global batch B."""
+    """The random part of one step, for B images of its global batch."""
 
     items: np.ndarray  #  (B,) which images
     flip: np.ndarray  #   (B,) bool
@@ -55,13 +52,17 @@ class StepRandomness(NamedTuple):
     posterior: Tensor | None  # (B, C, h, w), where the latents have a posterior to draw from
     tokens_kept: Tensor | None  # (B, K) int64, the tokens that skip no block, where others do
 
+    def part(self, part: slice) -> StepRandomness:
+        """The same for some of the images."""
+        return StepRandomness(*(values if values is None else values[part] for values in self))
+
 
 def randomness_of_step(
-    random: torch.Generator,
+    random: Callable[[Stream], Random],
     items: np.ndarray,
     *,
     shape: tuple[int, int, int],
-    draw_times: Callable[[int, torch.Generator], Tensor],
+    draw_times: Callable[[Random], Tensor],
     label_dropout: float,
     flip: bool,
     posterior: bool,
@@ -70,20 +71,19 @@ def randomness_of_step(
 ) -> StepRandomness:
     """The random numbers of a step for the images `items` (B,), latents of `shape` (C, h, w).
 
-    draw_times(B, random): the process's; label_dropout: chance to hide a label; flip: mirror half
-    of the images; posterior: draw noise for the latents' posterior; kept: how many of an image's
-    `tokens` skip no block, 0 if none skips any.
+    random: of these images, see `Streams.step`; draw_times(random): the process's; label_dropout:
+    chance to hide a label; flip: mirror half of the images; posterior: draw noise for the latents'
+    posterior; kept: how many of an image's `tokens` skip no block, 0 if none skips any.
+    The order of the calls is part of the hashed streams.
     """
-    size = len(items)
-    eps = torch.randn((size, *shape), generator=random)
-    t = draw_times(size, random)
-    hide = torch.rand(size, generator=random) < label_dropout
-    mirror = torch.rand(size, generator=random) < (0.5 if flip else 0.0)
-    noise = torch.randn((size, *shape), generator=random) if posterior else None
+    eps = random(Stream.NOISE).normal(*shape)
+    t = draw_times(random(Stream.TIMES))
+    hide = random(Stream.LABEL_DROPS).uniform() < label_dropout
+    mirror = random(Stream.FLIPS).uniform() < (0.5 if flip else 0.0)
+    noise = random(Stream.POSTERIOR).normal(*shape) if posterior else None
     tokens_kept = None
     if kept:
-        order = torch.rand((size, tokens), generator=random).argsort(1)
-        tokens_kept = order[:, :kept].sort(1).values
+        tokens_kept = random(Stream.ROUTES).permutation(tokens)[:, :kept].sort(1).values
     return StepRandomness(items, mirror.numpy(), hide, t, eps, noise, tokens_kept)
 
 

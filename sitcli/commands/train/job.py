@@ -32,6 +32,7 @@ from sitcli.errors import SitError, UsageError
 from sitcli.latents.joined import JoinedStores, open_stores
 from sitcli.latents.store import LatentStore
 from sitcli.machine.devices import precision_name, resolve_device, resolve_precision
+from sitcli.machine.seeds import NEW, STREAMS, Streams
 from sitcli.machine.world import World, device_name
 from sitcli.model.compile import resolve_compile
 from sitcli.model.config import TransformerConfig
@@ -63,6 +64,12 @@ class Job:
     redrawn: tuple[tuple[int, int], ...]
     extras: Extras
     routing: Routing | None
+    streams_name: str  # a row of STREAMS
+
+    @property
+    def streams(self) -> Streams:
+        """The random streams of the run's seed."""
+        return STREAMS[self.streams_name](self.settings.seed)
 
     @property
     def kept_tokens(self) -> int:
@@ -147,6 +154,7 @@ def prepare(settings: TrainSettings, world: World) -> Job:
         redrawn=tuple(map(tuple, resume.meta.get("redrawn", ()))) if resume else (),
         extras=make_extras(settings),
         routing=make_routing(settings),
+        streams_name=resume.streams_name if resume else NEW,
     )
     # Counted over all steps, not those that are left: a resumed run is compiled as it was at first.
     flops = job.step_flops * settings.steps

@@ -28,7 +28,6 @@ from sitcli.images.curves import save_curve
 from sitcli.images.grid import save_grid
 from sitcli.machine.devices import autocast, matmul_rate, peak_memory
 from sitcli.machine.ranks import gathered
-from sitcli.machine.seeds import generator
 from sitcli.machine.world import World
 from sitcli.model.compile import compile_count
 from sitcli.model.ema import ShardedEma
@@ -205,8 +204,7 @@ class Logbook:
         classes = max(1, min(job.config.num_classes, GRID_IMAGES // 2))
         columns = GRID_IMAGES // classes
         y = torch.arange(classes).repeat_interleave(columns)
-        random = generator(job.settings.seed, "grid")
-        noise = torch.randn((len(y), *job.store.latent_shape), generator=random)
+        noise = job.streams.grid(len(y)).normal(*job.store.latent_shape)
         sampler = Ode(
             solver="heun",
             steps=GRID_STEPS,

@@ -18,6 +18,7 @@ from sitcli.errors import SitError
 from sitcli.events import Event, Warn
 from sitcli.machine.devices import precision_name
 from sitcli.machine.ranks import gathered, on_rank_0
+from sitcli.machine.seeds import UNRECORDED
 from sitcli.machine.world import World
 from sitcli.model.ema import ShardedEma
 from sitcli.runs.meta import checkpoint_meta, latent_facts
@@ -196,6 +197,7 @@ class Saver:
             zero=job.zero,
             scaler=scaler_state(self.engine),
             redrawn=job.redrawn,
+            **({"streams": job.streams_name} if job.streams_name != UNRECORDED else {}),
             images_seen=step * s.batch_size,
             latents=latent_facts(job.store),
             meter=state,

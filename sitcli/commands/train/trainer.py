@@ -23,7 +23,6 @@ from sitcli.engine.scaler import load_scaler_state
 from sitcli.errors import Interrupted
 from sitcli.events import Event, Note, Progress
 from sitcli.machine.ranks import all_agree
-from sitcli.machine.seeds import stream_seed
 from sitcli.machine.world import World
 from sitcli.model.compile import compile_blocks, compile_count
 from sitcli.model.ema import ShardedEma, ema_decay
@@ -38,7 +37,7 @@ class Trainer:
     def __init__(self, job: Job, world: World) -> None:
         self.job, self.world = job, world
         s = job.settings
-        torch.manual_seed(stream_seed(s.seed, "weights"))
+        torch.manual_seed(s.seed)  # of which it takes the low 32 bits
         network = Transformer(job.config)
         network.checkpoint_every = job.checkpoint_every
         if job.resume:

@@ -17,7 +17,7 @@ from sitcli.core.likelihood import GREY_BITS
 from sitcli.errors import SitError, UsageError
 from sitcli.latents.joined import open_stores
 from sitcli.latents.store import LatentStore
-from sitcli.machine.seeds import generator
+from sitcli.machine.seeds import Philox, Stream
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.runs.compatible import known_labels
 from sitcli.settings.evaluate import EvaluateSettings
@@ -44,8 +44,8 @@ def test_a_network_of_zeros_leaves_the_prior(store: LatentStore) -> None:
     run = make_run(store, network=zero_network())
     document = measure(run, num=24)
     images = torch.from_numpy(pictures(24)[0]).permute(0, 3, 1, 2)
-    shift = [torch.rand(3, 8, 8, generator=generator(0, "dequantise", i)) for i in range(24)]
-    nats = normal_nats((images + torch.stack(shift) - 0.5) / 127.5 - 1)
+    shift = Philox(0).draws(Stream.DEQUANTISATION, np.arange(24)).uniform(3, 8, 8)
+    nats = normal_nats((images + shift - 0.5) / 127.5 - 1)
     np.testing.assert_allclose(document["nats"], nats, rtol=1e-5)
     assert value(document, "nats/image") == pytest.approx(float(nats.mean()))
     bits = float(nats.mean()) / SIZE / math.log(2)
@@ -75,8 +75,8 @@ def test_posteriors_are_sampled_from_the_seed(tmp_path: Path) -> None:
     """Catches: the mode instead of a sample, or latents without their scaling."""
     run = make_run(make_moments_store(tmp_path / "moments.h5"), network=zero_network())
     document = measure(run, num=6)
-    noise = [torch.randn(3, 8, 8, generator=generator(0, "posterior", i)) for i in range(6)]
-    nats = normal_nats(2.0 * (0.5 + 0.1 * torch.stack(noise)))
+    noise = Philox(0).draws(Stream.LIKELIHOOD_POSTERIOR, np.arange(6)).normal(3, 8, 8)
+    nats = normal_nats(2.0 * (0.5 + 0.1 * noise))
     np.testing.assert_allclose(document["nats"], nats, rtol=1e-3)  # of float16
     assert [f["metric"] for f in document["figures"]] == ["nats/image", "bits/dim of the latent"]
     assert document["read_as"] == "a sample of the posterior"

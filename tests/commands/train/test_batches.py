@@ -11,6 +11,7 @@ import torch
 from sitcli.commands.train.batches import Batch, Batches
 from sitcli.commands.train.job import Job, prepare
 from sitcli.latents.store import LatentStore
+from sitcli.machine.seeds import STREAMS
 from sitcli.machine.world import World
 from tests.tiny import train_settings
 
@@ -32,14 +33,19 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
     return all(map(torch.equal, joined(a), joined(b)))
 
 
+@pytest.mark.parametrize("streams", STREAMS)
 @pytest.mark.parametrize(("ranks", "accumulate"), [(1, 4), (2, 1), (2, 2), (4, 2)])
-def test_ranks_and_parts_share_one_batch(store: Path, ranks: int, accumulate: int) -> None:
+def test_ranks_and_parts_share_one_batch(
+    store: Path, ranks: int, accumulate: int, streams: str
+) -> None:
     """Catches: noise, times or images that depend on the rank, or a row that two ranks take."""
-    whole = Batches(job_of(store), ALONE).of_step(5)
+    drawn_from = dict(streams_name=streams)
+    whole = Batches(dataclasses.replace(job_of(store), **drawn_from), ALONE).of_step(5)
     parts = []
     for rank in range(ranks):
         world = World(rank, ranks)
-        batches = Batches(job_of(store, world, accumulate=accumulate), world).of_step(5)
+        job = dataclasses.replace(job_of(store, world, accumulate=accumulate), **drawn_from)
+        batches = Batches(job, world).of_step(5)
         assert len(batches) == accumulate
         parts += batches
     assert same(whole, parts)

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from sitcli.commands.train.feed import Feed, Order
+from sitcli.commands.train.feed import Feed, Order, randomness_of_step
+from sitcli.core.flow import Flow
+from sitcli.core.times import Random
+from sitcli.machine.seeds import STREAMS, Philox, Stream
 
 
 def test_every_image_once_an_epoch_in_another_order():
     """Catches: images left out or read twice within an epoch, or every epoch in the same order."""
-    order = Order(10, seed=3)
+    order = Order(10, Philox(3))
     items = np.concatenate([order.batch(step, 4) for step in range(5)])
     epochs = items.reshape(2, 10)
     assert np.sort(epochs).tolist() == [list(range(10))] * 2
@@ -25,10 +28,10 @@ def test_every_image_once_an_epoch_in_another_order():
 
 def test_the_order_is_a_function_of_seed_and_step():
     """Catches: a resumed run that reads other images than the one it goes on for."""
-    expected = [Order(10, seed=3).batch(step, 7).tolist() for step in range(6)]
-    order = Order(10, seed=3)
+    expected = [Order(10, Philox(3)).batch(step, 7).tolist() for step in range(6)]
+    order = Order(10, Philox(3))
     assert [order.batch(step, 7).tolist() for step in (5, 0, 3)] == [expected[i] for i in (5, 0, 3)]
-    assert Order(10, seed=4).batch(0, 7).tolist() != expected[0]
+    assert Order(10, Philox(4)).batch(0, 7).tolist() != expected[0]
 
 
 def test_steps_come_in_order_and_all():
@@ -121,10 +124,75 @@ def test_other_threads_keep_their_number_of_threads():
 
 def test_order_visits_everything_once_an_epoch() -> None:
     """Catches: an order that repeats or drops items, or is the same every epoch."""
-    order = Order(10, seed=3)
+    order = Order(10, Philox(3))
     seen = np.concatenate([order.batch(step, 4) for step in range(5)])
     assert sorted(seen[:10]) == list(range(10))
     assert sorted(seen[10:]) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()
-    assert Order(10, seed=3).batch(3, 4).tolist() == seen[12:16].tolist()
-    assert Order(3, seed=0).batch(0, 8).shape == (8,)
+    assert Order(10, Philox(3)).batch(3, 4).tolist() == seen[12:16].tolist()
+    assert Order(3, Philox(0)).batch(0, 8).shape == (8,)
+
+
+@pytest.mark.parametrize("streams", STREAMS)
+def test_a_process_draws_its_part_of_the_batch(streams: str) -> None:
+    """Catches: numbers of a step that depend on how many processes share its batch."""
+
+    def draw(part: slice):
+        return randomness_of_step(
+            STREAMS[streams](7).step(3, 8, part),
+            np.arange(8)[part],
+            shape=(2, 4, 4),
+            draw_times=Flow().draw_times,
+            label_dropout=0.5,
+            flip=True,
+            posterior=True,
+            tokens=16,
+            kept=5,
+        )
+
+    whole, parts = draw(slice(None)), [draw(slice(0, 4)), draw(slice(4, 8))]
+    assert whole.posterior.shape == whole.eps.shape == (8, 2, 4, 4)
+    assert whole.tokens_kept.shape == (8, 5)
+    assert 0 < int(whole.hide.sum()) < 8
+    assert 0 < int(whole.flip.sum()) < 8
+    for i, values in enumerate(whole):
+        assert np.array_equal(values, np.concatenate([part[i] for part in parts]))
+        assert np.array_equal(whole.part(slice(4, 8))[i], parts[1][i])
+
+
+def test_a_number_does_not_depend_on_what_else_is_drawn() -> None:
+    """Catches: an option that changes the noise or the routes by drawing one thing more."""
+
+    def draw(posterior: bool):
+        return randomness_of_step(
+            Philox(7).step(3, 8, slice(None)),
+            np.arange(8),
+            shape=(2, 4, 4),
+            draw_times=Flow().draw_times,
+            label_dropout=0.5,
+            flip=True,
+            posterior=posterior,
+            tokens=16,
+            kept=5,
+        )
+
+    without, with_one = draw(False), draw(True)
+    assert without.posterior is None
+    for name in ("eps", "t", "hide", "tokens_kept"):
+        assert torch.equal(getattr(without, name), getattr(with_one, name))
+    assert not torch.equal(with_one.eps, with_one.posterior)
+
+
+def test_everything_of_a_step_has_a_stream_of_its_own() -> None:
+    """Catches: flips that decide the dropped labels too, or times that are the routes' numbers."""
+    asked: list[Stream] = []
+
+    def random(stream: Stream) -> Random:
+        asked.append(stream)
+        return Philox(7).step(3, 4, slice(None))(stream)
+
+    randomness_of_step(
+        random, np.arange(4), shape=(1, 2, 2), draw_times=Flow().draw_times,
+        label_dropout=0.1, flip=True, posterior=True, tokens=4, kept=2,
+    )  # fmt: skip
+    assert len(asked) == len(set(asked)) == 6

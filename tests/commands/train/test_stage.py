@@ -39,7 +39,8 @@ def test_model_learns(store: Path, tmp_path: Path) -> None:
         )
     )
     curve = [loss for _, loss, _ in losses(tmp_path / "run")]
-    assert np.mean(curve[-10:]) < 0.75 * np.mean(curve[:5])
+    # A step whose batch holds k = 0 may cost 40: the bound there is a density of narrow width.
+    assert np.median(curve[-10:]) < 0.75 * np.median(curve[:5])
     assert (tmp_path / "run" / "samples" / "step-0000060.png").exists()
     assert (tmp_path / "run" / "loss.png").exists()
     assert list((tmp_path / "run" / "tb").glob("events*"))
@@ -78,7 +79,8 @@ def test_the_chain_trains(store: Path, tmp_path: Path, betas: str, variance: str
     )  # fmt: skip
     finish(train(s))
     curve = [loss for _, loss, _ in losses(tmp_path / "run")]
-    assert np.mean(curve[-10:]) < 0.75 * np.mean(curve[:5])
+    # A step whose batch holds k = 0 may cost 40: the bound there is a density of narrow width.
+    assert np.median(curve[-10:]) < 0.75 * np.median(curve[:5])
     checkpoint = open_checkpoint(tmp_path / "run")
     assert checkpoint.process == Diffusion(betas=betas, variance=variance)
     assert checkpoint.config.out_channels == (6 if variance == "learned-range" else 3)
