@@ -231,3 +231,8 @@ def use_patch_pca(run: Path) -> None:
     meta["transformer"] = dataclasses.asdict(config)
     meta["latents"]["autoencoder"] = fitted.spec
     (step / "meta.json").write_text(json.dumps(meta))
+
+
+def write_meta(file: Path, meta: dict[str, Any]) -> None:
+    """Replace a checkpoint's meta.json, as a checkpoint that was saved with these facts has it."""
+    file.write_text(json.dumps(meta))

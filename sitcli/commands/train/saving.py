@@ -11,6 +11,7 @@ import torch
 
 from sitcli.commands.train.job import Job
 from sitcli.commands.train.meter import Meter, NotFinite
+from sitcli.commands.train.resume import kept_settings
 from sitcli.engine import optimizer_state
 from sitcli.engine.engine import whole_weights
 from sitcli.engine.scaler import scaler_state
@@ -186,6 +187,7 @@ class Saver:
         return checkpoint_meta(
             job.config,
             job.process,
+            settings=kept_settings(s),
             model=s.model,
             seed=s.seed,
             ema=s.ema,
