@@ -211,7 +211,7 @@ def _as_exported(job: _Job, settings: ImportSettings) -> _Job:
     found = job.found
     meta = dict(found.meta)
     which = meta.pop("exported_weights")
-    for key in ("format", "format_version", "sit_version", "step"):
+    for key in ("format", "format_version", "sit_version", "step", "metrics", "checksum"):
         meta.pop(key, None)
     check_tensors(found.path, found.states[which], TransformerConfig(**meta["transformer"]))
     job.states, job.step, job.arrays = dict(found.states), found.step, found.arrays

@@ -72,6 +72,17 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def with_checksum(document: dict[str, Any]) -> dict[str, Any]:
+    """A JSON document that keeps the hash of all its other values, as its last."""
+    read_back = json.loads(json.dumps({k: v for k, v in document.items() if k != "checksum"}))
+    return {**document, "checksum": hash_json(read_back)}
+
+
+def checksum_holds(document: dict[str, Any]) -> bool:
+    """Whether a document of `with_checksum` is as it was; True without a checksum."""
+    return "checksum" not in document or with_checksum(document) == document
+
+
 def hash_file(path: Path) -> str:
     """sha256, in hex, of a file's bytes. Raises OSError."""
     digest = hashlib.sha256()

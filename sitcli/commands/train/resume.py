@@ -58,6 +58,21 @@ def write_config(path: Path, settings: TrainSettings) -> None:
     write_text(path, f"{text}{CHECKSUM}{zlib.crc32(text.encode()):08x}\n")
 
 
+def config_as_written(path: Path) -> bool | None:
+    """Whether config.yaml is what `write_config` wrote; None if it has no checksum.
+
+    Raises SitError if it cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SitError(f"cannot read {path}: {error.strerror}") from None
+    text, mark, value = content.rpartition(CHECKSUM.encode())
+    if not mark:
+        return None
+    return value == f"{zlib.crc32(text):08x}\n".encode()
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The settings of a run. Raises SitError if the file cannot be read or is damaged."""
     try:

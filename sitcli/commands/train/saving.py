@@ -106,15 +106,18 @@ class Saver:
             raise NotFinite(step)
         run = self.job.run
         error = on_rank_0(self.world, lambda: error_of(lambda: run.begin_save(step)))
-        write = self._snapshot(step)
+        write, meta, logged = self._snapshot(step), self._meta(step, state), run.metrics_bytes()
 
         def work() -> None:
             if error:
                 raise error
             write()
+            if self.world.rank == 0:
+                # A resumed training cuts the log to the steps up to this one, and no shorter.
+                meta["metrics"] = dict(bytes=logged, crc32=run.metrics_checksum(logged))
 
         stall = time.perf_counter() - began
-        self.saving = Saving(step, self._meta(step, state), work, stall=stall)
+        self.saving = Saving(step, meta, work, stall=stall)
         if last:
             yield from self.settle(last=True)
 
