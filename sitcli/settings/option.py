@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
+
+# The options that were given, each with how to take it back: "remove --lr", "unset SIT_TRAIN_LR".
+Said = Mapping[str, str]
 
 
 def option(

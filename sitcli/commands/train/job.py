@@ -17,7 +17,6 @@ from sitcli.commands.parsing import parse_checkpoint_blocks, transformer_config
 from sitcli.commands.train.board import check_wandb
 from sitcli.commands.train.recipe import Routing, make_extras, make_routing, network_parts
 from sitcli.commands.train.resume import (
-    Said,
     check_same,
     check_same_model,
     said_by_default,
@@ -42,6 +41,7 @@ from sitcli.model.flops import training_macs
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.runs.run_dir import RunDir
 from sitcli.samples.sample_set import FILE as SAMPLES_FILE
+from sitcli.settings.option import Said
 from sitcli.settings.train import TrainSettings
 from sitcli.storage import locks
 from sitcli.storage.files import make_folder

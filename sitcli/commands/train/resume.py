@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -21,6 +20,7 @@ from sitcli.model.config import PRESETS, TransformerConfig, parse_model
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.runs.run_dir import RunDir
 from sitcli.settings.files import parse_yaml, typed
+from sitcli.settings.option import Said
 from sitcli.settings.train import TrainSettings
 from sitcli.storage.files import write_text
 
@@ -34,9 +34,6 @@ SETTING_OF = {
     "align_width": "repa",
 }
 CHECKSUM = "# crc32 of the lines above, for sit inspect --verify: "
-
-
-Said = Mapping[str, str]
 
 
 def said_by_default(settings: TrainSettings) -> Said:

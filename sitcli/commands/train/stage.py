@@ -10,7 +10,7 @@ import torch
 from sitcli.commands.train.job import prepare
 from sitcli.commands.train.meter import NotFinite
 from sitcli.commands.train.report import plan_of, result_of
-from sitcli.commands.train.resume import Said, stores_of_run
+from sitcli.commands.train.resume import stores_of_run
 from sitcli.commands.train.trainer import Trainer
 from sitcli.engine.engine import join_group
 from sitcli.events import Note, Result, Stage, Warn
@@ -18,6 +18,7 @@ from sitcli.machine.devices import tune_cpu
 from sitcli.machine.ranks import all_agree, on_rank_0, process_group
 from sitcli.machine.signals import signals_noted
 from sitcli.machine.world import World, planned_size, world_for
+from sitcli.settings.option import Said
 from sitcli.settings.train import TrainSettings
 
 
