@@ -74,13 +74,21 @@ def hash_json(value: Any) -> str:
 
 def with_checksum(document: dict[str, Any]) -> dict[str, Any]:
     """A JSON document that keeps the hash of all its other values, as its last."""
-    read_back = json.loads(json.dumps({k: v for k, v in document.items() if k != "checksum"}))
-    return {**document, "checksum": hash_json(read_back)}
+    rest = {name: value for name, value in document.items() if name != "checksum"}
+    return {**rest, "checksum": hash_json(json.loads(json.dumps(rest)))}
+
+
+def has_checksum(document: dict[str, Any]) -> bool:
+    """Whether a document ends with its checksum.
+
+    Versions that knew of none copy it with the other values, and write their own after it.
+    """
+    return next(reversed(document), None) == "checksum"
 
 
 def checksum_holds(document: dict[str, Any]) -> bool:
     """Whether a document of `with_checksum` is as it was; True without a checksum."""
-    return "checksum" not in document or with_checksum(document) == document
+    return not has_checksum(document) or with_checksum(document) == document
 
 
 def hash_file(path: Path) -> str:

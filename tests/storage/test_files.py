@@ -61,8 +61,12 @@ def test_a_document_keeps_its_own_checksum():
     assert list(document)[-1] == "checksum"
     read = json.loads(json.dumps(document))
     assert checksum_holds(read)
-    assert checksum_holds(dict(reversed(read.items())))
-    for change in ({"a": {"deep": 0.2}}, {"b": [1]}, {"c": 1}, {"checksum": "0"}):
+    assert checksum_holds(dict(reversed(read.items())))  # copied by a version that knew of none
+    moved = dict(sorted(read.items(), key=lambda pair: (pair[0] == "checksum", pair[0])))
+    assert list(moved) != list(read)
+    assert checksum_holds(moved)
+    assert not checksum_holds(moved | {"a": 2})
+    for change in ({"a": {"deep": 0.2}}, {"b": [1]}, {"checksum": "0"}):
         assert not checksum_holds(read | change)
     assert checksum_holds({"a": 1})  # written before there were any
     assert with_checksum(document) == document | {"checksum": document["checksum"]}

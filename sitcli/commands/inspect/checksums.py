@@ -12,6 +12,7 @@ from sitcli.errors import SitError
 from sitcli.events import Progress
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.runs.run_dir import RunDir
+from sitcli.storage.files import has_checksum
 from sitcli.storage.locks import lock_path
 from sitcli.storage.tensors import has_checksums, verify_tensors
 from sitcli.text import first_line
@@ -22,7 +23,7 @@ TENSORS = ".safetensors"
 def verify_step(checkpoint: Checkpoint) -> Problems:
     """Problems with the bytes of the files of one checkpoint, each named with its tensor."""
     files = _tensor_files(checkpoint.path)
-    sealed, problems = "checksum" in checkpoint.meta, []
+    sealed, problems = has_checksum(checkpoint.meta), []
     for done, path in enumerate(files, start=1):
         recorded, wrong = verify_tensors(path)
         name = path.relative_to(checkpoint.path)
@@ -52,7 +53,7 @@ def verify_beside_steps(run: RunDir) -> Problems:
             problems.append(
                 f"config.yaml says {name} {theirs}, but {newest.path.name} was trained with {ours}"
             )
-    mark = newest.meta.get("metrics") if newest else None
+    mark = newest.meta.get("metrics") if newest and newest.trainable else None
     if mark is not None and (
         run.metrics_bytes() < mark["bytes"] or run.metrics_checksum(mark["bytes"]) != mark["crc32"]
     ):
@@ -76,7 +77,7 @@ def without_checksums(artefact: RunDir | Checkpoint) -> list[str]:
     """
     if isinstance(artefact, Checkpoint):
         lacking = [path for path in _tensor_files(artefact.path) if not _has_checksums(path)]
-        return [artefact.path.name] if lacking or "checksum" not in artefact.meta else []
+        return [artefact.path.name] if lacking or not has_checksum(artefact.meta) else []
     run, names = artefact, []
     for step in run.steps():
         names += without_checksums(open_checkpoint(run.step_path(step)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sitcli.commands.ema import average
 from sitcli.commands.export import export
@@ -159,6 +160,22 @@ def test_an_edited_meta_is_refused_on_open(folder):
     assert open_checkpoint(folder / "run").latents["scaling"] == 0.5
     with pytest.raises(SitError, match=r"meta.json has no checksum, and .* has"):
         inspected(folder / "run", verify=True)
+
+
+def test_a_checksum_that_an_older_version_copied_is_none(folder):
+    """Catches: an average that `sit ema` of 0.7 made of a newer run, which nothing opens."""
+    file = folder / "average" / STEP / "meta.json"
+    meta = json.loads(file.read_text())
+    copied = {"step": meta.pop("step"), **meta, "metrics": {"bytes": 9, "crc32": "0"}}
+    del copied["sit_version"]
+    copied["ema"] = "another"
+    file.write_text(json.dumps({**copied, "sit_version": "0.7.0"}))
+    path = folder / "average" / STEP / "ema.safetensors"
+    tensors = read_tensors(path)
+    save_file(tensors, path)
+    (path.parent / "autoencoder.safetensors").unlink()
+    result = inspected(folder / "average", verify=True)
+    assert "no checksums recorded" in result.summary["verified"]
 
 
 def test_older_checkpoints_are_not_called_sound():
