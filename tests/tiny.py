@@ -32,6 +32,7 @@ from sitcli.runs.run_dir import RunDir
 from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.sample import SampleSettings
 from sitcli.settings.train import TrainSettings
+from sitcli.storage.files import with_checksum
 from sitcli.storage.rows import Rows
 from sitcli.storage.tensors import write_tensors
 from tests.model.networks import filled
@@ -230,4 +231,9 @@ def use_patch_pca(run: Path) -> None:
     meta = json.loads((step / "meta.json").read_text())
     meta["transformer"] = dataclasses.asdict(config)
     meta["latents"]["autoencoder"] = fitted.spec
-    (step / "meta.json").write_text(json.dumps(meta))
+    write_meta(step / "meta.json", meta)
+
+
+def write_meta(file: Path, meta: dict[str, Any]) -> None:
+    """Replace a checkpoint's meta.json, as a checkpoint that was saved with these facts has it."""
+    file.write_text(json.dumps(with_checksum(meta) if "checksum" in meta else meta))

@@ -28,6 +28,6 @@ def register(app: typer.Typer) -> None:
         from sitcli.commands.encode import stage as stage
 
         if invocation.dry_run:
-            finish(stage.plan(settings), invocation)
+            finish(stage.plan(settings, invocation.said), invocation)
         else:
-            finish(follow(stage.encode(settings), title="encode"), invocation)
+            finish(follow(stage.encode(settings, invocation.said), title="encode"), invocation)

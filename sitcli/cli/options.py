@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,20 @@ import typer
 from sitcli.errors import UsageError
 from sitcli.machine.children import run_processes
 from sitcli.machine.world import number_of
+from sitcli.settings.files import DoubledKey, as_text, parse_yaml
 from sitcli.settings.presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Invocation:
-    """The options of a command that are not settings of its stage."""
+    """The options of a command that are not settings of its stage.
+
+    said: the settings that were given, each with how to take it back ("remove --lr").
+    """
 
     json: bool = False
     dry_run: bool = False
+    said: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def command(
@@ -45,9 +50,12 @@ def command(
             gc.enable()  # __main__ disabled it
             values.pop("config")
             _check_finite(values)
-            _fill_from_preset(ctx, name, values)
+            said = _said(ctx, settings_class)
+            _fill_from_preset(name, values, said)
             _let_flags_choose(ctx, settings_class, values)
-            invocation = Invocation(json=values.pop("json"), dry_run=values.pop("dry_run", False))
+            invocation = Invocation(
+                json=values.pop("json"), dry_run=values.pop("dry_run", False), said=said
+            )
             if not invocation.dry_run:
                 _start_processes(values)
             function(settings_class(**values), invocation)
@@ -80,15 +88,30 @@ def _start_processes(values: dict[str, Any]) -> None:
 SOURCES = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
 
 
-def _fill_from_preset(ctx: typer.Context, command_name: str, values: dict[str, Any]) -> None:
-    """Set every option the user left alone to the preset's value."""
+def _said(ctx: typer.Context, settings_class: type) -> dict[str, str]:
+    """The settings that somebody gave, each with how to take it back."""
+    said = {}
+    parameters = {parameter.name: parameter for parameter in ctx.command.params}
+    for option in dataclasses.fields(settings_class):
+        name, parameter = option.name, parameters[option.name]
+        match getattr(ctx.get_parameter_source(name), "name", "DEFAULT"):
+            case "DEFAULT_MAP":
+                said[name] = f"remove {name} from the --config file"
+            case "ENVIRONMENT":
+                said[name] = f"unset {ctx.auto_envvar_prefix}_{name.upper()}"
+            case "COMMANDLINE":
+                flags = [*parameter.opts, *parameter.secondary_opts]
+                given = flags[-1] if ctx.params.get(name) is False else flags[0]
+                said[name] = f"remove {given}"
+    return said
+
+
+def _fill_from_preset(command_name: str, values: dict[str, Any], said: dict[str, str]) -> None:
+    """Set every option the user left alone to the preset's value, and note that it said so."""
     preset = PRESETS.get(command_name, {}).get(values.get("preset") or "", {})
-    said = {
-        name
-        for name in values
-        if getattr(ctx.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
-    }
-    values |= {name: value for name, value in preset.items() if name not in said}
+    for name in preset.keys() - said.keys():
+        values[name] = preset[name]
+        said[name] = f"remove --preset {values['preset']}"
 
 
 def _let_flags_choose(ctx: typer.Context, settings_class: type, values: dict[str, Any]) -> None:
@@ -197,11 +220,11 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
             value = value if isinstance(value, list) else [value]
             if any(isinstance(item, (dict, list, type(None))) for item in value):
                 raise UsageError(f"{path}: '{key}' takes a value, or a list of values")
-            defaults[name] = [str(item) for item in value]
+            defaults[name] = [as_text(item) for item in value]
         elif isinstance(value, (dict, list)):
             raise UsageError(f"{path}: '{key}' takes one value, not {type(value).__name__}")
         elif value is not None:
-            defaults[name] = value if isinstance(value, bool) else str(value)
+            defaults[name] = as_text(value)
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return path
 
@@ -213,24 +236,12 @@ def config_section(path: Path, command_name: str, commands: list[str]) -> dict[s
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        """SafeLoader keeps the last of two equal keys; we refuse them."""
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
-        keys = [loader.construct_object(key) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UsageError(f"{path}: key '{key}' is given twice")
-        return {
-            key: loader.construct_object(v, deep=True)
-            for key, (_, v) in zip(keys, node.value, strict=True)
-        }
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        document = yaml.load(path.read_text(), Loader) or {}
+        document = parse_yaml(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise UsageError(f"cannot read the config file {path}: {error.strerror}") from None
+    except DoubledKey as error:
+        raise UsageError(f"{path}: {error}", "remove one of them") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = " ".join(str(error).split())
         raise UsageError(f"{path} is not valid YAML: {line}") from None

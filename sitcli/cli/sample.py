@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
 
         sit sample --invert photos/ --solver heun --steps 100
         """
+        arguments = (settings,) if settings.invert is not None else (settings, invocation.said)
         if settings.invert is not None:
             from sitcli.commands.sample.invert import invert as stage
             from sitcli.commands.sample.invert import plan
@@ -38,6 +39,6 @@ def register(app: typer.Typer) -> None:
             from sitcli.commands.sample.stage import sample as stage
 
         if invocation.dry_run:
-            finish(plan(settings), invocation)
+            finish(plan(*arguments), invocation)
         else:
-            finish(follow(stage(settings), title="sample"), invocation)
+            finish(follow(stage(*arguments), title="sample"), invocation)

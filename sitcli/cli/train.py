@@ -31,6 +31,6 @@ def register(app: typer.Typer) -> None:
         from sitcli.commands.train import stage as stage
 
         if invocation.dry_run:
-            finish(stage.plan(settings), invocation)
+            finish(stage.plan(settings, invocation.said), invocation)
         else:
-            finish(follow(stage.train(settings), title="train"), invocation)
+            finish(follow(stage.train(settings, invocation.said), title="train"), invocation)

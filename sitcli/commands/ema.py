@@ -21,7 +21,7 @@ from sitcli.runs.run_dir import RunDir
 from sitcli.settings.weights import EmaSettings
 from sitcli.storage import locks
 from sitcli.storage.files import make_folder
-from sitcli.storage.tensors import write_tensors
+from sitcli.storage.tensors import check_header, write_tensors
 from sitcli.text import count, first_line
 
 # Relative error above which the result is not the average that was asked for (Karras et al. show
@@ -107,6 +107,7 @@ def _add(state: dict[str, Tensor], path: Path, factor: float) -> None:
 
     try:
         with safe_open(path, "pt") as file:
+            check_header(file)
             for name in file.keys():  # noqa: SIM118
                 tensor = file.get_tensor(name)
                 if name == "pos_embed":  # fixed: no average
@@ -114,7 +115,7 @@ def _add(state: dict[str, Tensor], path: Path, factor: float) -> None:
                     continue
                 term = factor * tensor.double()
                 state[name] = state[name] + term if name in state else term
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise SitError(
             f"cannot read {path}: {first_line(error)}", f"remove {path} to do without it"
         ) from None
@@ -124,7 +125,8 @@ def _write(job: _Job, state: dict[str, Tensor]) -> None:
     source = _source(job)
     meta: dict[str, Any] = {k: v for k, v in source.meta.items() if k not in ("sit_version",)}
     step = job.target.step
-    for key in ("format", "format_version", "step", "streams"):  # nothing trains on from it
+    # Nothing trains on from an average, so it names no random streams.
+    for key in ("format", "format_version", "step", "streams", "metrics", "checksum"):
         meta.pop(key, None)
     meta |= dict(
         ema=f"power function, std {job.target.std:g}",

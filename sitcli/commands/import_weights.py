@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from sitcli.machine.quiet import quiet_libraries
 from sitcli.model.config import TransformerConfig, parse_model
 from sitcli.model.embed import position_embedding
 from sitcli.runs.checkpoint import Checkpoint
-from sitcli.runs.meta import checkpoint_meta
+from sitcli.runs.meta import checkpoint_meta, unseen_latent_facts
 from sitcli.runs.run_dir import RunDir, step_name
 from sitcli.settings.weights import ImportSettings
 from sitcli.storage.files import hash_file, make_folder
@@ -28,9 +26,16 @@ from sitcli.storage.hub import local_path
 from sitcli.storage.tensors import write_tensors
 from sitcli.text import format_shape
 from sitcli.weights.lineages import LINEAGES, Clues, recognise
-from sitcli.weights.official import check_tensors, config_of, model_name, official_keys
-from sitcli.weights.positions import equal_to_rounding, grid_of, grid_or_none
+from sitcli.weights.official import (
+    check_tensors,
+    config_of,
+    learns_sigma,
+    model_name,
+    official_keys,
+)
+from sitcli.weights.positions import equal_to_rounding, grid_of, grid_or_none, image_size_of
 from sitcli.weights.read import Found, only_file, read_source
+from sitcli.weights.stated import Evidence, check_args, stated, stated_image_size
 
 SD_VAES = (names.DEFAULT_VAE, "stabilityai/sd-vae-ft-mse")
 # Known without loading it: --latents-only needs no autoencoder.
@@ -78,6 +83,8 @@ def plan(settings: ImportSettings) -> Result:
 def _prepare(settings: ImportSettings) -> _Job:
     run = _empty_run(settings)
     found = read_source(only_file(local_path(settings.weights)))
+    if settings.ignore_args:
+        _drop_args(found)
     job = _Job(run=run, found=found)
     if found.meta is not None:
         return _as_exported(job, settings)
@@ -95,17 +102,30 @@ def _prepare(settings: ImportSettings) -> _Job:
             name=found.path.name,
             keys=[*first, *job.aside],
             args=found.args,
-            learned_sigma=_learns_sigma(first),
+            learned_sigma=learns_sigma(first),
         ),
         lineage=settings.lineage or found.lineage,
         why="--lineage" if settings.lineage else "its folder",
         model=settings.model,
     )
     spec, job.arrays = _autoencoder(settings, found, first)
-    model = settings.model or _model_in(found.args)
+    heads = settings.heads or found.heads or stated(found.args, "num_heads", int)
     for state in job.states.values():
+        image_size = image_size_of(state, spec["downsample"])
         _settle_positions(job, state, settings, spec["downsample"])
-        config = config_of(found.path, state, heads=settings.heads or found.heads, model=model)
+        config = config_of(found.path, state, heads=heads, model=settings.model)
+        check_args(
+            found.path,
+            found.args,
+            Evidence(
+                config=config,
+                lineage=lineage,
+                keys=list(state),
+                image_size=image_size,
+                options=_given(settings),
+                sd_vae=_is_sd_vae(spec),
+            ),
+        )
     if config.channels != spec["latent_channels"]:
         raise UsageError(
             f"{found.path} takes latents of {config.channels} channels, and {spec['name']} has "
@@ -116,6 +136,15 @@ def _prepare(settings: ImportSettings) -> _Job:
     job.summary = {"lineage": f"{LINEAGES[lineage].title} ({why})"}
     job.meta = _meta(job, lineage, config, spec, settings)
     return job
+
+
+def _drop_args(found: Found) -> None:
+    if found.args is None:
+        raise UsageError(
+            f"--ignore-args has no effect: {found.path} holds no arguments of a trainer",
+            "remove --ignore-args",
+        )
+    found.args = None
 
 
 def _empty_run(settings: ImportSettings) -> RunDir:
@@ -148,51 +177,31 @@ def _meta(
         time_convention=row.time_convention,
         model=model_name(row.family, config),
         ema=0.9999 if "ema" in job.states and row.has_ema else None,
-        label_dropout=0.1 if config.num_classes else None,
+        label_dropout=_label_dropout(found) if config.num_classes else None,
         guided_channels=row.guided_channels,
         lineage=lineage,
         weights_source=_source(found),
         loss_by_t=dict(sums=[], counts=[]),  # nobody measured it
-        latents=_latents(config, spec, found.class_names),
+        latents=unseen_latent_facts(config, spec, found.class_names),
     )
 
 
-def _latents(
-    config: TransformerConfig, spec: dict[str, Any], class_names: list[str]
-) -> dict[str, Any]:
-    """The facts of the latents in a checkpoint's meta.json, as far as known without a store."""
-    height, width = (side * spec["downsample"] for side in config.latent_shape[1:])
-    return dict(
-        store=None,
-        stores=[],
-        fingerprint="",
-        source="",
-        sources=[],
-        image_size=height if height == width else [height, width],
-        crop="adm",
-        kind="latents" if spec["deterministic"] else "moments",
-        scaling=spec["scaling"],
-        autoencoder=spec,
-        class_names=class_names if len(class_names) == config.num_classes else [],
-        num_items=0,
-    )
+def _given(settings: ImportSettings) -> dict[str, Any]:
+    """The options about the weights that were given, by flag."""
+    names_ = ("model", "lineage", "heads", "interpolant", "prediction", "image_size", "vae")
+    values = {f"--{name.replace('_', '-')}": getattr(settings, name) for name in names_}
+    return {flag: value for flag, value in values.items() if value is not None}
 
 
-def _learns_sigma(state: dict[str, Tensor]) -> bool:
-    """Whether the network outputs twice the channels it takes; `config_of` checks shapes later."""
-    out, patches = (state.get(key) for key in ("final_layer.linear.bias", "x_embedder.proj.weight"))
-    if out is None or patches is None or patches.ndim != 4:
-        return False
-    return out.numel() == 2 * patches[0].numel()
+def _label_dropout(found: Found) -> float:
+    """The chance to hide a label: REPA's cfg_prob, else the papers' 0.1."""
+    told = stated(found.args, "cfg_prob", float)
+    return 0.1 if told is None or not 0 <= told <= 1 else told
 
 
-def _model_in(args: Namespace | None) -> str | None:
-    """The model that a trainer was told to build, None if it is not a preset."""
-    name = getattr(args, "model", None)
-    with contextlib.suppress(ValueError, TypeError):
-        parse_model(name)
-        return name
-    return None
+def _is_sd_vae(spec: dict[str, Any]) -> bool:
+    same = ("class", "latent_channels", "downsample", "scaling")
+    return all(spec[name] == SD_VAE_SPEC[name] for name in same)
 
 
 def _as_exported(job: _Job, settings: ImportSettings) -> _Job:
@@ -211,7 +220,7 @@ def _as_exported(job: _Job, settings: ImportSettings) -> _Job:
     found = job.found
     meta = dict(found.meta)
     which = meta.pop("exported_weights")
-    for key in ("format", "format_version", "sit_version", "step"):
+    for key in ("format", "format_version", "sit_version", "step", "metrics", "checksum"):
         meta.pop(key, None)
     check_tensors(found.path, found.states[which], TransformerConfig(**meta["transformer"]))
     job.states, job.step, job.arrays = dict(found.states), found.step, found.arrays
@@ -256,16 +265,21 @@ def _settle_positions(
     if patches is None or patches.ndim != 4 or not patches.shape[2]:
         return  # `config_of` raises the error, where it checks the keys
     width, patch = patches.shape[0], patches.shape[2]
-    if settings.image_size is None:
-        if given is None:
+    image_size = settings.image_size
+    if image_size is None:
+        said = stated_image_size(job.found.args)
+        if given is None and said and not said % (patch * downsample):
+            image_size = str(said)
+        elif given is None:
             raise UsageError(
                 f"{job.found.path} has no pos_embed, so that the size of its images is unknown",
                 "add --image-size, e.g. --image-size 256",
             )
-        if given.ndim == 3 and given.shape[2] == width:
+        elif given.ndim == 3 and given.shape[2] == width:
             _note_positions(job, given)
-        return
-    grid = grid_of(settings.image_size, patch * downsample)
+        if given is not None:
+            return
+    grid = grid_of(image_size, patch * downsample)
     if width % 4:
         return
     computed = position_embedding(width, *grid)

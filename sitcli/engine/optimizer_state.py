@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sitcli.errors import SitError
+from sitcli.storage.tensors import check_header, write_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 FILE_NAME = re.compile(r"rank-(\d{5})-of-(\d{5})\.safetensors")
@@ -83,8 +84,6 @@ def write_snapshot(
     folder: Path, tensors: dict[str, Tensor], facts: dict[str, str], *, rank: int, world_size: int
 ) -> None:
     """Write the file of one rank in folder/state. Raises OSError if it cannot be written."""
-    from sitcli.storage.tensors import write_tensors
-
     name = f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
     write_tensors(folder / FOLDER / name, tensors, metadata=facts)
 
@@ -141,6 +140,7 @@ class StateFiles:
         try:
             for path in paths.values():
                 file = stack.enter_context(safe_open(path, "pt"))
+                check_header(file)
                 self.step = float(file.metadata()["step"])
                 for key in file.keys():  # noqa: SIM118
                     moment, name, start = key.split(" ")

@@ -24,7 +24,7 @@ from sitcli.model.config import TransformerConfig
 from sitcli.model.transformer import Transformer
 from sitcli.runs.meta import PAPER, REVERSED, process_from, wrong_in_meta
 from sitcli.runs.run_dir import FORMAT, FORMAT_VERSION, RunDir
-from sitcli.storage.files import check_version
+from sitcli.storage.files import check_version, checksum_holds
 from sitcli.storage.hub import local_path
 from sitcli.storage.tensors import read_tensors
 
@@ -211,6 +211,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     check_version(step, version, FORMAT_VERSION)
     if wrong := wrong_in_meta(meta):
         raise SitError(f"{step / 'meta.json'} is damaged: {wrong}", use_another_step(step))
+    if not checksum_holds(meta):
+        raise SitError(
+            f"{step / 'meta.json'} is not what sit wrote: it does not have its checksum",
+            f"{use_another_step(step)}; if you edited it, remove its line 'checksum'",
+        )
     return Checkpoint(step, meta)
 
 

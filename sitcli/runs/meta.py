@@ -54,6 +54,27 @@ def latent_facts(store: LatentStore | JoinedStores) -> dict[str, Any]:
     )
 
 
+def unseen_latent_facts(
+    config: TransformerConfig, spec: dict[str, Any], class_names: list[str]
+) -> dict[str, Any]:
+    """`latent_facts` as far as they are known without a store, for imported weights."""
+    height, width = (side * spec["downsample"] for side in config.latent_shape[1:])
+    return dict(
+        store=None,
+        stores=[],
+        fingerprint="",
+        source="",
+        sources=[],
+        image_size=height if height == width else [height, width],
+        crop="adm",
+        kind="latents" if spec["deterministic"] else "moments",
+        scaling=spec["scaling"],
+        autoencoder=spec,
+        class_names=class_names if len(class_names) == config.num_classes else [],
+        num_items=0,
+    )
+
+
 def process_from(facts: dict[str, Any]) -> Flow:
     """The process that `checkpoint_meta` wrote: DiT's if its interpolant is "ddpm", else SiT's."""
     return (Diffusion if facts["interpolant"] == Diffusion.interpolant else Flow)(**facts)

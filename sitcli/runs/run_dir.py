@@ -7,12 +7,13 @@ import json
 import os
 import re
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
 from sitcli import __version__
 from sitcli.model.power_ema import Snapshot
-from sitcli.storage.files import replacing, sync_folder, write_json, write_text
+from sitcli.storage.files import replacing, sync_folder, with_checksum, write_json, write_text
 
 FORMAT = "sit-checkpoint"
 # Format 1 had DeepSpeed's pickles in state/: training cannot go on from them. Format 3 names the
@@ -85,7 +86,7 @@ class RunDir:
         path = self.saving_path(step)
         version = FORMAT_VERSION if "streams" in meta else 2
         meta = {"format": FORMAT, "format_version": version, "step": step, **meta}
-        write_json(path / "meta.json", {**meta, "sit_version": __version__})
+        write_json(path / "meta.json", with_checksum({**meta, "sit_version": __version__}))
         sync_folder(path / "state")
         sync_folder(path)
         final = self.step_path(step)
@@ -146,6 +147,19 @@ class RunDir:
         """Remove the entries logged after `step`, since these steps will be logged again."""
         kept = [entry for entry in self.read_metrics() if entry["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def metrics_bytes(self) -> int:
+        """The length of metrics.jsonl."""
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
+
+    def metrics_checksum(self, length: int) -> str:
+        """CRC-32, in hex, of the first `length` bytes of metrics.jsonl, or of as many as it has."""
+        crc = 0
+        if length:
+            with open(self.metrics, "rb") as file:
+                while chunk := file.read(min(1 << 22, length)):
+                    crc, length = zlib.crc32(chunk, crc), length - len(chunk)
+        return f"{crc:08x}"
 
     def log_metrics(self, entry: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl."""

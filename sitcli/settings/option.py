@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
 MOST_SEED = 2**63 - 1  # what a sample set's int64 can record
+# The options that were given, each with how to take it back: "remove --lr", "unset SIT_TRAIN_LR".
+Said = Mapping[str, str]
 
 
 def option(

@@ -67,6 +67,12 @@ class ImportSettings:
         "SiT: what it outputs. [default: as the trainer's arguments say, else velocity]",
         group="Whose they are",
     )
+    ignore_args: bool = option(
+        False,
+        "Take nothing from the trainer's arguments in the file. [default: each is compared with "
+        "the tensors and the options, and a contradiction is an error]",
+        group="Whose they are",
+    )
     image_size: str | None = option(
         None,
         "512, or 256x512 (height first): recompute the positions for images of this size. "

@@ -72,6 +72,25 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def with_checksum(document: dict[str, Any]) -> dict[str, Any]:
+    """A JSON document that keeps the hash of all its other values, as its last."""
+    rest = {name: value for name, value in document.items() if name != "checksum"}
+    return {**rest, "checksum": hash_json(json.loads(json.dumps(rest)))}
+
+
+def has_checksum(document: dict[str, Any]) -> bool:
+    """Whether a document ends with its checksum.
+
+    Versions that knew of none copy it with the other values, and write their own after it.
+    """
+    return next(reversed(document), None) == "checksum"
+
+
+def checksum_holds(document: dict[str, Any]) -> bool:
+    """Whether a document of `with_checksum` is as it was; True without a checksum."""
+    return not has_checksum(document) or with_checksum(document) == document
+
+
 def hash_file(path: Path) -> str:
     """sha256, in hex, of a file's bytes. Raises OSError."""
     digest = hashlib.sha256()

@@ -87,6 +87,27 @@ def _check_zip(path: Path) -> None:
         )
 
 
+def check_archive(path: Path) -> None:
+    """Raise SitError if a member of a zip file, as torch writes them, is not what was written.
+
+    Members whose CRC-32 is 0 were written by a torch that was told to compute none. A file that is
+    no zip file is left to `read_content`.
+    """
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return
+    _check_zip(path)
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            try:
+                with archive.open(member) as content:
+                    while member.CRC and content.read(1 << 22):
+                        pass
+            except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+                raise SitError(
+                    f"{path} is damaged: {first_line(error)}", "fetch it again"
+                ) from None
+
+
 def _check_size(path: Path, content: Any) -> None:
     """A tensor of strides 0, or many views of one storage, can be far larger than the file."""
     size, waiting, total = path.stat().st_size, [content], 0

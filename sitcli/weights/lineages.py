@@ -73,23 +73,38 @@ def _sit_process(
 ) -> Flow:
     """SiT's process from the trainer's arguments, which the user's options override.
 
-    Raises SitError for arguments that sit does not know.
+    Raises SitError for an argument that sit does not know and no option overrides.
     """
-    path = str(getattr(args, "path_type", "linear")).lower()
+    path = str(getattr(args, "path_type", "linear"))
     target = str(getattr(args, "prediction", "velocity"))
     weight = str(getattr(args, "loss_weight", None) or "none")
-    target = "velocity" if target == "v" else target
-    if path not in PATHS or target not in names.PREDICTIONS or weight not in names.LOSS_WEIGHTS:
+    for argument, value, found, option, known in (
+        ("path_type", path, interpolant or PATHS.get(path.lower()), "interpolant", PATHS),
+        ("prediction", target, prediction or target_of(target), "prediction", names.PREDICTIONS),
+    ):
+        if not found:
+            raise SitError(
+                f"the trainer's arguments say {argument} {value}, which sit does not know: it "
+                f"knows {', '.join(known)}",
+                f"say what it is with --{option}",
+            )
+    if weight not in names.LOSS_WEIGHTS:
         raise SitError(
-            f"the trainer's arguments say path {path}, prediction {target}, loss weight {weight}, "
-            "which sit does not know",
-            "override them with --interpolant and --prediction",
+            f"the trainer's arguments say loss_weight {weight}, which sit does not know",
+            "add --ignore-args, and --interpolant and --prediction: the weight of the loss changes "
+            "no samples",
         )
     return Flow(
-        interpolant=interpolant or PATHS[path],
-        prediction=prediction or target,
+        interpolant=interpolant or PATHS[path.lower()],
+        prediction=prediction or target_of(target),
         loss_weight=weight,
     )
+
+
+def target_of(text: str) -> str | None:
+    """The prediction that a trainer calls so ('v' is REPA's velocity), None if there is none."""
+    target = "velocity" if text == "v" else text
+    return target if target in names.PREDICTIONS else None
 
 
 def _dit_process(

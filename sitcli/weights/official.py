@@ -35,6 +35,14 @@ def official_keys(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
     return found, aside
 
 
+def learns_sigma(state: dict[str, Tensor]) -> bool:
+    """Whether the network outputs twice the channels it takes; `config_of` checks shapes later."""
+    out, patches = (state.get(key) for key in ("final_layer.linear.bias", "x_embedder.proj.weight"))
+    if out is None or patches is None or patches.ndim != 4:
+        return False
+    return out.numel() == 2 * patches[0].numel()
+
+
 def config_of(
     path: object, state: dict[str, Tensor], *, heads: int | None, model: str | None
 ) -> TransformerConfig:

@@ -44,3 +44,17 @@ def grid_of(text: str, pixels: int) -> tuple[int, int]:
             f"use --image-size {max(1, round(height / pixels)) * pixels}",
         )
     return height // pixels, width // pixels
+
+
+def image_size_of(state: dict[str, Tensor], downsample: int) -> tuple[int, int] | None:
+    """(height, width) of the images by the file's own positions, None if it has none.
+
+    downsample: pixels per latent, each way.
+    """
+    patches, given = state.get("x_embedder.proj.weight"), state.get("pos_embed")
+    if patches is None or patches.ndim != 4 or given is None or given.ndim != 3:
+        return None
+    if given.shape[2] != patches.shape[0] or given.shape[2] % 4:
+        return None
+    grid = grid_or_none(given)
+    return grid and tuple(side * patches.shape[2] * downsample for side in grid)

@@ -16,7 +16,8 @@ from sitcli.model.config import TransformerConfig
 from sitcli.model.embed import position_embedding
 from sitcli.runs.meta import process_from, written_fields, wrong_in_meta
 from sitcli.runs.run_dir import RunDir
-from sitcli.storage.untrusted import named_tensors, read_content, read_metadata
+from sitcli.storage.tensors import verify_tensors
+from sitcli.storage.untrusted import check_archive, named_tensors, read_content, read_metadata
 from sitcli.weights.diffusers_dit import EXTRAS, read_folder
 from sitcli.weights.official import AUTOENCODER
 
@@ -52,6 +53,7 @@ def read_source(path: Path) -> Found:
     if path.is_dir():
         return _read_diffusers(path)
     if path.suffix == ".safetensors":
+        _check_bytes(path)
         meta = read_metadata(path).get("sit")
         tensors = named_tensors(read_content(path))
         if meta is None:
@@ -64,6 +66,7 @@ def read_source(path: Path) -> Found:
         }
         states = {meta["exported_weights"]: tensors}
         return Found(path=path, states=states, step=meta["step"], meta=meta, arrays=arrays)
+    check_archive(path)
     content = read_content(path)
     parts = {}
     if isinstance(content, dict):
@@ -86,6 +89,7 @@ def _read_diffusers(path: Path) -> Found:
     heads = facts["config"].get("num_attention_heads")
     extras = path / EXTRAS
     if extras.exists():  # written by sit export
+        _check_bytes(extras, *sorted((path / "transformer").glob("*.safetensors")))
         meta = _checked(extras, read_metadata(extras).get("sit"))
         tensors = named_tensors(read_content(extras))
         # A DiTTransformer2DModel has no place for the heads that training adds.
@@ -127,6 +131,13 @@ def _read_diffusers(path: Path) -> Found:
         class_names=names_ if all(names_) else [],
         vae=path / "vae" if (path / "vae").is_dir() else None,
     )
+
+
+def _check_bytes(*paths: Path) -> None:
+    """Raise SitError if a safetensors file that sit wrote is not as it was."""
+    for path in paths:
+        if problems := verify_tensors(path).problems:
+            raise SitError(f"{path} is damaged: {problems[0]}", "export or fetch it again")
 
 
 def _checked(path: Path, text: str | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from sitcli.settings.tools import InspectSettings
 from sitcli.settings.weights import EmaSettings, ExportSettings
 from sitcli.storage.tensors import read_tensors, write_tensors
 from tests.cli.terminal import sit
-from tests.tiny import finish, train_settings
+from tests.tiny import finish, train_settings, write_meta
 from tests.whole.beyond import EVERYTHING, drawn, train_with_everything
 
 
@@ -99,7 +99,7 @@ def test_an_average_of_an_earlier_version_says_that_it_is_none(
     # As 0.7.0 wrote it: no sum, and factors of least squares alone.
     del meta["power_ema"]["sum"]
     meta["power_ema"]["snapshots"] = [[1, 0.05, -0.48], [1, 0.1, 1.15]]
-    file.write_text(json.dumps(meta))
+    write_meta(file, meta)
     sample_settings = SampleSettings(checkpoint=out, out=tmp_path / "set", num=1, steps=1)
     store = Path(open_checkpoint(trained).latents["store"])
     nll = EvaluateSettings(samples=[out], reference=store, nll=True, num=2, steps=1, device="cpu")

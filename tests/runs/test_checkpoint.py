@@ -13,7 +13,7 @@ from sitcli.core.flow import Flow
 from sitcli.errors import SitError
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.settings.sample import SampleSettings
-from tests.tiny import CONFIG, draw, finish, make_run, random_network
+from tests.tiny import CONFIG, draw, finish, make_run, random_network, write_meta
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ def rewrite(run: Path, **facts) -> None:
     """Change facts of the run's meta.json; None takes one out."""
     file = open_checkpoint(run).path / "meta.json"
     meta = json.loads(file.read_text()) | facts
-    file.write_text(json.dumps({key: value for key, value in meta.items() if value is not None}))
+    write_meta(file, {key: value for key, value in meta.items() if value is not None})
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

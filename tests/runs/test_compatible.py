@@ -12,7 +12,7 @@ from sitcli.errors import SitError, UsageError
 from sitcli.latents.store import LatentStore
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.runs.compatible import check_null_class, check_same_latents, known_labels
-from tests.tiny import make_run, make_store
+from tests.tiny import make_run, make_store, write_meta
 
 
 def changed(run: Path, **facts) -> Checkpoint:
@@ -20,7 +20,7 @@ def changed(run: Path, **facts) -> Checkpoint:
     file = open_checkpoint(run).path / "meta.json"
     meta = json.loads(file.read_text())
     meta["latents"] |= facts
-    file.write_text(json.dumps(meta))
+    write_meta(file, meta)
     return open_checkpoint(run)
 
 

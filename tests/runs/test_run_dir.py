@@ -124,3 +124,14 @@ def test_a_log_line_cut_short_is_left_out(tmp_path: Path) -> None:
     run.cut_metrics(2)
     run.log_metrics({"step": 3, "again": True})
     assert [entry.get("again", False) for entry in run.read_metrics()] == [False, False, True]
+
+
+def test_the_checksum_of_the_log_s_beginning(tmp_path):
+    """Catches: a checksum of what was logged since, too."""
+    run = RunDir(tmp_path)
+    assert (run.metrics_bytes(), run.metrics_checksum(0)) == (0, "00000000")
+    run.metrics.write_bytes(b"123456789")
+    assert run.metrics_bytes() == 9
+    assert run.metrics_checksum(9) == run.metrics_checksum(99) == "cbf43926"
+    run.metrics.write_bytes(b"123456789 and more")
+    assert run.metrics_checksum(9) == "cbf43926"

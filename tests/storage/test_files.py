@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from sitcli.storage.files import hash_file, hash_json, replacing, write_json
+from sitcli.storage.files import (
+    checksum_holds,
+    hash_file,
+    hash_json,
+    replacing,
+    with_checksum,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -45,3 +53,20 @@ def test_hashes(tmp_path: Path) -> None:
     assert hash_json([1, "x"])[:8] == "23b788ec"
     (tmp_path / "abc").write_bytes(b"abc")
     assert hash_file(tmp_path / "abc").startswith("ba7816bf")
+
+
+def test_a_document_keeps_its_own_checksum():
+    """Catches: a checksum that another order or a tuple breaks, or that covers a part only."""
+    document = with_checksum({"b": (1, 2), "a": {"deep": 0.1}, "1": None})
+    assert list(document)[-1] == "checksum"
+    read = json.loads(json.dumps(document))
+    assert checksum_holds(read)
+    assert checksum_holds(dict(reversed(read.items())))  # copied by a version that knew of none
+    moved = dict(sorted(read.items(), key=lambda pair: (pair[0] == "checksum", pair[0])))
+    assert list(moved) != list(read)
+    assert checksum_holds(moved)
+    assert not checksum_holds(moved | {"a": 2})
+    for change in ({"a": {"deep": 0.2}}, {"b": [1]}, {"checksum": "0"}):
+        assert not checksum_holds(read | change)
+    assert checksum_holds({"a": 1})  # written before there were any
+    assert with_checksum(document) == document | {"checksum": document["checksum"]}

@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sitcli.errors import SitError
-from sitcli.storage.tensors import read_tensors, write_tensors
+from sitcli.storage.tensors import (
+    checksum,
+    has_checksums,
+    read_tensors,
+    verify_tensors,
+    write_tensors,
+)
 
 
 def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -74,3 +81,37 @@ def test_a_full_disk_is_the_systems_error(tmp_path: Path) -> None:
     assert caught.value.errno == errno.EFBIG
     with pytest.raises(FileNotFoundError):
         write_tensors(tmp_path / "nowhere" / "a.safetensors", {"w": torch.zeros(1)})
+
+
+def test_every_tensor_has_a_checksum(tmp_path: Path) -> None:
+    """Catches: a changed byte that is read as a weight like any other, or the wrong tensor named.
+
+    The CRC-32 is that of `zlib` and of every zip file: 0xCBF43926 for the digits 1 to 9.
+    """
+    digits = torch.tensor(list(b"123456789"), dtype=torch.uint8)
+    assert checksum(digits) == "cbf43926"
+    tensors = {"digits": digits, "half": torch.randn(3, 5).half(), "none": torch.zeros(0)}
+    tensors["number"] = torch.tensor(2.5)
+    file = tmp_path / "a.safetensors"
+    write_tensors(file, tensors, metadata={"step": "7"})
+    assert verify_tensors(file) == (True, [])
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"123456789", b"123456788"))
+    assert verify_tensors(file) == (True, ["'digits' is not what was written"])
+    assert read_tensors(file)["digits"][-1] == ord("8")  # as documented: verified on request
+    for before, after in ((b'"step":"7"', b'"step":"6"'), (b'"digits":', b'"digitt":')):
+        file.write_bytes(content.replace(before, after))
+        with pytest.raises(SitError, match="its header is not what was written"):
+            read_tensors(file)
+        assert verify_tensors(file).problems
+    file.write_bytes(content[:-1])
+    with pytest.raises(SitError, match="cannot read"):
+        verify_tensors(file)
+
+
+def test_files_of_others_have_no_checksums(tmp_path: Path) -> None:
+    """Catches: a file without checksums that is called sound, or damaged."""
+    save_file({"w": torch.zeros(2)}, tmp_path / "a.safetensors", metadata={"format": "pt"})
+    assert verify_tensors(tmp_path / "a.safetensors") == (False, [])
+    assert not has_checksums(tmp_path / "a.safetensors")
+    assert torch.equal(read_tensors(tmp_path / "a.safetensors")["w"], torch.zeros(2))

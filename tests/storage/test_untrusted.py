@@ -13,7 +13,13 @@ import torch
 
 from sitcli.errors import SitError
 from sitcli.storage.tensors import write_tensors
-from sitcli.storage.untrusted import named_tensors, read_content, read_metadata, read_weights
+from sitcli.storage.untrusted import (
+    check_archive,
+    named_tensors,
+    read_content,
+    read_metadata,
+    read_weights,
+)
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
 
@@ -125,7 +131,27 @@ def test_facts_beside_tensors(tmp_path: Path) -> None:
     """Catches: facts that are lost, or an error where a file has none."""
     write_tensors(tmp_path / "a.safetensors", WEIGHTS, metadata={"sit": "{}"})
     write_tensors(tmp_path / "b.safetensors", WEIGHTS)
-    assert read_metadata(tmp_path / "a.safetensors") == {"sit": "{}"}
-    assert read_metadata(tmp_path / "b.safetensors") == {}
+    assert read_metadata(tmp_path / "a.safetensors")["sit"] == "{}"
+    assert "sit" not in read_metadata(tmp_path / "b.safetensors")
     with pytest.raises(SitError, match="cannot read"):
         read_metadata(tmp_path / "none.safetensors")
+
+
+def test_the_crc_of_a_zip_s_members_is_verified(tmp_path):
+    """Catches: a .pt that was damaged on its way, and one refused that has no CRC-32 at all."""
+    file = tmp_path / "a.pt"
+    torch.save({"w": torch.full((64,), 0.5)}, file)
+    check_archive(file)
+    content = file.read_bytes()
+    at = content.index(torch.full((64,), 0.5).numpy().tobytes()) + 7
+    file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    with pytest.raises(SitError, match=r"a\.pt is damaged: Bad CRC-32"):
+        check_archive(file)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.ones(64)}, file)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    check_archive(file)
+    (tmp_path / "b.pt").write_bytes(b"no zip file")
+    check_archive(tmp_path / "b.pt")

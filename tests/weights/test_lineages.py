@@ -130,7 +130,7 @@ def test_the_trainers_arguments_are_the_process(args, options, process: Flow) ->
 
 def test_arguments_that_sit_does_not_know_are_refused() -> None:
     """Catches: an unknown path taken for the first known one."""
-    with pytest.raises(SitError, match="path spiral"):
+    with pytest.raises(SitError, match="path_type spiral"):
         LINEAGES["official-sit"].process(CONFIG, Namespace(path_type="spiral"), None, None)
     with pytest.raises(UsageError, match="--interpolant is for SiT"):
         LINEAGES["official-dit"].process(CONFIG, None, "gvp", None)

@@ -48,6 +48,7 @@ from tests.tiny import (
     make_store,
     pictures,
     write_folder,
+    write_meta,
     write_samples,
 )
 from tests.weights.official_files import official, save, trainer
@@ -404,7 +405,7 @@ def edit_json(path: Path, random: np.random.Generator) -> None:
         del part[key]
     else:
         part[key] = values[int(random.integers(0, len(values)))]
-    path.write_text(json.dumps(document))
+    write_meta(path, document)
 
 
 def deep_json(path: Path, random: np.random.Generator) -> None:

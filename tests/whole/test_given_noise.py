@@ -21,7 +21,7 @@ from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.sample import SampleSettings
 from sitcli.settings.tools import InspectSettings
-from tests.tiny import finish
+from tests.tiny import finish, write_meta
 
 SHAPE = (5, 3, 8, 8)
 
@@ -37,7 +37,7 @@ def reverse(run: Path) -> Path:
     """The same run, said to be of weights whose time runs from noise to data."""
     meta = open_checkpoint(run).path / "meta.json"
     facts = json.loads(meta.read_text()) | {"time_convention": "reversed"}
-    meta.write_text(json.dumps(facts))
+    write_meta(meta, facts)
     return run
 
 
@@ -131,7 +131,7 @@ def test_latents_alone_need_no_autoencoder_and_are_called_so(
     facts = json.loads(meta.read_text())
     facts["latents"]["autoencoder"]["kind"] = "kl"
     facts["latents"]["autoencoder"]["name"] = str(tmp_path / "nowhere")
-    meta.write_text(json.dumps(facts))
+    write_meta(meta, facts)
     monkeypatch.chdir(tmp_path)
     samples = draw(run, str(tmp_path / "samples" / "x"), num=3, latents_only=True)
     assert samples.images is None
@@ -178,7 +178,7 @@ def test_imported_weights_say_which_channels_and_which_weights(run: Path) -> Non
     meta = open_checkpoint(run).path / "meta.json"
     facts = json.loads(meta.read_text())
     facts |= {"guided_channels": "3", "lineage": "official-sit", "weights_source": {"path": "x"}}
-    meta.write_text(json.dumps(facts))
+    write_meta(meta, facts)
     assert draw(run, "a", num=2, cfg_scale=1.5, steps=2).meta["cfg_channels"] == "3"
     assert draw(run, "b", num=2, cfg_scale=1.5, cfg_channels="all", steps=2).meta[
         "cfg_channels"
@@ -188,6 +188,6 @@ def test_imported_weights_say_which_channels_and_which_weights(run: Path) -> Non
         draw(run, "c", num=2, weights="model")
     assert caught.value.hint == "use --weights ema"
     facts["time_convention"] = "sideways"
-    meta.write_text(json.dumps(facts))
+    write_meta(meta, facts)
     with pytest.raises(SitError, match="sideways"):
         draw(run, "d", num=2)

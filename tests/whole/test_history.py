@@ -14,7 +14,7 @@ from sitcli.events import Note, Warn
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.runs.run_dir import RunDir
 from sitcli.settings.evaluate import EvaluateSettings
-from tests.tiny import finish, make_run, pictures
+from tests.tiny import finish, make_run, pictures, write_meta
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run = make_run(tmp_path)
     shutil.copytree(run / "step-0000007", run / "step-0000009")
     meta = run / "step-0000009" / "meta.json"
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"step": 9}))
+    write_meta(meta, json.loads(meta.read_text()) | {"step": 9})
     np.savez(tmp_path / "real.npz", arr_0=pictures(24, seed=1)[0])
     return run
 

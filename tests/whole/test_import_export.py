@@ -19,7 +19,7 @@ from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.settings.evaluate import EvaluateSettings
 from sitcli.settings.tools import InspectSettings
 from sitcli.storage.tensors import read_tensors
-from tests.tiny import finish, make_run, make_store, random_network
+from tests.tiny import finish, make_run, make_store, random_network, write_meta
 from tests.weights.official_files import CONFIG, bring, draw_latents, equal, official, save, take
 
 CPU = torch.device("cpu")
@@ -151,7 +151,7 @@ def test_the_likelihood_of_imported_weights_needs_a_store(tmp_path: Path) -> Non
     meta = open_checkpoint(tmp_path / "run").path / "meta.json"
     facts = json.loads(meta.read_text())
     facts["latents"]["autoencoder"]["hash"] = None
-    meta.write_text(json.dumps(facts))
+    write_meta(meta, facts)
     finish(likelihood(EvaluateSettings(**options, reference=store)))
 
 

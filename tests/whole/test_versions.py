@@ -23,7 +23,7 @@ from sitcli.settings.tools import InspectSettings
 from sitcli.settings.train import TrainSettings
 from sitcli.storage.rows import MISSING, Rows
 from sitcli.storage.tensors import read_tensors
-from tests.tiny import draw, finish, train_settings
+from tests.tiny import draw, finish, train_settings, write_meta
 
 
 def test_newer_formats_are_refused(run: Path) -> None:
@@ -33,7 +33,7 @@ def test_newer_formats_are_refused(run: Path) -> None:
         with Rows(path, writable=True) as file:
             file.set_attrs(format_version=9)
     meta = open_checkpoint(run).path / "meta.json"
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"format_version": 9}))
+    write_meta(meta, json.loads(meta.read_text()) | {"format_version": 9})
     for read in (
         lambda: SampleSet.open(samples.path),
         lambda: LatentStore.open(store),

@@ -13,6 +13,7 @@ import numpy as np
 from sitcli.commands.encode.fill import encode_missing
 from sitcli.commands.encode.job import look_at_source, resolve, row_shape_ahead
 from sitcli.commands.encode.report import UNKNOWN, describe, result_of
+from sitcli.commands.encode.resume import unsaid_as_begun
 from sitcli.errors import Interrupted, SitError
 from sitcli.events import Event, Note, Progress, Result, Stage
 from sitcli.images.decode import CROPS
@@ -23,14 +24,16 @@ from sitcli.machine.quiet import quiet_libraries
 from sitcli.machine.ranks import all_agree, on_rank_0, process_group
 from sitcli.machine.world import planned_size, world_for
 from sitcli.settings.encode import EncodeSettings
+from sitcli.settings.option import Said
 from sitcli.storage import locks
 from sitcli.storage.rows import MISSING, Rows
 from sitcli.text import format_bytes, format_shape
 
 
-def encode(settings: EncodeSettings) -> Stage:
+def encode(settings: EncodeSettings, said: Said | None = None) -> Stage:
     """Encode every image of the source into a latent store, or go on where a run stopped.
 
+    said: the options that were given, see `unsaid_as_begun`.
     Raises UsageError if OUT was made with other settings; SitError if the source cannot be used or
     has changed since OUT was begun, for a full disk, and under --strict for a broken image.
     """
@@ -39,7 +42,8 @@ def encode(settings: EncodeSettings) -> Stage:
     try:
         with contextlib.ExitStack() as held:
             with process_group(world):
-                settings = all_agree(world, lambda: resolve(settings))
+                begun = on_rank_0(world, lambda: unsaid_as_begun(settings, said))
+                settings = all_agree(world, lambda: resolve(begun))
 
                 def look() -> tuple[Source | None, Rows | None]:
                     held.enter_context(locks.lock(settings.out))
@@ -64,12 +68,12 @@ def encode(settings: EncodeSettings) -> Stage:
         ) from None
 
 
-def plan(settings: EncodeSettings) -> Result:
+def plan(settings: EncodeSettings, said: Said | None = None) -> Result:
     """What `encode` would do, for --dry-run; reads the source and an existing OUT, writes nothing.
 
     Raises the errors that `encode` would raise before its first image.
     """
-    settings = resolve(settings)
+    settings = resolve(unsaid_as_begun(settings, said))
     locks.check_writable(settings.out)
     source, file = look_at_source(settings)
     shape = row_shape_ahead(settings, file)

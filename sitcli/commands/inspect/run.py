@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sitcli.commands.inspect.checks import Problems, check_arrays, listed
+from sitcli.commands.inspect.checksums import verify_beside_steps, verify_step
 from sitcli.engine.optimizer_state import MOMENTS, StateFiles
 from sitcli.errors import SitError
 from sitcli.events import Progress, Result, Table
@@ -86,6 +87,7 @@ def verify_run(run: RunDir) -> Problems:
         found = yield from verify_checkpoint(open_checkpoint(run.step_path(step)))
         problems += [f"step {step}: {problem}" for problem in found]
         yield Progress(done=number, total=len(steps), unit="checkpoints")
+    problems += yield from verify_beside_steps(run)
     lines = run.metrics.read_text().splitlines() if run.metrics.exists() else []
     # A kill can cut the last line short; the next `sit train` removes it.
     damaged = len(lines) - len(run.read_metrics())
@@ -163,6 +165,7 @@ def verify_checkpoint(checkpoint: Checkpoint) -> Problems:
             problems.append(f"{which}.safetensors is not finite: {listed(bad)}")
         yield Progress(done=done, total=len(kinds), unit="files")
     problems += _check_moments(checkpoint)
+    problems += yield from verify_step(checkpoint)
     arrays = checkpoint.autoencoder_arrays()
     return problems + check_arrays(checkpoint.latents["autoencoder"], arrays)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from sitcli.commands.inspect.checks import Artefact
+from sitcli.commands.inspect.checks import Artefact, listed
+from sitcli.commands.inspect.checksums import uncovered, without_checksums
 from sitcli.commands.inspect.plot import checkpoint_to_plot, plot_curves
 from sitcli.commands.inspect.run import (
     describe_checkpoint,
@@ -20,7 +21,7 @@ from sitcli.commands.inspect.run import (
 from sitcli.commands.inspect.samples import describe_samples, draw_samples, verify_samples
 from sitcli.commands.inspect.store import describe_store, draw_store, verify_store
 from sitcli.errors import SitError, UsageError
-from sitcli.events import Stage, Table, Warn
+from sitcli.events import Result, Stage, Table, Warn
 from sitcli.images.grid import save_grid
 from sitcli.latents.layout import FORMAT as STORE_FORMAT
 from sitcli.latents.store import LatentStore
@@ -69,7 +70,7 @@ def inspect(settings: InspectSettings) -> Stage:
     result.summary = {}
     result.data["verified"] = settings.verify
     if settings.verify:
-        result.summary["verified"] = "everything was read back and is sound"
+        _say_verified(artefact, result)
     if settings.preview is not None:
         _preview(settings, *draw(artefact, settings))
         result.path = settings.preview
@@ -79,6 +80,20 @@ def inspect(settings: InspectSettings) -> Stage:
             yield Warn(f"{plotted.path} has no measured loss: the plot lacks L_t and kl-eta")
         plot_curves(settings, plotted, result)
     return result
+
+
+def _say_verified(artefact: Artefact, result: Result) -> None:
+    """Add what --verify found, none of it a problem, to the summary."""
+    lacking = without_checksums(artefact) if isinstance(artefact, (RunDir, Checkpoint)) else []
+    result.summary["verified"] = "everything was read back and is sound"
+    if lacking:
+        result.summary["verified"] = (
+            "everything can be read; no checksums recorded (written by 0.7 or older) in "
+            f"{listed(lacking)}"
+        )
+    result.data["without_checksums"] = lacking
+    if isinstance(artefact, RunDir) and (names := uncovered(artefact)):
+        result.summary["not verified"] = listed(names)
 
 
 def _open(path: Path) -> Artefact:

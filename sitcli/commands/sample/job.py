@@ -171,7 +171,7 @@ def prepare(settings: SampleSettings) -> Job:
 
 def _prepare(settings: SampleSettings) -> Job:
     checkpoint = chosen_checkpoint(settings)
-    settings = resolve(_like_the_set(settings), checkpoint)
+    settings = resolve(settings, checkpoint)
     noise = None
     if settings.noise is not None:
         noise = open_noise(settings.noise, checkpoint.config.latent_shape)
@@ -206,24 +206,6 @@ def _prepare(settings: SampleSettings) -> Job:
     job = Job(settings, checkpoint, sampler, labels, noise, device, dtype, file, guide)
     compiled = resolve_compile(settings.compile, device, flops=_planned_flops(job))
     return dataclasses.replace(job, compiled=compiled)
-
-
-def _like_the_set(s: SampleSettings) -> SampleSettings:
-    """The settings with what the set in --out was begun with, where the user said nothing.
-
-    A version with other defaults thus goes on with the set. Nothing is taken from a set that
-    contradicts what was said.
-    """
-    if s.out is None or not file_of(s.out).exists():
-        return s
-    samples = SampleSet.open(file_of(s.out))
-    with samples.rows:
-        begun = {name: samples.meta[name] for name in ALL_OPTIONS if name in samples.meta}
-        mode = samples.meta.get("mode")
-    said = {name: getattr(s, name) for name in ALL_OPTIONS if getattr(s, name) is not None}
-    if mode_of(s) not in (None, mode) or not said.items() <= begun.items():
-        return s
-    return dataclasses.replace(s, **begun)
 
 
 def _planned_flops(job: Job) -> float | None:

@@ -11,6 +11,7 @@ from sitcli.commands.sample.draw import as_begun, fill, missing_batches, open_or
 from sitcli.commands.sample.job import chosen_checkpoint, planned_evaluations, prepare
 from sitcli.commands.sample.pictures import save_pictures
 from sitcli.commands.sample.report import describe, evaluations_text, labels_text, result_of
+from sitcli.commands.sample.resume import unsaid_as_begun
 from sitcli.commands.sample.sampler import shrinks
 from sitcli.events import Note, Result, Stage, Warn
 from sitcli.machine.devices import tune_cpu
@@ -18,17 +19,18 @@ from sitcli.machine.quiet import quiet_libraries
 from sitcli.machine.ranks import all_agree, on_rank_0, process_group, watching_peers
 from sitcli.machine.world import planned_size, world_for
 from sitcli.samples.sample_set import SampleSet
+from sitcli.settings.option import Said
 from sitcli.settings.sample import SampleSettings
 from sitcli.storage import locks
 from sitcli.storage.files import make_folder
 from sitcli.text import format_bytes
 
 
-def sample(settings: SampleSettings) -> Stage:
+def sample(settings: SampleSettings, said: Said | None = None) -> Stage:
     """Draw settings.num images, or those that an interrupted set lacks.
 
     Each of W processes draws every W-th of the missing batches; rank 0 creates and finishes the
-    set.
+    set. said: the options that were given, see `unsaid_as_begun`.
 
     Raises UsageError for options that do not fit the checkpoint or the set.
     """
@@ -36,6 +38,7 @@ def sample(settings: SampleSettings) -> Stage:
     world = world_for(gpus=settings.gpus, procs=settings.procs)
     with contextlib.ExitStack() as held:
         with process_group(world):
+            settings = on_rank_0(world, lambda: unsaid_as_begun(settings, said))
             # A training run may save its next step while we look: one rank decides for all.
             newest = on_rank_0(world, lambda: chosen_checkpoint(settings).path)
             job = all_agree(
@@ -84,11 +87,11 @@ def sample(settings: SampleSettings) -> Stage:
         return result_of(samples, job)
 
 
-def plan(settings: SampleSettings) -> Result:
-    """What `sample` would do, for --dry-run; touches nothing."""
+def plan(settings: SampleSettings, said: Said | None = None) -> Result:
+    """What `sample` would do, for --dry-run; touches nothing. said: as in `sample`."""
     from sitcli.model.flops import total_cost
 
-    job = prepare(settings)
+    job = prepare(unsaid_as_begun(settings, said))
     cost, s = total_cost(job.checkpoint.config), job.settings
     planned = planned_evaluations(job)
     evaluations = planned and planned[0]

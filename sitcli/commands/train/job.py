@@ -16,14 +16,16 @@ from sitcli.commands.newest import newest_store
 from sitcli.commands.parsing import parse_checkpoint_blocks, transformer_config
 from sitcli.commands.train.board import check_wandb
 from sitcli.commands.train.recipe import Routing, make_extras, make_routing, network_parts
-from sitcli.commands.train.run_settings import (
+from sitcli.commands.train.resume import (
     check_same,
-    make_process,
-    read_config,
-    resolve,
-    run_name,
+    check_same_model,
+    said_by_default,
+    settings_of_run,
+    stores_of_run,
+    unsaid_as_begun,
     write_config,
 )
+from sitcli.commands.train.run_settings import as_plain, make_process, resolve, run_name
 from sitcli.core.flow import Flow
 from sitcli.core.objective import Extras
 from sitcli.engine.config import default_stage, engine_config, merge_config, read_file
@@ -40,6 +42,7 @@ from sitcli.model.flops import training_macs
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.runs.run_dir import RunDir
 from sitcli.samples.sample_set import FILE as SAMPLES_FILE
+from sitcli.settings.option import Said
 from sitcli.settings.train import TrainSettings
 from sitcli.storage import locks
 from sitcli.storage.files import make_folder
@@ -110,35 +113,35 @@ class Job:
         return replace(self, resume=resume, redrawn=((start, bad_step),))
 
 
-def prepare(settings: TrainSettings, world: World) -> Job:
+def prepare(settings: TrainSettings, world: World, said: Said | None = None) -> Job:
     """Turn settings into a Job, checking all that can be checked before anything is written.
 
+    said: the options that were given, each with how to take it back; None: those that are not at
+    their default. A run that goes on has its own value of every other option that must not change.
     Raises UsageError for settings that do not fit the store, the device or the run, SitError for
     a store or a run that cannot be used.
     """
     device = resolve_device(device_name(settings.device, gpus=settings.gpus, procs=settings.procs))
     if device.type == "mps":
         raise UsageError("training on mps is not supported by DeepSpeed", "use --device cpu")
-    store = open_stores(settings.latents or [newest_store()])
+    known = stores_of_run(RunDir(settings.out)) if settings.out else []
+    store = open_stores(settings.latents or known or [newest_store()])
     if store.num_items == 0:
         raise SitError(f"{store.path} holds no readable image", "encode another folder")
-    settings = resolve(settings, store, device)
+    said = said_by_default(settings) if said is None else said
+    settings, run, resume = _begun(settings, said, store, device)
     _check_batch_size(settings, world)
     process = make_process(settings)
     config = _config(settings, store, process)
+    if resume:
+        check_same_model(run, resume, config, process)
     try:
         checkpoint_every = parse_checkpoint_blocks(settings.checkpoint_blocks)
     except ValueError as error:
         raise UsageError(f"--checkpoint-blocks: {error}", "use none, all, or every-2") from None
     if settings.wandb:
         check_wandb()
-    run = RunDir(settings.out or Path("runs") / run_name(settings, store))
-    if (run.path / SAMPLES_FILE).exists():
-        raise UsageError(f"{run.path} is a sample set", "name another --out for the run")
-    if run.config.exists():
-        check_same(run.config, settings)
-    dtype = resolve_precision(_precision_of(run, settings), device)
-    resume = _checkpoint_of(run, store)
+    dtype = resolve_precision(settings.precision, device)
     job = Job(
         settings=settings,
         store=store,
@@ -202,18 +205,51 @@ def _config(
     )
 
 
-def _precision_of(run: RunDir, settings: TrainSettings) -> str:
+def _begun(
+    settings: TrainSettings,
+    said: Said,
+    store: LatentStore | JoinedStores,
+    device: torch.device,
+) -> tuple[TrainSettings, RunDir, Checkpoint | None]:
+    """The resolved settings, their run, and the checkpoint to go on from, None for a new run.
+
+    Raises UsageError if the run was begun with other settings or on other latents.
+    """
+    resolved = resolve(settings, store, device) if settings.out is None else None
+    run = RunDir(settings.out or Path("runs") / run_name(resolved, store))
+    if (run.path / SAMPLES_FILE).exists():
+        raise UsageError(f"{run.path} is a sample set", "name another --out for the run")
+    resume = _checkpoint_of(run, store)
+    if resume is None and not run.config.exists():
+        return resolved or resolve(settings, store, device), run, None
+    base = settings_of_run(run, resume)
+    if resolved is not None:  # the run's name is that of the settings: all of them are compared
+        said = {name: "" for name in as_plain(settings) if name != "steps"} | said
+    filled = unsaid_as_begun(base, settings, said)
+    try:
+        resolved = resolve(filled, store, device)
+    except UsageError:
+        check_same(run, base, filled, said)  # a contradiction with the run explains more
+        raise
+    check_same(run, base, resolved, said)
+    precision = _precision_of(run, base, resolved, resume)
+    return replace(resolved, precision=precision), run, resume
+
+
+def _precision_of(
+    run: RunDir, base: dict[str, Any], settings: TrainSettings, resume: Checkpoint | None
+) -> str:
     """The precision to train in: the one of the run, as `auto` may resolve differently another day.
 
     Raises UsageError if the settings ask for another than the run's checkpoints were made in.
     """
-    precision = settings.precision
-    if not run.config.exists():
-        return precision
-    kept = read_config(run.config).get("precision", "auto")
-    if precision not in ("auto", kept) and run.newest():
-        raise UsageError(f"{run.path} was trained in {kept}, not {precision}", "name another --out")
-    return kept if precision == "auto" else precision
+    kept = resume.meta.get("precision", base["precision"]) if resume else base["precision"]
+    if settings.precision not in ("auto", kept) and resume:
+        raise UsageError(
+            f"{run.path} was trained in {kept}, not {settings.precision}",
+            "name another --out, or remove --precision",
+        )
+    return kept if settings.precision == "auto" else settings.precision
 
 
 def _checkpoint_of(run: RunDir, store: LatentStore | JoinedStores) -> Checkpoint | None:

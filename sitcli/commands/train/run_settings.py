@@ -1,4 +1,4 @@
-"""A run's settings: resolved for this machine and store, named, written and compared."""
+"""A run's settings: resolved for this machine and store, and named."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from sitcli.commands.parsing import default_model, parse_model_name
 from sitcli.commands.train.recipe import SCHEDULES, resolve_recipe
 from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
-from sitcli.errors import SitError, UsageError
+from sitcli.errors import UsageError
 from sitcli.latents.joined import JoinedStores
 from sitcli.latents.store import LatentStore
 from sitcli.model.config import PRESETS
 from sitcli.settings.train import TrainSettings
-from sitcli.storage.files import hash_json, write_text
+from sitcli.storage.files import hash_json
 
 # Settings that may differ when a run goes on. The others decide what is learned, and must not.
 MAY_CHANGE_ON_RESUME = (
@@ -132,47 +131,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def write_config(path: Path, settings: TrainSettings) -> None:
-    """config.yaml, in the form --config takes."""
-    write_text(path, yaml.safe_dump({"train": as_plain(settings)}, sort_keys=False))
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The settings of a run. Raises SitError if the file cannot be read or is damaged."""
-    try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8"))["train"])
-    except OSError as error:
-        raise SitError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, KeyError, TypeError, ValueError):
-        raise SitError(
-            f"{path} is damaged: it does not hold the settings of a run",
-            "restore it, or name another --out",
-        ) from None
-
-
-def check_same(path: Path, settings: TrainSettings) -> None:
-    """Raise UsageError for the first setting that would change what the run at `path` learns."""
-    # A run of an older version has the defaults of the options that came later.
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
-    old, new = defaults | read_config(path), as_plain(settings)
-    free = may_change_on_resume(new["schedule"])
-    for key, value in new.items():
-        if key not in free and old[key] != value:
-            flag = key.replace("_", "-")
-            if isinstance(old[key], bool):
-                word = "with" if old[key] else "without"
-                raise UsageError(
-                    f"{path.parent} was trained {word} --{flag}",
-                    "name another --out, or keep the setting of the run",
-                )
-            if old[key] is None:
-                raise UsageError(
-                    f"{path.parent} was trained without --{flag}",
-                    f"name another --out, or remove --{flag}",
-                )
-            raise UsageError(
-                f"{path.parent} was trained with --{flag} {old[key]}, not {value}",
-                f"name another --out, or use --{flag} {old[key]}",
-            )

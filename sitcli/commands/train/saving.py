@@ -11,6 +11,7 @@ import torch
 
 from sitcli.commands.train.job import Job
 from sitcli.commands.train.meter import Meter, NotFinite
+from sitcli.commands.train.resume import kept_settings
 from sitcli.engine import optimizer_state
 from sitcli.engine.engine import whole_weights
 from sitcli.engine.scaler import scaler_state
@@ -106,15 +107,18 @@ class Saver:
             raise NotFinite(step)
         run = self.job.run
         error = on_rank_0(self.world, lambda: error_of(lambda: run.begin_save(step)))
-        write = self._snapshot(step)
+        write, meta, logged = self._snapshot(step), self._meta(step, state), run.metrics_bytes()
 
         def work() -> None:
             if error:
                 raise error
             write()
+            if self.world.rank == 0:
+                # A resumed training cuts the log to the steps up to this one, and no shorter.
+                meta["metrics"] = dict(bytes=logged, crc32=run.metrics_checksum(logged))
 
         stall = time.perf_counter() - began
-        self.saving = Saving(step, self._meta(step, state), work, stall=stall)
+        self.saving = Saving(step, meta, work, stall=stall)
         if last:
             yield from self.settle(last=True)
 
@@ -187,6 +191,7 @@ class Saver:
         return checkpoint_meta(
             job.config,
             job.process,
+            settings=kept_settings(s),
             model=s.model,
             seed=s.seed,
             ema=s.ema,

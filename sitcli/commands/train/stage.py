@@ -10,6 +10,7 @@ import torch
 from sitcli.commands.train.job import prepare
 from sitcli.commands.train.meter import NotFinite
 from sitcli.commands.train.report import plan_of, result_of
+from sitcli.commands.train.resume import stores_of_run
 from sitcli.commands.train.trainer import Trainer
 from sitcli.engine.engine import join_group
 from sitcli.events import Note, Result, Stage, Warn
@@ -17,12 +18,14 @@ from sitcli.machine.devices import tune_cpu
 from sitcli.machine.ranks import all_agree, on_rank_0, process_group
 from sitcli.machine.signals import signals_noted
 from sitcli.machine.world import World, planned_size, world_for
+from sitcli.settings.option import Said
 from sitcli.settings.train import TrainSettings
 
 
-def train(settings: TrainSettings) -> Stage:
+def train(settings: TrainSettings, said: Said | None = None) -> Stage:
     """Train until settings.steps, going on from the newest checkpoint of the run.
 
+    said: the options that were given, see `prepare`.
     Runs in as many processes as a launcher started, or alone; rank 0 yields the events. Raises
     UsageError for settings that do not fit the store or the run, SitError when the loss is not
     finite or a last checkpoint cannot be written, Interrupted after a signal (with everything
@@ -33,11 +36,13 @@ def train(settings: TrainSettings) -> Stage:
         stack.enter_context(
             process_group(world, backend=None if torch.cuda.is_available() else "gloo")
         )
-        job = all_agree(world, lambda: prepare(settings, world))
+        job = all_agree(world, lambda: prepare(settings, world, said))
         # All ranks use the dtype that rank 0 chose.
         job = replace(job, dtype=on_rank_0(world, lambda: job.dtype))
         if world.rank == 0 and settings.latents is None:
-            yield Note(f"latents: {job.store.path} (the newest complete store)")
+            own = set(job.store.paths) & set(stores_of_run(job.run))
+            which = "of the run" if own else "the newest complete store"
+            yield Note(f"latents: {job.store.path} ({which})")
         if job.resume and job.resume.step >= job.settings.steps:
             yield Note(f"all {job.settings.steps} steps of {job.run.path} are done already")
             return result_of(job, {}, {})
@@ -68,8 +73,8 @@ def train(settings: TrainSettings) -> Stage:
                 trainer.close()
 
 
-def plan(settings: TrainSettings) -> Result:
-    """What `train` would do, for --dry-run; touches nothing."""
+def plan(settings: TrainSettings, said: Said | None = None) -> Result:
+    """What `train` would do, for --dry-run; touches nothing. said: as in `train`."""
     world = World(0, planned_size(gpus=settings.gpus, procs=settings.procs))
-    job = prepare(settings, world)
+    job = prepare(settings, world, said)
     return plan_of(job, world)

@@ -25,6 +25,7 @@ from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.tools import InspectSettings
 from sitcli.storage.rows import BROKEN, DONE, Rows
 from sitcli.storage.tensors import write_tensors
+from tests.tiny import write_meta
 
 COLOURS = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)
 NUM = 13  # image 4 is broken
@@ -156,5 +157,5 @@ def measured(directory: RunDir, interpolant: str, *, means=(1.0, None, 4.0, 0.5)
     counts = [0 if mean is None else 8 for mean in means]
     sums = [8 * (mean or 0) for mean in means]
     meta["loss_by_t"] = {"sums": sums, "counts": counts}
-    (step / "meta.json").write_text(json.dumps(meta))
+    write_meta(step / "meta.json", meta)
     return step

@@ -30,26 +30,6 @@ def test_evaluations_are_counted(run: Path) -> None:
         assert planned.data["evaluations"] == known
 
 
-def test_a_set_goes_on_with_the_defaults_it_was_begun_with(run: Path) -> None:
-    """Catches: a set of a version with other defaults refused, or finished with today's; and one
-    that contradicts what was said taken for it."""
-    out = run.parents[1] / "old"
-    draw(run, "old", num=2, solver="euler", steps=3)
-    with SampleSet.open(out, writable=True).rows as rows:
-        rows.written[1] = MISSING
-        rows.set_attrs(complete=False)
-        images = rows.array("images").copy()
-    same = dict(checkpoint=run, out=out, num=2, device="cpu", precision="fp32")
-    finish(sample(SampleSettings(**same)))
-    found = SampleSet.open(out)
-    assert found.complete
-    assert np.array_equal(found.images, images)
-    with pytest.raises(UsageError, match="solver euler, not heun"):
-        finish(sample(SampleSettings(**same, solver="heun", steps=3)))
-    with pytest.raises(UsageError, match="mode ode, not sde"):
-        finish(sample(SampleSettings(**same, sde=True)))
-
-
 def test_interrupted_sets_go_on(run: Path) -> None:
     """Catches: an interrupted set starting again, or ending with other images."""
     whole = draw(run, "whole", batch_size=3)

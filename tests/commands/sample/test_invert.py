@@ -26,6 +26,7 @@ from tests.tiny import (
     pictures,
     use_patch_pca,
     write_folder,
+    write_meta,
     write_samples,
 )
 
@@ -65,7 +66,7 @@ def test_pictures_are_cropped_as_the_runs_were(tmp_path: Path) -> None:
     meta = open_checkpoint(run).path / "meta.json"
     document = json.loads(meta.read_text())
     document["latents"]["crop"] = "resize"
-    meta.write_text(json.dumps(document))
+    write_meta(meta, document)
     wide = write_folder(tmp_path / "wide", np.repeat(pictures(4, side=16)[0], 2, axis=2))
     samples, figures = go(run, wide, steps=40)
     assert samples.rows.array("noise").shape == (4, 4, 4, 4)
@@ -145,7 +146,7 @@ def test_images_that_do_not_fit(run: Path, tmp_path: Path) -> None:
     with pytest.raises(SitError, match=r"000\.png.*is 6 x 6 pixels, not 8 x 8"):
         go(run, write_folder(tmp_path / "none", pictures(2, side=6)[0]))  # crop none, as the store
     meta = open_checkpoint(run).path / "meta.json"
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"label_dropout": 0}))
+    write_meta(meta, json.loads(meta.read_text()) | {"label_dropout": 0})
     with pytest.raises(UsageError, match="--label-dropout 0 did not train") as caught:
         go(run, write_folder(tmp_path / "flat", pictures(2)[0]))
     assert "--classes" in caught.value.hint

@@ -16,7 +16,7 @@ from sitcli.errors import UsageError
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.sample import SampleSettings
-from tests.tiny import draw, make_run
+from tests.tiny import draw, make_run, write_meta
 
 SDE = dict(sde=True)
 NO_LAST_STEP = dict(sde=True, last_step="none")

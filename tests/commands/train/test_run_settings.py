@@ -10,14 +10,8 @@ import torch
 import yaml
 
 from sitcli.commands.train.job import prepare
-from sitcli.commands.train.run_settings import (
-    as_plain,
-    check_same,
-    read_config,
-    resolve,
-    run_name,
-    write_config,
-)
+from sitcli.commands.train.resume import read_config, write_config
+from sitcli.commands.train.run_settings import as_plain, resolve, run_name
 from sitcli.commands.train.stage import train
 from sitcli.errors import SitError, UsageError
 from sitcli.latents.joined import open_stores
@@ -58,14 +52,6 @@ def test_several_stores_in_config_yaml(tmp_path):
     document = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert document["train"]["latents"] == ["a.h5", "with space/b.h5"]
     assert read_config(tmp_path / "config.yaml") == as_plain(settings)
-
-
-@pytest.mark.parametrize("latents", ["a.h5", ["a.h5"], None], ids=str)
-def test_the_config_of_an_older_run_is_read(tmp_path, latents):
-    """Catches: a run whose config.yaml names one store as text that cannot go on."""
-    old = as_plain(TrainSettings()) | {"latents": latents}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"train": old}))
-    check_same(tmp_path / "config.yaml", TrainSettings(latents=[Path("elsewhere/a.h5")]))
 
 
 def test_where_the_stores_lie_is_not_in_the_run_s_name(stores):

@@ -1,0 +1,258 @@
+"""A run that goes on: its settings as config.yaml and its newest checkpoint keep them, compared
+with each other and with what the user said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import yaml
+
+from sitcli.commands.train.run_settings import as_plain, may_change_on_resume
+from sitcli.core.diffusion import Diffusion
+from sitcli.core.flow import Flow
+from sitcli.errors import SitError, UsageError
+from sitcli.model.config import PRESETS, TransformerConfig, parse_model
+from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
+from sitcli.runs.run_dir import RunDir
+from sitcli.settings.files import parse_yaml, typed
+from sitcli.settings.option import Said
+from sitcli.settings.train import TrainSettings
+from sitcli.storage.files import write_text
+
+DEFAULTS = as_plain(TrainSettings())
+# The settings of which a field of the process or the network is made, where they are named
+# otherwise.
+SETTING_OF = {
+    "direction": "direction_loss",
+    "aux_block": "internal_guidance",
+    "align_block": "repa",
+    "align_width": "repa",
+}
+CHECKSUM = "# crc32 of the lines above, for sit inspect --verify: "
+
+
+def said_by_default(settings: TrainSettings) -> Said:
+    """The options that were said, each with how to take it back: those not at their default.
+
+    For callers in Python; the command line knows what was typed.
+    """
+    given = as_plain(settings)
+    return {
+        name: f"remove --{name.replace('_', '-')}"
+        for name, value in given.items()
+        if value != DEFAULTS[name]
+    }
+
+
+def write_config(path: Path, settings: TrainSettings) -> None:
+    """config.yaml, in the form --config takes, and its checksum as a comment."""
+    text = yaml.safe_dump({"train": as_plain(settings)}, sort_keys=False)
+    write_text(path, f"{text}{CHECKSUM}{zlib.crc32(text.encode()):08x}\n")
+
+
+def config_as_written(path: Path) -> bool | None:
+    """Whether config.yaml is what `write_config` wrote; None if it has no checksum.
+
+    Raises SitError if it cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SitError(f"cannot read {path}: {error.strerror}") from None
+    text, mark, value = content.rpartition(CHECKSUM.encode())
+    if not mark:
+        return None
+    return value == f"{zlib.crc32(text):08x}\n".encode()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of a run. Raises SitError if the file cannot be read or is damaged."""
+    try:
+        section = parse_yaml(path.read_text(encoding="utf-8"))["train"]
+        return typed(TrainSettings, dict(section))
+    except OSError as error:
+        raise SitError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        # A value of the wrong kind is named; what else YAML says takes several lines.
+        why = str(error) if type(error) is ValueError else "it does not hold the settings of a run"
+        raise SitError(f"{path} is damaged: {why}", "restore it, or name another --out") from None
+
+
+def stores_of_run(run: RunDir) -> list[Path]:
+    """The stores that the run was trained on, as far as they are still there; else none."""
+    newest = run.newest()
+    if newest is not None:
+        latents = open_checkpoint(newest).latents
+        stores = latents.get("stores") or [latents["store"]]
+    elif run.config.exists():
+        stores = read_config(run.config).get("latents") or []
+    else:
+        return []
+    paths = [Path(store) for store in stores if store]
+    return paths if all(path.exists() for path in paths) else []
+
+
+def kept_settings(settings: TrainSettings) -> dict[str, Any]:
+    """The resolved settings that a checkpoint's meta.json keeps: those that decide what is learned,
+    and the number of steps."""
+    free = may_change_on_resume(settings.schedule) - {"steps"}
+    return {name: value for name, value in as_plain(settings).items() if name not in free}
+
+
+def unsaid_as_begun(base: dict[str, Any], settings: TrainSettings, said: Said) -> TrainSettings:
+    """The settings with all that must not change, and the steps, as in `base` if not said."""
+    free = may_change_on_resume(base["schedule"]) - {"steps"}
+    return dataclasses.replace(
+        settings, **{name: base[name] for name in base.keys() - said.keys() - free}
+    )
+
+
+def settings_of_run(run: RunDir, resume: Checkpoint | None) -> dict[str, Any]:
+    """All settings of a run that has a checkpoint or a config.yaml.
+
+    Raises UsageError if config.yaml contradicts the checkpoint, SitError if it is missing and the
+    checkpoint, of an older version, does not keep the settings.
+    """
+    recorded = _recorded(resume) if resume else {}
+    if run.config.exists():
+        config = read_config(run.config)
+        if resume:
+            for name, ours, theirs in contradictions(config, resume):
+                raise UsageError(
+                    f"{run.config} says {name} {_text(theirs)}, but {resume.path.name} was trained "
+                    f"with {_text(ours)}",
+                    f"write {name}: {_text(ours)} into {run.config}, or name another --out",
+                )
+        # A run of an older version has the defaults of the options that came later.
+        return DEFAULTS | recorded | config
+    if resume and "settings" not in resume.meta:
+        example = {"lr": 0.0001} | _known(resume)
+        line = json.dumps({"train": example}).replace('"', "")
+        raise SitError(
+            f"{run.config} is missing, and {resume.path.name}, by an older version, does not keep "
+            "all settings of the training",
+            f"restore it, or write the settings that were not the defaults: echo {quote(line)} > "
+            f"{quote(str(run.config))}",
+        )
+    return DEFAULTS | recorded
+
+
+def contradictions(config: dict[str, Any], resume: Checkpoint) -> list[tuple[str, Any, Any]]:
+    """(name, value of the checkpoint, value of config.yaml) of the settings that must not change
+    and in which the two differ."""
+    recorded, free = resume.meta.get("settings", {}), {"steps"}
+    full = DEFAULTS | config
+    differing = [
+        (name, value, full[name])
+        for name, value in recorded.items()
+        if name in full and name not in free and full[name] != value
+    ]
+    precision = resume.meta.get("precision")
+    if precision and config.get("precision", "auto") not in ("auto", precision):
+        differing.append(("precision", precision, config["precision"]))
+    return differing
+
+
+def _recorded(resume: Checkpoint) -> dict[str, Any]:
+    """The settings that a checkpoint keeps; an older one keeps the process and the network."""
+    kept = resume.meta.get("settings")
+    if kept is not None:
+        return {name: value for name, value in kept.items() if name in DEFAULTS}
+    process, config = resume.process, resume.config
+    facts = dict(
+        prediction=process.prediction,
+        loss_weight=process.loss_weight,
+        direction_loss=process.direction,
+        **{name: getattr(config, name) for name in ("block", "mlp", "norm", "rope", "qk_norm")},
+        **_known(resume),
+    )
+    if isinstance(process, Diffusion):
+        facts |= dict(betas=process.betas, variance=process.variance)
+    else:
+        facts |= dict(interpolant=process.interpolant)
+    _, size, patch = parse_model(resume.meta["model"])
+    usual = dict(zip(("depth", "width", "heads"), PRESETS[size], strict=True), patch=patch)
+    return facts | {
+        name: getattr(config, name)
+        for name, value in usual.items()
+        if getattr(config, name) != value
+    }
+
+
+def _known(resume: Checkpoint) -> dict[str, Any]:
+    """What an older version's checkpoint keeps of the settings beside process and network."""
+    meta = resume.meta
+    facts = {name: meta[name] for name in ("model", "seed", "ema", "label_dropout") if name in meta}
+    if "t_shift" in meta:
+        facts["t_shift"] = f"{meta['t_shift']:.6g}"
+    if resume.step and "images_seen" in meta:
+        facts["batch_size"] = meta["images_seen"] // resume.step
+    return facts
+
+
+def check_same(run: RunDir, base: dict[str, Any], settings: TrainSettings, said: Said) -> None:
+    """Raise UsageError for the first setting that would change what the run learns.
+
+    base: the run's settings, see `settings_of_run`; settings: resolved; said: the options to
+    compare, each with how to take it back, "" if it is only in the run's name.
+    """
+    new = as_plain(settings)
+    free = may_change_on_resume(new["schedule"])
+    for key, value in new.items():
+        if key in free or key not in said or base[key] == value:
+            continue
+        flag = key.replace("_", "-")
+        if not said[key]:
+            # The run's name follows from its settings, so that config.yaml was changed since.
+            raise UsageError(
+                f"{run.config} says {key} {_text(base[key])}, but the run's name is that of {key} "
+                f"{_text(value)}",
+                f"write {key}: {_text(value)} into {run.config}, or name another --out",
+            )
+        old = base[key]
+        how = f"--{flag} {old}, not {value}"
+        if isinstance(value, bool) or old is None:
+            how = f"--{flag}"
+        word = "with" if old not in (None, False) else "without"
+        raise UsageError(
+            f"{run.path} was trained {word} {how}", f"name another --out, or {said[key]}"
+        )
+
+
+def check_same_model(
+    run: RunDir, resume: Checkpoint, config: TransformerConfig, process: Flow
+) -> None:
+    """Raise UsageError if the checkpoint's process or network is not what the settings describe.
+
+    Every field counts. What the user said was compared before: a difference that is left is one
+    between config.yaml and the checkpoint.
+    """
+    if type(process) is not type(resume.process):
+        theirs, ours = resume.meta["process"]["interpolant"], process.interpolant
+        raise _other_model(run, resume, "interpolant", theirs, ours)
+    for ours, theirs in ((process, resume.process), (config, resume.config)):
+        for field in dataclasses.fields(ours):
+            new, old = (getattr(each, field.name) for each in (ours, theirs))
+            if (list(new) if isinstance(new, tuple) else new) != old:
+                raise _other_model(run, resume, SETTING_OF.get(field.name, field.name), old, new)
+
+
+def _other_model(run: RunDir, resume: Checkpoint, name: str, old: Any, new: Any) -> UsageError:
+    action = "name another --out"
+    if name in DEFAULTS:
+        action = f"correct {name} in {run.config}, or {action}"
+    return UsageError(
+        f"{run.config} means {name} {_text(new)}, but {resume.path.name} was trained with "
+        f"{_text(old)}",
+        action,
+    )
+
+
+def _text(value: Any) -> str:
+    """A value as config.yaml has it."""
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
