@@ -95,17 +95,17 @@ def check_archive(path: Path) -> None:
     """
     if not path.is_file() or not zipfile.is_zipfile(path):
         return
-    _check_zip(path)
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            try:
+    try:
+        _check_zip(path)
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
                 with archive.open(member) as content:
                     while member.CRC and content.read(1 << 22):
                         pass
-            except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-                raise SitError(
-                    f"{path} is damaged: {first_line(error)}", "fetch it again"
-                ) from None
+    except SitError:
+        raise
+    except Exception as error:  # zipfile raises its own kinds, OSError, ValueError and more
+        raise SitError(f"{path} is damaged: {first_line(error)}", "fetch it again") from None
 
 
 def _check_size(path: Path, content: Any) -> None:
