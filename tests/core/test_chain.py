@@ -158,3 +158,27 @@ def test_fixed_large_is_beta_but_for_the_first() -> None:
     moments, _, _ = process.reverse(process.chain, x, x, i, path)
     expected = [0.2 * 0.1 / 0.28, 0.2, 0.3, 0.4]
     assert moments.log_variance.exp().flatten().tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"), [(1, (3,)), (2, (0, 3)), (3, (0, 2, 3)), (4, tuple(range(4)))]
+)
+def test_the_steps_that_respacing_keeps(steps: int, kept: tuple[int, ...]) -> None:
+    """Catches: a chain of two steps that is one of one, or steps that are not ADM's: multiples of
+    3 / (steps - 1), rounded to even."""
+    assert Chain(torch.tensor(BETAS)).respaced(steps).timesteps == kept
+
+
+def test_the_paths_slope_by_hand() -> None:
+    """Catches: slopes at other places than the ends of the pieces, or one that is lost.
+
+    d log abar / dt is S times the slope at a step: at the ends the first and the last piece's own,
+    between two pieces their harmonic mean.
+    """
+    rises = [math.log1p(-beta) for beta in BETAS]
+    inner = [2 * a * b / (a + b) for a, b in zip(rises[1:], rises[:-1], strict=True)]
+    times = torch.linspace(0, 1, 5, dtype=torch.float64)
+    path = Chain(torch.tensor(BETAS, dtype=torch.float64)).path(times)
+    found = 2 * path.d_alpha / path.alpha
+    expected = [4 * slope for slope in (rises[0], *inner, rises[-1])]
+    assert found.tolist() == pytest.approx(expected, rel=1e-12)

@@ -72,3 +72,17 @@ def test_a_row_says_what_its_path_does_at_the_ends(name):
         assert not math.isfinite(path(torch.tensor(0.0, dtype=torch.float64)).d_sigma)
     last = path(torch.tensor(1.0, dtype=torch.float64))
     assert (float(last.alpha) == 0) == ends_in_noise
+
+
+def test_a_state_and_its_velocity_by_hand() -> None:
+    """Catches: data and noise exchanged, or derivatives in place of the coefficients.
+
+    On gvp at t = 1/3: alpha = cos(pi/6), sigma = 1/2; for x_* = 2, eps = -4 the state is
+    sqrt(3) - 2 and its derivative pi/2 (-1/2 2 + cos(pi/6) (-4)).
+    """
+    t = torch.tensor([1 / 3], dtype=torch.float64)
+    path = path_at("gvp", t, t)
+    x_star, eps = torch.tensor([2.0]).double(), torch.tensor([-4.0]).double()
+    assert float(path.mix(x_star, eps)) == pytest.approx(math.sqrt(3) - 2)
+    expected = math.pi / 2 * (-1 - 2 * math.sqrt(3))
+    assert float(path.velocity(x_star, eps)) == pytest.approx(expected)

@@ -96,3 +96,18 @@ def test_score_loss_is_the_papers() -> None:
     path = path_at("linear", t, x_star)
     expected = (path.sigma * path.mix(x_star, eps) + eps).square().flatten(1).mean(1)
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("prediction", names.PREDICTIONS)
+def test_what_turns_with_time_is_the_velocity(prediction: str) -> None:
+    """Catches: weights of reversed time whose output keeps the sign it should change.
+
+    The path in reversed time s = 1 - t has the same alpha and sigma and the opposite derivatives;
+    noise, score and data do not know of the direction.
+    """
+    x, times = states(), torch.full((3,), 0.3, dtype=torch.float64)
+    path = path_at("gvp", times, x)
+    turned = path._replace(d_alpha=-path.d_alpha, d_sigma=-path.d_sigma)
+    encode, pair = PREDICTIONS[prediction].encode, DATA.posterior(x, path)
+    sign = -1 if PREDICTIONS[prediction].turns_with_time else 1
+    torch.testing.assert_close(encode(*pair, turned), sign * encode(*pair, path))

@@ -31,6 +31,7 @@ def test_shifted_grid() -> None:
         assert (grid[0], grid[-1], len(grid)) == (1 - 1e-5, 1e-5, 8)
         assert grid == sorted(grid, reverse=True)
     assert time_grid(Interval(1.0, 0.0), 4, 3.0)[2] == pytest.approx(0.75)
+    assert time_grid(Interval(1.0, 0.0), 4, 1 / 3)[2] == pytest.approx(0.25)
     assert time_grid(interval, 7, 1.0) == time_grid(interval, 7)
 
 
@@ -54,3 +55,10 @@ def test_training_times() -> None:
         Draws(1, 0, images), Times(distribution="logit-normal", std=5.0)
     )
     assert 1e-3 - 1e-6 <= float(score.min()) <= float(score.max()) <= 1 - 1e-3 + 1e-6
+
+
+def test_the_plain_logit_normal_is_of_a_standard_normal() -> None:
+    """Catches: another default width or mean than SD3's rf/lognorm(0.00, 1.00)."""
+    found = Times(distribution="logit-normal").draw(500, torch.Generator().manual_seed(3))
+    normal = torch.randn(500, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(found, 1 / (1 + torch.exp(-normal)))

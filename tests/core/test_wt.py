@@ -60,7 +60,17 @@ def test_loss_curve() -> None:
     curve = LossCurve.from_bins([0.0, 6.0, 0.0, 2.0], [0, 3, 0, 4])
     assert curve.values == (2.0, 2.0, 2.0, 0.5)
     assert LossCurve(values=(0.5,))(torch.tensor([0.0, 1.0])).tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match="shorter"):
+        LossCurve.from_bins([1.0, 2.0], [1])
     with pytest.raises(ValueError, match="no loss"):
         LossCurve.from_bins([0.0], [0])
     with pytest.raises(ValueError, match="kl-eta"):
         wt_of("kl-eta")
+
+
+@pytest.mark.parametrize("wt", names.WTS)
+def test_a_row_says_whether_it_is_infinite_at_the_noise(wt: str) -> None:
+    """Catches: an SDE that begins at t = 1 with an infinite w_t."""
+    one = torch.ones(1, dtype=torch.float64)
+    w = wt_of(wt, loss_curve=LOSS_CURVE)(one, path_at("linear", one, one))
+    assert bool(torch.isinf(w)) == WT[wt].infinite_at_noise

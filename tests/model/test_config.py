@@ -35,3 +35,42 @@ def test_unknown_block_designs_are_refused() -> None:
     """Catches: a misspelt design found only when the network is built."""
     with pytest.raises(ValueError, match="no block design is called 'adaln0'"):
         dataclasses.replace(TINY, block="adaln0")
+
+
+def test_sizes_are_the_papers() -> None:
+    """Catches: a size changed by accident: depth, width and heads of DiT Table 1."""
+    assert [PRESETS[size] for size in ("S", "B", "L", "XL")] == [
+        (12, 384, 6),
+        (12, 768, 12),
+        (24, 1024, 16),
+        (28, 1152, 16),
+    ]
+
+
+def test_heads_that_rope_cannot_turn_are_refused() -> None:
+    """Catches: another divisor than the 4 of a quarter of the pairs for each axis."""
+    assert dataclasses.replace(TINY, rope=True, heads=8).heads == 8  # 4 channels a head
+    assert dataclasses.replace(TINY, rope=True, heads=2).heads == 2  # 16
+    with pytest.raises(ValueError, match="multiple of 4 channels, not 36 / 6"):
+        dataclasses.replace(TINY, rope=True, width=36, heads=6)
+    assert dataclasses.replace(TINY, width=36, heads=6).width == 36
+
+
+def test_blocks_that_are_not_there_are_refused() -> None:
+    """Catches: a head after the last block, or an error that names the wrong count."""
+    config = dataclasses.replace(TINY, depth=4)
+    assert dataclasses.replace(config, aux_block=3).aux_block == 3
+    with pytest.raises(ValueError, match="auxiliary block 4 is none of the first 3"):
+        dataclasses.replace(config, aux_block=4)
+    with pytest.raises(ValueError, match="aligned block -1"):
+        dataclasses.replace(config, align_block=-1, align_width=8)
+
+
+def test_what_follows_from_the_fields() -> None:
+    """Catches: rows and columns exchanged, or a head that stays in the backbone."""
+    config = dataclasses.replace(TINY, input_width=12, aux_block=1, mlp="swiglu", rope=True)
+    assert (config.latent_shape, config.grid, config.tokens) == ((4, 8, 12), (4, 6), 24)
+    assert config.backbone == dataclasses.replace(config, aux_block=0)
+    assert config.beyond == ["SwiGLU", "RoPE"]
+    assert TINY.beyond == []
+    assert config.null_class == TINY.num_classes

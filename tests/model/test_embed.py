@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sitcli.model.embed import rotary_embedding
+from sitcli.model.embed import PatchEmbed, rotary_embedding
 from sitcli.model.transformer import Transformer
 from tests.model.networks import TINY
 
@@ -62,3 +62,19 @@ def test_rope_by_hand() -> None:
     found = rope.of(torch.tensor([[2 * 3 + 1]])).rotate(x).flatten()
     angles = torch.tensor([2.0, 0.02, 1.0, 0.01])
     torch.testing.assert_close(found, torch.cat([angles.cos(), angles.sin()]))
+
+
+def test_patches_are_tokens_in_float32() -> None:
+    """Catches: tokens and channels exchanged, or patches that are rounded to bf16 at the network's
+    end, where a rounding is one of the latent itself."""
+    torch.manual_seed(0)
+    embed = PatchEmbed(2, 3, 5)
+    x = torch.randn(2, 3, 4, 6)
+    patch = x[1, :, 2:4, 4:6].reshape(-1)  # the second row of patches, its third
+    expected = embed.proj.weight.flatten(1) @ patch + embed.proj.bias
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = embed(x)
+    assert found.shape == (2, 6, 5)
+    assert found.dtype == torch.float32
+    # Sums of 12 products in float32; bf16 would be off by 1e-2.
+    torch.testing.assert_close(found[1, 1 * 3 + 2], expected, rtol=1e-5, atol=1e-6)

@@ -89,6 +89,8 @@ def test_a_snapshot_is_itself() -> None:
         expected = [float(s == target) for s in snapshots]
         assert found == pytest.approx(expected, abs=1e-6)
         assert posthoc_error(snapshots, found, target) < 1e-5
+    with pytest.raises(ValueError, match="longer"):
+        posthoc_error(snapshots, [1.0], snapshots[0])
     with pytest.raises(ValueError, match="no snapshot"):
         posthoc_coefficients(snapshots, Snapshot(50, 0.1))
 
