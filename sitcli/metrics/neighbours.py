@@ -5,29 +5,32 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-import torch
 
 from sitcli.errors import SitError
 from sitcli.metrics.bootstrap import bootstrap
 from sitcli.metrics.metric import Evidence, Measured
-from sitcli.metrics.moments import ROWS
+from sitcli.metrics.nearest import Points, Space
 
 NEIGHBOURS = 3  # of precision and recall
 DC_NEIGHBOURS = 5  # of density and coverage
 
 
 def precision_recall(generated: np.ndarray, real: np.ndarray) -> tuple[float, float]:
-    """Improved precision and recall, k = 3, from features (N, D) float32.
+    """Improved precision and recall, k = 3, from features (M, D), (N, D).
 
-    Kynkaanniemi et al. 2019; ADM reports them on Inception's pool features. Needs 4 images on
-    both sides.
+    Precision is the share of generated images in a closed ball around a real one that reaches to
+    its third nearest real neighbour; recall is the same with the sides exchanged. Kynkaanniemi et
+    al. 2019, eqs. 1 and 2; ADM reports them on Inception's pool features. Needs 4 images on both
+    sides.
     """
-    from torch_fidelity.metric_prc import calculate_precision_recall_part
-
-    # Blocks of a thousand rows: two matrices of 1000 x N distances at a time.
-    return calculate_precision_recall_part(
-        torch.from_numpy(np.array(generated)), torch.from_numpy(np.array(real)), NEIGHBOURS, ROWS
-    )
+    fake, true = Points(generated), Points(real)
+    space = Space(fake, true)
+    shares = []
+    for points, centres in ((fake, true), (true, fake)):
+        radii = space.squared_radii(centres, NEIGHBOURS)
+        hits = [i.any(axis=1) for i in space.inside(points, centres, radii, closed=True)]
+        shares.append(float(np.concatenate(hits) @ points.number / points.number.sum()))
+    return shares[0], shares[1]
 
 
 def density_coverage(generated: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, float]:
@@ -39,20 +42,17 @@ def density_coverage(generated: np.ndarray, real: np.ndarray) -> tuple[np.ndarra
     of 1. Naeem et al. 2020, eqs. 3 and 4; the open ball follows the authors' figures. Needs 6 real
     images.
     """
-    real_rows = torch.from_numpy(np.array(real, np.float64))
-    radii = torch.cat([
-        torch.cdist(rows, real_rows).kthvalue(DC_NEIGHBOURS + 1).values
-        for rows in real_rows.split(ROWS)
-    ])  # fmt: skip
+    fake, true = Points(generated), Points(real)
+    space = Space(fake, true)
+    radii = space.squared_radii(true, DC_NEIGHBOURS)
     if not radii.any():
         raise SitError("density and coverage are undefined: the reference's images are all alike")
-    counts, covered = [], torch.zeros(len(real_rows), dtype=torch.bool)
-    for rows in torch.from_numpy(np.array(generated, np.float64)).split(ROWS):
-        inside = torch.cdist(rows, real_rows) < radii
-        counts.append(inside.sum(1))
-        covered |= inside.any(0)
-    density = torch.cat(counts).double() / DC_NEIGHBOURS
-    return density.numpy(), float(covered.double().mean())
+    counts, covered = [], np.zeros(len(true.rows), bool)
+    for inside in space.inside(fake, true, radii, closed=False):
+        counts.append(inside @ true.number)
+        covered |= inside.any(axis=0)
+    density = np.concatenate(counts)[fake.index] / DC_NEIGHBOURS
+    return density, float(covered @ true.number / true.number.sum())
 
 
 def measure_precision_recall(e: Evidence) -> list[Measured]:
@@ -60,7 +60,7 @@ def measure_precision_recall(e: Evidence) -> list[Measured]:
     values = precision_recall(e.fake["pool"].features, e.real["pool"].features)
     first, second = e.real["pool"].halves()
     floors = precision_recall(first, second) if len(first) > NEIGHBOURS else (None, None)
-    recipe = {"neighbours": NEIGHBOURS, "distances": "float32"}
+    recipe = {"neighbours": NEIGHBOURS, "distances": "float64"}
     return [
         Measured(name, value, floor, recipe)
         for name, value, floor in zip(("precision", "recall"), values, floors, strict=True)

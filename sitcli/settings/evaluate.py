@@ -46,8 +46,8 @@ class EvaluateSettings:
     all: bool = option(False, "All metrics that --features gives, in one pass.", group="Metrics")
     isc_splits: int | None = option(
         None,
-        "Splits of the Inception Score. [default: one per 5,000 samples, as ADM; below 10,000 "
-        "samples 10]",
+        "Equal splits of the shuffled samples, as torch-fidelity takes the Inception Score. "
+        "[default: ADM's, every 5,000 in file order and one of the rest]",
         group="Metrics",
         low=1,
     )

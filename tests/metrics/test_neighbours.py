@@ -46,3 +46,55 @@ def test_density_and_coverage_equal_a_loop_over_their_definition():
     density, coverage = density_coverage(fake, real)
     np.testing.assert_allclose(density, inside.sum(1) / 5)
     assert coverage == inside.any(0).mean()
+
+
+def defined(generated, real):
+    """Precision, recall, density and coverage by their definitions in float64 (Kynkaanniemi et al.
+    2019, eqs. 1 and 2 with k = 3; Naeem et al. 2020, eqs. 3 and 4 with k = 5)."""
+
+    def squared(a, b):
+        return np.array([np.square(x - b).sum(axis=1) for x in a.astype(np.float64)])
+
+    def reach(points, k):
+        return np.sort(squared(points, points), axis=1)[:, k]
+
+    across = squared(generated, real)
+    precision = (across <= reach(real, 3)).any(axis=1).mean()
+    recall = (across.T <= reach(generated, 3)).any(axis=1).mean()
+    balls = across < reach(real, 5)
+    return precision, recall, balls.sum(axis=1) / 5, balls.any(axis=0).mean()
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0, 1e4])
+@pytest.mark.parametrize("copies", ["none", "among real", "among generated", "of real", "all"])
+def test_all_four_are_the_public_definitions_with_copies_and_offsets(copies, offset):
+    """Catches: distances above 0 between equal images, from |x|^2 + |y|^2 - 2 x.y: balls that
+    should have radius 0 then hold their own centre's copies, and copies of the neighbour that a
+    ball reaches to fall inside or outside as the rounding has it."""
+    rng = np.random.default_rng(7)
+    real = rng.normal(size=(240, 64)).astype(np.float32) + np.float32(offset)
+    generated = (rng.normal(size=(200, 64)) * 0.9).astype(np.float32) + np.float32(offset)
+    if copies in ("among real", "all"):
+        real[:60] = real[60:66].repeat(10, axis=0)
+    if copies in ("among generated", "all"):
+        generated[:40] = generated[100]
+    if copies in ("of real", "all"):
+        generated[150:] = real[30:80]
+    precision, recall, density, coverage = defined(generated, real)
+    assert precision_recall(generated, real) == (precision, recall)
+    found = density_coverage(generated, real)
+    np.testing.assert_array_equal(found[0], density)
+    assert found[1] == coverage
+
+
+def test_a_set_of_copies_has_the_density_of_the_definition():
+    """Catches: twice the density and the coverage, as versions up to 0.7.0 had them, for a
+    reference in which every image but one is there seven times: every ball but one has radius 0
+    and is empty."""
+    rng = np.random.default_rng(8)
+    real = rng.normal(size=(30, 2048)).astype(np.float32).repeat(7, axis=0) + np.float32(0.4)
+    real = np.concatenate([real, rng.normal(size=(1, 2048)).astype(np.float32)])
+    density, coverage = density_coverage(real[::7], real)
+    assert np.array_equal(density, defined(real[::7], real)[2])
+    assert density.sum() == 1 / 5
+    assert coverage == defined(real[::7], real)[3] == 1 / 211
