@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from sitcli.metrics.bootstrap import bootstrap, numpy_seed
-from sitcli.metrics.metric import Evidence, Measured
+from sitcli.metrics.metric import Evidence, Measured, Real
+from sitcli.metrics.subsamples import Parts, numpy_seed
 
 ADM_SPLIT = 5000
 
@@ -36,11 +35,7 @@ def inception_score(
         logits = logits[np.random.RandomState(numpy_seed(seed)).permutation(num)]
     scores = []
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        log_p = logits[start:end].double().log_softmax(dim=1)
-        p = log_p.exp()
-        divergence = p * (log_p - p.mean(dim=0).log())
-        divergence = torch.where(p == 0, 0.0, divergence)
-        scores.append(float(divergence.sum(dim=1).mean().exp()))
+        scores.append(float(_divergences(logits[start:end]).mean().exp()))
     recipe: dict[str, int | bool] = {"splits": len(ends), "shuffled": shuffle}
     sizes = np.diff([0, *ends])
     recipe |= {"largest_split": int(sizes.max()), "smallest_split": int(sizes.min())}
@@ -48,25 +43,44 @@ def inception_score(
 
 
 def measure_inception_score(e: Evidence) -> list[Measured]:
-    """The Inception Score; its floor is the mean score of the two halves of the reference."""
-
-    def score(
-        logits: torch.Tensor, *, random_order: bool
-    ) -> tuple[float, float | None, dict[str, Any]]:
-        return inception_score(logits, seed=e.seed, random_order=random_order, splits=e.splits)
+    """The Inception Score, and that of as many images of the reference."""
 
     def logits(features: np.ndarray) -> torch.Tensor:
         return e.logits(torch.from_numpy(np.array(features)))
 
     fake = logits(e.fake["pool"].features)
-    value, spread, recipe = score(fake, random_order=e.random_order)
-    floor = None
-    if "pool" in e.real and len(e.real["pool"].parts) >= 2 * max(2, e.splits or 0):
-        halves = [score(logits(half), random_order=False)[0] for half in e.real["pool"].halves()]
-        floor = float(np.mean(halves))
+    value, spread, recipe = inception_score(
+        fake, seed=e.seed, random_order=e.random_order, splits=e.splits
+    )
+    real = None
+    if e.stand_ins is not None and "pool" in e.real:
+        chosen = logits(e.real["pool"].features[e.stand_ins])
+        score = inception_score(chosen, seed=e.seed, random_order=False, splits=e.splits)[0]
+        real = Real(score, (len(chosen),))
 
-    def again(rows: np.ndarray) -> float:
-        return score(torch.from_numpy(rows), random_order=False)[0]
+    def figure(parts: Sequence[np.ndarray]) -> float:
+        numbers = np.concatenate(parts)  # in an order of chance
+        splits = None if e.splits is None else min(e.splits, len(numbers) // 2)
+        return inception_score(fake[numbers], seed=e.seed, random_order=True, splits=splits)[0]
 
-    resamples = partial(bootstrap, fake.numpy(), again)
-    return [Measured("IS", value, floor, recipe, spread=spread, resamples=resamples)]
+    def parts() -> Parts:
+        return Parts(len(fake), lambda numbers: numbers, figure, score_influence(fake))
+
+    return [Measured("IS", value, real, recipe, spread=spread, parts=parts)]
+
+
+def score_influence(logits: torch.Tensor) -> np.ndarray:
+    """How much each image moves the Inception Score of one part, to first order, (N,).
+
+    With q the mean of p(y|x), the derivative of E KL(p(y|x) || q) along an image is its own
+    KL(p(y|x) || q) less the mean; that of the score is the score times as much.
+    """
+    divergences = _divergences(logits).numpy()
+    return float(np.exp(divergences.mean())) * (divergences - divergences.mean())
+
+
+def _divergences(logits: torch.Tensor) -> torch.Tensor:
+    """KL(p(y|x) || q) of each image, q the mean of p(y|x), (N,) float64."""
+    log_p = logits.double().log_softmax(dim=1)
+    p = log_p.exp()
+    return torch.where(p == 0, 0.0, p * (log_p - p.mean(dim=0).log())).sum(dim=1)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from sitcli.errors import SitError
-from sitcli.metrics.bootstrap import bootstrap
-from sitcli.metrics.metric import Evidence, Measured
+from sitcli.metrics.metric import Evidence, Measured, Real
 from sitcli.metrics.nearest import Points, Space
+from sitcli.metrics.subsamples import Parts
 
 NEIGHBOURS = 3  # of precision and recall
 DC_NEIGHBOURS = 5  # of density and coverage
@@ -33,51 +34,91 @@ def precision_recall(generated: np.ndarray, real: np.ndarray) -> tuple[float, fl
     return shares[0], shares[1]
 
 
-def density_coverage(generated: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, float]:
-    """Density of each generated image (M,), whose mean is the metric, and coverage.
+class InBalls(NamedTuple):
+    """Which generated images lie in which real image's ball.
 
-    generated, real: features (M, D), (N, D). Each real image has an open ball that reaches to its
-    fifth nearest real neighbour. Density is the number of balls that an image lies in, divided by
-    5; coverage is the share of balls with an image in them. Equal distributions have a density
-    of 1. Naeem et al. 2020, eqs. 3 and 4; the open ball follows the authors' figures. Needs 6 real
-    images.
+    density: (M,), of each generated image; its mean is the metric. coverage: the metric. hits:
+    (M, U / 8) uint8, a bit for each of the U different real images. number: (U,), how many real
+    images each of these stands for.
+    """
+
+    density: np.ndarray
+    coverage: float
+    hits: np.ndarray
+    number: np.ndarray
+
+    def coverage_of(self, hits: Sequence[np.ndarray]) -> float:
+        """The share of balls with an image in them; hits: (U / 8,) each, of some images."""
+        covered = np.unpackbits(np.bitwise_or.reduce(hits), count=len(self.number))
+        return float(covered @ self.number / self.number.sum())
+
+
+def density_coverage(generated: np.ndarray, real: np.ndarray) -> InBalls:
+    """Density and coverage, k = 5, from features (M, D), (N, D).
+
+    Each real image has an open ball that reaches to its fifth nearest real neighbour. Density is
+    the number of balls that an image lies in, divided by 5; coverage is the share of balls with an
+    image in them. Equal distributions have a density of 1. Naeem et al. 2020, eqs. 3 and 4; the
+    open ball follows the authors' figures. Needs 6 real images.
     """
     fake, true = Points(generated), Points(real)
     space = Space(fake, true)
     radii = space.squared_radii(true, DC_NEIGHBOURS)
     if not radii.any():
         raise SitError("density and coverage are undefined: the reference's images are all alike")
-    counts, covered = [], np.zeros(len(true.rows), bool)
+    counts, hits = [], []
     for inside in space.inside(fake, true, radii, closed=False):
         counts.append(inside @ true.number)
-        covered |= inside.any(axis=0)
+        hits.append(np.packbits(inside, axis=1))
     density = np.concatenate(counts)[fake.index] / DC_NEIGHBOURS
-    return density, float(covered @ true.number / true.number.sum())
+    found = InBalls(density, 0.0, np.concatenate(hits)[fake.index], true.number)
+    return found._replace(coverage=found.coverage_of(found.hits))
 
 
 def measure_precision_recall(e: Evidence) -> list[Measured]:
-    """Precision and recall; their floors are those between the halves of the reference."""
+    """Precision and recall, and those of as many images of the reference among its others."""
     values = precision_recall(e.fake["pool"].features, e.real["pool"].features)
-    first, second = e.real["pool"].halves()
-    floors = precision_recall(first, second) if len(first) > NEIGHBOURS else (None, None)
+    own: list[Real | None] = [None, None]
+    sides = e.real_sides("pool")
+    if sides is not None and len(sides[0]) > NEIGHBOURS:
+        own = [Real(value, tuple(map(len, sides))) for value in precision_recall(*sides)]
     recipe = {"neighbours": NEIGHBOURS, "distances": "float64"}
+    num = len(e.fake["pool"].features)
+
+    def error() -> float:
+        # A share of independent images. Agresti and Coull 1998: two more of each kind, so that a
+        # share of all is not certain.
+        share = (values[0] * num + 2) / (num + 4)
+        return float((share * (1 - share) / (num + 4)) ** 0.5)
+
     return [
-        Measured(name, value, floor, recipe)
-        for name, value, floor in zip(("precision", "recall"), values, floors, strict=True)
+        Measured("precision", values[0], own[0], recipe, error=error, limits=(0, 1)),
+        Measured("recall", values[1], own[1], recipe),
     ]
 
 
 def measure_density_coverage(e: Evidence) -> list[Measured]:
-    """Density and coverage; their floors are those between the halves of the reference."""
-    density, coverage = density_coverage(e.fake["pool"].features, e.real["pool"].features)
-    first, second = e.real["pool"].halves()
-    floors: tuple[float | None, float | None] = (None, None)
-    if len(second) > DC_NEIGHBOURS:
-        halves = density_coverage(first, second)
-        floors = float(halves[0].mean()), halves[1]
+    """Density and coverage, and those of as many images of the reference among its others."""
+    found = density_coverage(e.fake["pool"].features, e.real["pool"].features)
+    own: list[Real | None] = [None, None]
+    sides = e.real_sides("pool")
+    if sides is not None and len(sides[1]) > DC_NEIGHBOURS:
+        among = density_coverage(*sides)
+        numbers = tuple(map(len, sides))
+        own = [Real(float(among.density.mean()), numbers), Real(among.coverage, numbers)]
     recipe = {"neighbours": DC_NEIGHBOURS, "distances": "float64"}
-    resamples = partial(bootstrap, density, lambda rows: float(rows.mean()))
+    num = len(found.density)
+
+    def parts() -> Parts:
+        def gather(numbers: np.ndarray) -> np.ndarray:
+            return np.bitwise_or.reduce(found.hits[numbers])
+
+        return Parts(num, gather, found.coverage_of)
+
+    def error() -> float:
+        return float(found.density.std(ddof=1) / num**0.5)
+
     return [
-        Measured("density", float(density.mean()), floors[0], recipe, resamples=resamples),
-        Measured("coverage", coverage, floors[1], recipe),
+        Measured("density", float(found.density.mean()), own[0], recipe, error=error),
+        Measured("coverage", found.coverage, own[1], recipe, parts=parts, limits=(0, 1)),
     ]

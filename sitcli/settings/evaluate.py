@@ -53,8 +53,8 @@ class EvaluateSettings:
     )
     bootstrap: int | None = option(
         None,
-        "95% intervals from this many resamples of the samples, e.g. 100; at 50,000 samples each "
-        "takes minutes.",
+        "95% intervals, where no formula gives them from figures of this many halves and quarters "
+        "of the samples (an m out of n bootstrap without replacement), e.g. 50.",
         group="Metrics",
         low=10,
     )
@@ -115,8 +115,8 @@ class EvaluateSettings:
     procs: int | None = option(None, PROCS_HELP, group="Running", low=1)
     seed: int = option(
         0,
-        "Seed of KID's subsets, the halves of the floor, the bootstrap and the samples of "
-        "--history; with --nll of the probes and of sampled bytes and posteriors.",
+        "Seed of KID's subsets, the real images beside the samples, the bootstrap and the samples "
+        "of --history; with --nll of the probes and of sampled bytes and posteriors.",
         group="Running",
         low=0,
     )

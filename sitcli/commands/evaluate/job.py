@@ -22,6 +22,7 @@ from sitcli.machine.devices import resolve_device
 from sitcli.machine.world import device_name
 from sitcli.metrics.metric import Metric
 from sitcli.metrics.moments import Gaussian
+from sitcli.metrics.subsamples import LEAST
 from sitcli.metrics.table import METRICS
 from sitcli.settings.evaluate import EvaluateSettings
 from sitcli.storage.files import hash_file
@@ -312,6 +313,9 @@ def _check_numbers(
                 raise SitError(
                     f"--{metric} needs {METRICS[metric].least} images a side: {side} has {num}"
                 )
+    few = min(sets, key=lambda samples: samples.num)
+    if settings.bootstrap is not None and few.num < LEAST:
+        raise SitError(f"--bootstrap needs {LEAST} samples: {few.path} has {few.num}")
     splits = settings.isc_splits
     if splits is not None and "isc" not in metrics:
         raise UsageError("--isc-splits is for --isc", "remove --isc-splits, or add --isc")
@@ -355,7 +359,7 @@ class Reference:
         """Its name and number of images, for a table."""
         return f"{self.path.name} ({len(self.indices):,})" if self.images else self.path.name
 
-    def record(self, has_floor: bool) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """The reference as a figure in metrics.json names it."""
         num, images = len(self.indices), self.images
         return {
@@ -363,7 +367,6 @@ class Reference:
             "kind": images.kind if images is not None else "statistics",
             "hash": images.fingerprint if images is not None else hash_file(self.path),
             "num": num or None,
-            "num_floor": [num // 2, num - num // 2] if has_floor else None,
             "size": list(images.size) if images is not None else None,
             "preparation": images.preparation if images is not None else None,
         }
