@@ -30,6 +30,12 @@ class EvaluateSettings:
     reference_num: int | None = option(
         None, "Use only this many reference images, spread evenly.", group="Data", low=2
     )
+    reference_classes: names.ReferenceClasses = option(
+        "all",
+        "all: compare with all classes of the reference; same: with those alone that the samples "
+        "are of, by their names, or by their numbers where a side has no names.",
+        group="Data",
+    )
     fid: bool = option(
         False, "Frechet distance. [default when no metric is named]", group="Metrics"
     )

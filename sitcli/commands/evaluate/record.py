@@ -81,7 +81,7 @@ def figure_record(
         "real": real and {"value": real.value, "numbers": list(real.numbers)},
         "recipe": measured.recipe,
         "features": features_record(features),
-        "reference": job.reference and job.reference.record(),
+        "reference": job.reference and job.reference.record(job.sets.index(samples)),
         "sit_version": __version__,
     }
 
@@ -131,7 +131,8 @@ def _earlier_figures(
 
     def key(figure: dict[str, Any]) -> tuple[object, ...]:
         reference = figure["reference"] or {}
-        return figure["metric"], reference.get("hash"), reference.get("num")
+        compared = (reference.get("classes") or {}).get("compared") == "same"
+        return figure["metric"], reference.get("hash"), reference.get("num"), compared
 
     try:
         document = json.loads(path.read_text())

@@ -6,8 +6,9 @@ import dataclasses
 import shlex
 from typing import Any
 
-from sitcli.commands.evaluate.job import Job, metrics_path, size_of
+from sitcli.commands.evaluate.job import Job, metrics_path
 from sitcli.commands.evaluate.record import samples_record
+from sitcli.commands.evaluate.sides import Classes, size_of
 from sitcli.commands.sample.options import OPTIONS
 from sitcli.events import Result, Table
 from sitcli.metrics.table import METRICS
@@ -39,6 +40,9 @@ def warnings_for(job: Job) -> list[str]:
         warnings.append("the sets differ in number of images, which alone moves most figures")
     if reference is None:
         return [*warnings, "there is no reference, so what real images get is not known"]
+    for samples, classes in zip(job.sets, reference.classes, strict=True):
+        if isinstance(classes, Classes) and not classes.whole:
+            warnings.append(classes.sentence(samples.path) + _left_out(job, classes))
     size = job.sets[0].size
     if reference.images is None:
         warnings.append(
@@ -57,6 +61,14 @@ def warnings_for(job: Job) -> list[str]:
             f"valid only if it was {features.tag}"
         )
     return warnings
+
+
+def _left_out(job: Job, classes: Classes) -> str:
+    if job.reference.same_classes:
+        return "; they are compared with these alone"
+    if len(classes.covered) == classes.total:
+        return ""
+    return "; they are compared with all: --reference-classes same compares them with these alone"
 
 
 def report_of(job: Job, settings: EvaluateSettings, results: list[list[dict[str, Any]]]) -> Result:
@@ -167,6 +179,8 @@ def _next(job: Job, settings: EvaluateSettings) -> str:
     for name in ("reference", "reference_num", "features_weights"):
         if getattr(settings, name) is not None:
             words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+    if settings.reference_classes != EvaluateSettings.reference_classes:
+        words += ["--reference-classes", settings.reference_classes]
     if settings.features != EvaluateSettings.features:
         words += ["--features", settings.features]
     return shlex.join(words)

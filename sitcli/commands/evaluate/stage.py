@@ -12,7 +12,6 @@ import numpy as np
 
 from sitcli.commands.evaluate.job import (
     Job,
-    describe_images,
     device_for,
     load_extractors,
     metrics_path,
@@ -28,6 +27,7 @@ from sitcli.commands.evaluate.record import (
 )
 from sitcli.commands.evaluate.reference import by_layer_name, measure_reference
 from sitcli.commands.evaluate.report import report_of, warnings_for
+from sitcli.commands.evaluate.sides import describe_images
 from sitcli.events import Event, Note, Progress, Result, Stage, Warn
 from sitcli.features.collect import Count, collect
 from sitcli.images.sets import ImageSet
