@@ -1,7 +1,7 @@
 """How wide the intervals of a Frechet distance are, beside the spread that they estimate.
 
     python examples/evaluation/intervals.py
-    python examples/evaluation/intervals.py --width 256 --numbers 125 625 2500 --draws 200 --sets 8
+    python examples/evaluation/intervals.py --width 256 --numbers 125 625 2500 --redraw
 
 The images are those of a population with as many features as InceptionV3's pool layer: ten classes,
 heavy tails, a spectrum that falls as 1 / k, rectified. Each row draws --draws sample sets of N
