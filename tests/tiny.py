@@ -101,12 +101,19 @@ def write_folder(path: Path, images: np.ndarray) -> Path:
     return path
 
 
-def write_samples(path: Path, images: np.ndarray, *, finish: bool = True, **meta: Any) -> Path:
-    """A sample set of images (N, H, W, 3) uint8, each of a class of its own."""
+def write_samples(
+    path: Path,
+    images: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+    finish: bool = True,
+    **meta: Any,
+) -> Path:
+    """A sample set of images (N, H, W, 3) uint8, each of a class of its own if no labels say."""
     numbers = np.arange(len(images))
     samples = SampleSet.create(
         path / "samples.h5",
-        labels=numbers,
+        labels=numbers if labels is None else labels,
         seeds=numbers,
         image_size=images.shape[1:3],
         latent_shape=None,

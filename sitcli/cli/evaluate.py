@@ -17,8 +17,8 @@ def register(app: typer.Typer) -> None:
         """Measure how close samples are to real images.
 
         FID, sFID, Inception Score, KID, precision, recall, density and coverage on InceptionV3's
-        features, each beside its floor: the same metric between two random halves of the
-        reference. Writes metrics.json beside the samples. Features are kept, so that a second
+        features, each beside what as many real images get: images of the reference, compared with
+        its others. Writes metrics.json beside the samples. Features are kept, so that a second
         metric is quick and an interrupted evaluation goes on when the command is typed again.
 
         The newest samples against the images their model was trained on:
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
         Several sets in one table, with intervals; every checkpoint of a run, plotted:
 
-        sit evaluate samples/ode samples/sde --all --bootstrap 100
+        sit evaluate samples/ode samples/sde --all --bootstrap 50
 
         sit evaluate --history runs/xl --fid --num 5000
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,12 @@ from sitcli.errors import SitError
 from sitcli.features.base import Layer
 from sitcli.metrics.moments import Gaussian
 from sitcli.storage import locks
-from sitcli.storage.files import make_folder, replacing
+from sitcli.storage.files import make_folder, replacing, write_json
 from sitcli.storage.npz import Npz
 from sitcli.text import format_shape
 
 MOST_FEATURES = 8192  # the widest layer that is read
-OUR_NAMES = ("num", "features", "floor", "seed")  # sit's own arrays, beside ADM's
+OUR_NAMES = ("num", "features", "seed")  # sit's own arrays, beside ADM's
 ADM_NAMES = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
@@ -69,25 +70,39 @@ def load_statistics(path: Path) -> StatisticsFile | None:
 
 
 def load_kept_statistics(path: Path, layer: Layer) -> Statistics:
-    """The statistics that `keep_statistics` wrote. Raises SitError if the file is damaged."""
+    """The statistics that `keep_statistics` wrote. Raises SitError if the file is damaged.
+
+    Versions up to 0.7.0 wrote the distance between two halves into the same file: it is left out.
+    """
     loaded = load_statistics(path)
     gaussian = loaded and loaded.gaussians.get(layer.name)
-    floor = loaded and loaded.more.get("floor")
-    if gaussian is None or gaussian.num is None or floor is None or floor.dtype.kind != "f":
+    if gaussian is None or gaussian.num is None or "seed" not in loaded.more:
         raise SitError(f"{path} is not complete")
-    floor = float(floor)
-    return Statistics(gaussian, None if math.isnan(floor) else floor)
+    distances = {}
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+        for num, distance in json.loads(_beside(path).read_text()).items():
+            distances[int(num)] = float(distance)
+    return Statistics(gaussian, distances)
 
 
 def keep_statistics(path: Path, statistics: Statistics, *, layer: Layer, seed: int) -> None:
-    """Write statistics to `path`; the file can also be given to --reference.
+    """Write statistics to `path`, which --reference takes too; distances go to .real.json beside.
 
-    Raises SitError if it cannot be written, or another process is writing it.
+    Raises SitError if they cannot be written, or another process is writing them.
     """
     make_folder(path.parent)
-    floor = math.nan if statistics.floor is None else statistics.floor
-    facts = dict(floor=floor, seed=seed, features=layer.features.tag)
+    facts = dict(seed=seed, features=layer.features.tag)
     save_statistics(path, statistics.gaussian, layer=layer.name, **facts)
+    if not statistics.real_distances:
+        return
+    try:
+        write_json(_beside(path), {str(n): d for n, d in statistics.real_distances.items()})
+    except OSError as error:
+        raise SitError(f"cannot write {_beside(path)}: {error.strerror}") from None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".real.json")
 
 
 class StatisticsFile(NamedTuple):
@@ -101,8 +116,9 @@ class StatisticsFile(NamedTuple):
 class Statistics:
     """Mean and covariance of a reference.
 
-    floor: the Frechet distance between its two halves, None if it was not measured.
+    real_distances: n -> the Frechet distance between n of its images, drawn at random, and the
+    others.
     """
 
     gaussian: Gaussian
-    floor: float | None
+    real_distances: dict[int, float]

@@ -34,11 +34,14 @@ def save_curve(path: Path, steps: Sequence[float], values: Sequence[float], *, l
 
 
 def save_history(
-    path: Path, steps: Sequence[int], panels: dict[str, tuple[Sequence[float], float | None]]
+    path: Path,
+    steps: Sequence[int],
+    panels: dict[str, tuple[Sequence[float], tuple[float, str] | None]],
 ) -> None:
     """Write metrics over the training step as a PNG, one panel for each.
 
-    panels: label -> (a value for each step, the floor or None). A known floor is a dashed line.
+    panels: label -> (a value for each step, a value to compare with and its name, or None). The
+    latter is a dashed line.
     Raises SitError if it cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -47,10 +50,11 @@ def save_history(
     figure = Figure(figsize=(5 * len(panels), 4), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (label, (values, floor)) in zip(grid, panels.items(), strict=True):
+    for axes, (label, (values, other)) in zip(grid, panels.items(), strict=True):
         axes.plot(steps, values, color="#1f4e79", marker="o", markersize=4, linewidth=1.5)
-        if floor is not None:
-            axes.axhline(floor, color="#7f7f7f", linestyle="--", linewidth=1, label="floor")
+        if other is not None:
+            height, name = other
+            axes.axhline(height, color="#7f7f7f", linestyle="--", linewidth=1, label=name)
             axes.legend(fontsize=9)
         axes.set_xlabel("step")
         axes.set_ylabel(label)

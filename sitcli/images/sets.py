@@ -108,7 +108,18 @@ def joined(sets: Sequence[ImageSet]) -> ImageSet:
         identify=lambda: _digest(*(images.fingerprint for images in sets)),
         stamp=lambda: _digest(*(images.stamp() for images in sets)),
         preparation=first.preparation,
+        **_joined_labels(sets),
     )
+
+
+def _joined_labels(sets: Sequence[ImageSet]) -> dict[str, Any]:
+    """labels and class_names of several sets as one: classes of one name are one class."""
+    if not all(images.class_names and images.labels is not None for images in sets):
+        return {}
+    names = list(dict.fromkeys(name for images in sets for name in images.class_names))
+    number = {name: i for i, name in enumerate(names)}
+    labels = [np.array([number[n] for n in s.class_names])[s.labels] for s in sets]
+    return {"labels": np.concatenate(labels), "class_names": names}
 
 
 def batches(images: ImageSet, indices: Sequence[int], batch_size: int) -> Iterator[torch.Tensor]:
@@ -186,6 +197,8 @@ def _store_source(path: Path) -> ImageSet:
         identify=lambda: _digest(store.fingerprint, source.fingerprint),
         stamp=lambda: _stamp(source),
         preparation=f"crop {store.crop} to {store.image_size}, as encoded",
+        labels=store.labels,
+        class_names=store.class_names,
     )
 
 
@@ -275,7 +288,9 @@ def _npz(path: Path) -> ImageSet:
         if "arr_0" not in npz.names:
             raise SitError(f"{path} holds no images (no arr_0)")
         shape, dtype, fortran = npz.header("arr_0")
-        identity = npz.identity
+        identity, labels = npz.identity, None
+        if "arr_1" in npz.names and npz.header("arr_1").shape == shape[:1]:
+            labels = npz.read("arr_1", most=shape[0])  # ADM's sampler writes the classes there
     if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or 0 in shape:
         raise SitError(
             f"{path}: arr_0 is {dtype} {shape}, not uint8 (N, height, width, 3) in C order"
@@ -296,6 +311,7 @@ def _npz(path: Path) -> ImageSet:
         read=read,
         identify=lambda: _digest(*map(repr, identity)),
         preparation="as they are",
+        labels=labels if labels is not None and labels.dtype.kind in "iu" else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,22 @@ def gaussian_of(moments: Moments) -> Gaussian:
     if moments.num < 2:
         raise SitError(f"a covariance needs at least 2 images, there are {moments.num}")
     return Gaussian(moments.mean, moments.scatter / (moments.num - 1), moments.num)
+
+
+def moments_of(gaussian: Gaussian) -> Moments:
+    """The moments whose mean and covariance these are; their number must be known."""
+    moments = Moments(len(gaussian.mean))
+    moments.num, moments.mean = gaussian.num, gaussian.mean
+    moments.scatter = gaussian.covariance * (gaussian.num - 1)
+    return moments
+
+
+def merged(parts: Sequence[Moments]) -> Moments:
+    """The moments of all parts together; needs one."""
+    total = Moments(len(parts[0].mean))
+    for part in parts:
+        total.merge(part)
+    return total
 
 
 class Gaussian(NamedTuple):
@@ -51,6 +68,16 @@ class Moments:
         """Add all vectors that were added to `other`."""
         if other.num:
             self._merge(other.num, other.mean, other.scatter)
+
+    def without(self, other: Moments) -> Moments:
+        """The moments of the vectors that are not in `other`, all of whose vectors are in this."""
+        rest = Moments(len(self.mean))
+        rest.num = self.num - other.num
+        rest.mean = self.mean + (self.mean - other.mean) * (other.num / rest.num)
+        step = other.mean - rest.mean
+        rest.scatter = self.scatter - other.scatter
+        rest.scatter -= np.outer(step, step) * (rest.num * other.num / self.num)
+        return rest
 
     def _merge(self, num: int, mean: np.ndarray, scatter: np.ndarray) -> None:
         total = self.num + num

@@ -30,6 +30,12 @@ class EvaluateSettings:
     reference_num: int | None = option(
         None, "Use only this many reference images, spread evenly.", group="Data", low=2
     )
+    reference_classes: names.ReferenceClasses = option(
+        "all",
+        "all: compare with all classes of the reference; same: with those alone that the samples "
+        "are of, by their names, or by their numbers where a side has no names.",
+        group="Data",
+    )
     fid: bool = option(
         False, "Frechet distance. [default when no metric is named]", group="Metrics"
     )
@@ -46,15 +52,15 @@ class EvaluateSettings:
     all: bool = option(False, "All metrics that --features gives, in one pass.", group="Metrics")
     isc_splits: int | None = option(
         None,
-        "Splits of the Inception Score. [default: one per 5,000 samples, as ADM; below 10,000 "
-        "samples 10]",
+        "Equal splits of the shuffled samples, as torch-fidelity takes the Inception Score. "
+        "[default: ADM's, every 5,000 in file order and one of the rest]",
         group="Metrics",
         low=1,
     )
     bootstrap: int | None = option(
         None,
-        "95% intervals from this many resamples of the samples, e.g. 100; at 50,000 samples each "
-        "takes minutes.",
+        "95% intervals, where no formula gives them from figures of this many halves and quarters "
+        "of the samples (an m out of n bootstrap without replacement), e.g. 50.",
         group="Metrics",
         low=10,
     )
@@ -115,8 +121,8 @@ class EvaluateSettings:
     procs: int | None = option(None, PROCS_HELP, group="Running", low=1)
     seed: int = option(
         0,
-        "Seed of KID's subsets, the halves of the floor, the bootstrap and the samples of "
-        "--history; with --nll of the probes and of sampled bytes and posteriors.",
+        "Seed of KID's subsets, the real images beside the samples, the bootstrap and the samples "
+        "of --history; with --nll of the probes and of sampled bytes and posteriors.",
         group="Running",
         low=0,
         high=MOST_SEED,

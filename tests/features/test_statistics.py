@@ -73,20 +73,34 @@ def test_statistics_of_nothing_are_named(tmp_path, change, message):
         load_statistics(tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize("floor", [None, 1.25])
+@pytest.mark.parametrize("distances", [{}, {10: 1.25, 500: 0.0}])
 @pytest.mark.parametrize("name", ["pool", "spatial"])
-def test_kept_statistics_come_back(tmp_path, name, floor):
-    """Catches: a floor of nan for one that was not measured, or another layer's statistics."""
-    kept = Statistics(Gaussian(np.arange(3.0), np.eye(3), 12), floor)
-    layer = Layer(PIXELS, name)
-    keep_statistics(tmp_path / "new" / "a.npz", kept, layer=layer, seed=3)
-    found = load_kept_statistics(tmp_path / "new" / "a.npz", layer)
-    assert found.floor == floor
+def test_kept_statistics_come_back(tmp_path, name, distances):
+    """Catches: distances under other numbers of images, or another layer's statistics."""
+    kept = Statistics(Gaussian(np.arange(3.0), np.eye(3), 12), distances)
+    layer, path = Layer(PIXELS, name), tmp_path / "new" / "a.npz"
+    keep_statistics(path, kept, layer=layer, seed=3)
+    found = load_kept_statistics(path, layer)
+    assert found.real_distances == distances
     np.testing.assert_array_equal(found.gaussian.mean, kept.gaussian.mean)
     assert found.gaussian.num == 12
     other = Layer(PIXELS, "spatial" if name == "pool" else "pool")
     with pytest.raises(SitError, match="is not complete"):
-        load_kept_statistics(tmp_path / "new" / "a.npz", other)
+        load_kept_statistics(path, other)
+    for damaged in ("[]", "{", '{"a": 1}', '{"3": null}'):
+        path.with_suffix(".real.json").write_text(damaged)
+        assert load_kept_statistics(path, layer).real_distances == {}
     save_statistics(tmp_path / "b.npz", kept.gaussian, layer=name)
     with pytest.raises(SitError, match="is not complete"):
         load_kept_statistics(tmp_path / "b.npz", layer)
+
+
+def test_a_distance_between_halves_of_an_older_version_is_left_out(tmp_path):
+    """Catches: the distance between two halves, which 0.7.0 kept, as that of N images to others;
+    and statistics measured again, for which a reference may take hours."""
+    gaussian = Gaussian(np.arange(3.0), np.eye(3), 12)
+    path, layer = tmp_path / "a.npz", Layer(PIXELS, "pool")
+    save_statistics(path, gaussian, floor=1.5, seed=0, features="pixels")
+    found = load_kept_statistics(path, layer)
+    assert found.gaussian.num == 12
+    assert found.real_distances == {}

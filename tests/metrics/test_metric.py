@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from sitcli.metrics.metric import Collected
+from sitcli.metrics.metric import Collected, Evidence
 
 
-def test_halves_are_the_parts() -> None:
-    """Catches: halves that share an image, leave one out, or are those of a sorted list."""
-    features = np.arange(10.0, dtype=np.float32).reshape(5, 2)
-    collected = Collected(features=features, parts=np.array([1, 0, 0, 1, 0]), moments=[])
-    first, second = collected.halves()
-    assert np.array_equal(first, features[[1, 2, 4]])
-    assert np.array_equal(second, features[[0, 3]])
+@pytest.mark.parametrize(("number", "known"), [(2, True), (3, True), (4, False)])
+def test_real_images_stand_in_for_as_many_samples(number: int, known: bool) -> None:
+    """Catches: sides that share an image or leave one out, and fewer others than stand-ins."""
+    features = np.arange(12.0, dtype=np.float32).reshape(6, 2)
+    real = {"pool": Collected(features=features, parts=np.zeros(6), moments=[])}
+    chosen = np.isin(np.arange(6), [5, 0, 2, 1][:number])
+    evidence = Evidence(
+        fake={}, real=real, targets={}, stand_ins=chosen, logits=None, seed=0, random_order=True,
+        splits=None,
+    )  # fmt: skip
+    sides = evidence.real_sides("pool")
+    assert (sides is not None) == known
+    if sides is not None:
+        assert np.array_equal(sides[0], features[chosen])
+        assert np.array_equal(sides[1], features[~chosen])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sitcli.errors import SitError
-from sitcli.metrics.moments import Moments, gaussian_of
+from sitcli.metrics.moments import Moments, gaussian_of, merged, moments_of
 from tests.tiny import moments
 
 
@@ -30,3 +30,16 @@ def test_one_vector_has_no_covariance():
     """Catches: a division by zero reported as a figure."""
     with pytest.raises(SitError, match="at least 2"):
         gaussian_of(moments(np.ones((1, 3))))
+
+
+def test_what_is_left_without_some_vectors():
+    """Catches: a rest whose covariance holds the shift between the two, far from 0 too."""
+    vectors = np.random.default_rng(2).normal(size=(60, 4)) + 1e4
+    vectors[:20] += 3
+    some, others = moments(vectors[:20]), moments(vectors[20:])
+    whole = merged([some, others])
+    assert (some.num, whole.num) == (20, 60)
+    rest = moments_of(gaussian_of(whole)).without(some)
+    np.testing.assert_allclose(gaussian_of(rest).mean, vectors[20:].mean(0), rtol=1e-14)
+    # Means of 1e4 have an error of 2e-12, which the step of 3 multiplies.
+    np.testing.assert_allclose(gaussian_of(rest).covariance, np.cov(vectors[20:].T), atol=1e-10)

@@ -70,7 +70,7 @@ def wait_for(process, beginning):
 def test_the_whole_story(tmp_path):
     """Catches: stages that do not fit together, and a second run that starts again."""
     out = tmp_path / "a folder"
-    options = ["--images-per-class", "12", "--steps", "20", "--seed", "5"]
+    options = ["--images-per-class", "16", "--steps", "20", "--seed", "5"]
     process = start(out, *options)
     printed, log = process.communicate(timeout=900)
     assert process.returncode == 0, log
@@ -79,7 +79,7 @@ def test_the_whole_story(tmp_path):
     grid = printed.splitlines()[-1]
     assert grid.endswith("grid.png")
     assert min(Image.open(grid).size) > 32
-    assert "floor" in printed
+    assert "real pictures" in printed
 
     store = out / "shapes.h5"
     before = store.stat().st_mtime_ns
@@ -89,5 +89,5 @@ def test_the_whole_story(tmp_path):
     assert "all 20 steps" in log
     data = json.loads(printed)
     assert data["path"] == grid
-    assert all(figure["floor"] is not None for figure in data["figures"])
+    assert all(figure["real"]["numbers"] == [80, 80] for figure in data["figures"])
     assert store.stat().st_mtime_ns == before

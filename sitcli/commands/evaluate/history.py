@@ -112,10 +112,17 @@ def _write(run: RunDir, scored: list[dict[str, Any]]) -> None:
     except OSError as error:
         raise SitError(f"cannot write {run.path / 'history.json'}: {error.strerror}") from None
     panels = {
-        figure["metric"]: ([each["figures"][i]["value"] for each in scored], figure["floor"])
+        figure["metric"]: ([each["figures"][i]["value"] for each in scored], _real_line(figure))
         for i, figure in enumerate(scored[0]["figures"])
     }
     save_history(run.path / "history.png", [each["step"] for each in scored], panels)
+
+
+def _real_line(figure: dict[str, Any]) -> tuple[float, str] | None:
+    """What as many real images get, and its name in the plot."""
+    if figure["real"] is None:
+        return None
+    return figure["real"]["value"], f"{figure['num_samples']:,} real images"
 
 
 def _report(run: RunDir, scored: list[dict[str, Any]]) -> Result:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from sitcli.commands.evaluate.options import refuse_options
+from sitcli.commands.evaluate.sides import (
+    Reference,
+    indices_of_classes,
+    shared_classes,
+    size_of,
+)
 from sitcli.commands.newest import newest_samples
 from sitcli.errors import SitError, UsageError
 from sitcli.features.base import Extractor, Features, Layer
@@ -22,9 +27,9 @@ from sitcli.machine.devices import resolve_device
 from sitcli.machine.world import device_name
 from sitcli.metrics.metric import Metric
 from sitcli.metrics.moments import Gaussian
+from sitcli.metrics.subsamples import LEAST
 from sitcli.metrics.table import METRICS
 from sitcli.settings.evaluate import EvaluateSettings
-from sitcli.storage.files import hash_file
 from sitcli.storage.hub import local_path
 from sitcli.storage.locks import check_writable
 
@@ -173,7 +178,11 @@ def _resolve_reference(
         if statistics is None:
             raise
         images = None  # an npz of statistics alone
-    num = images.num if images is not None else 0
+    num, same = images.num if images is not None else 0, False
+    chosen = np.arange(num)
+    if settings.reference_classes == "same":
+        chosen, same = indices_of_classes(sets, images, path)
+        num = len(chosen)
     if images is None:
         _check_statistics_alone(path, statistics, settings, metrics)
     elif num < 2:
@@ -184,8 +193,17 @@ def _resolve_reference(
             f"--reference-num {wanted}: the reference {path} has {num:,} images",
             f"use at most --reference-num {num}",
         )
-    indices = np.arange(wanted) * num // max(1, wanted)
-    return Reference(path=path, images=images, indices=indices, statistics=statistics)
+    indices = chosen[np.arange(wanted) * num // max(1, wanted)]
+    return Reference(
+        path=path,
+        images=images,
+        indices=indices,
+        statistics=None if same else statistics,  # a file's statistics are of all classes
+        classes=[
+            shared_classes(s, images, np.arange(images.num) if same else indices) for s in sets
+        ],
+        same_classes=same,
+    )
 
 
 def _check_statistics_alone(
@@ -312,6 +330,9 @@ def _check_numbers(
                 raise SitError(
                     f"--{metric} needs {METRICS[metric].least} images a side: {side} has {num}"
                 )
+    few = min(sets, key=lambda samples: samples.num)
+    if settings.bootstrap is not None and few.num < LEAST:
+        raise SitError(f"--bootstrap needs {LEAST} samples: {few.path} has {few.num}")
     splits = settings.isc_splits
     if splits is not None and "isc" not in metrics:
         raise UsageError("--isc-splits is for --isc", "remove --isc-splits, or add --isc")
@@ -321,52 +342,6 @@ def _check_numbers(
             f"--isc-splits {splits}: a split needs 2 samples, and there are {fewest}",
             f"use at most --isc-splits {fewest // 2}",
         )
-
-
-def describe_images(images: ImageSet, num: int) -> str:
-    """The images, for people; num: how many of them are used."""
-    what = "the source images of " if images.kind == "latent store" else ""
-    return f"{what}{images.path} ({num:,} images, {size_of(images)}, {images.preparation})"
-
-
-def size_of(images: ImageSet) -> str:
-    """'WIDTHxHEIGHT' in pixels."""
-    return f"{images.size[1]}x{images.size[0]}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """The reference of a comparison: images[indices], or an npz's statistics, or both."""
-
-    path: Path
-    images: ImageSet | None
-    indices: np.ndarray
-    statistics: StatisticsFile | None
-
-    @property
-    def text(self) -> str:
-        """The reference, for people."""
-        if self.images is None:
-            return f"{self.path} (statistics only)"
-        return describe_images(self.images, len(self.indices))
-
-    @property
-    def short(self) -> str:
-        """Its name and number of images, for a table."""
-        return f"{self.path.name} ({len(self.indices):,})" if self.images else self.path.name
-
-    def record(self, has_floor: bool) -> dict[str, Any]:
-        """The reference as a figure in metrics.json names it."""
-        num, images = len(self.indices), self.images
-        return {
-            "path": str(self.path.resolve()),
-            "kind": images.kind if images is not None else "statistics",
-            "hash": images.fingerprint if images is not None else hash_file(self.path),
-            "num": num or None,
-            "num_floor": [num // 2, num - num // 2] if has_floor else None,
-            "size": list(images.size) if images is not None else None,
-            "preparation": images.preparation if images is not None else None,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,8 @@ def refuse_options(settings: EvaluateSettings) -> None:
             raise UsageError(
                 "--reference-num is for samples", "use --num for the number of images of --nll"
             )
+        if name == "reference_classes":
+            raise UsageError("--reference-classes is for samples", "remove --reference-classes")
         if group == "Features":
             raise UsageError(
                 f"{flags[name]} is for samples: --nll extracts no features", f"remove {flags[name]}"

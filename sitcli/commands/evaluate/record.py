@@ -8,8 +8,6 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sitcli import __version__
 from sitcli.commands.evaluate.job import Job, metrics_path
 from sitcli.errors import SitError
@@ -18,6 +16,7 @@ from sitcli.features.base import Features
 from sitcli.features.collect import Count
 from sitcli.images.sets import ImageSet
 from sitcli.metrics.metric import Measured
+from sitcli.metrics.subsamples import standard_error
 from sitcli.metrics.table import METRICS
 from sitcli.settings.evaluate import EvaluateSettings
 from sitcli.storage.files import write_json
@@ -29,22 +28,31 @@ NORMAL_95 = 1.959964  # standard deviations each way of a 95% interval
 def interval_of(
     measured: Measured, settings: EvaluateSettings, count: Count
 ) -> Generator[Event, None, dict[str, Any] | None]:
-    """A 95% interval from the bootstrap; None if none was asked for or the figure has none.
+    """A 95% interval; None if none was asked for or the figure has none.
 
-    It is the figure plus and minus 1.96 of its standard deviations over resamples of the samples;
-    the reference is held fixed. Quantiles of the resamples would be too high, since resamples
-    repeat images, which raises a Frechet distance.
+    It is the figure plus and minus 1.96 of its standard deviations over independent draws of as
+    many samples; the reference is held fixed.
     """
-    if settings.bootstrap is None or measured.resamples is None:
+    if settings.bootstrap is None or (measured.parts is None and measured.error is None):
         return None
-    values = []
-    for value in measured.resamples(number=settings.bootstrap, seed=settings.seed):
-        values.append(value)
-        text = f"{measured.name}: resample {len(values)} of {settings.bootstrap}"
-        yield Progress(done=count.total, total=count.total, text=text)
-    half = NORMAL_95 * float(np.std(values, ddof=1))
-    low, high = measured.value - half, measured.value + half
-    return {"level": 0.95, "low": low, "high": high, "resamples": settings.bootstrap}
+    computed = None
+    if measured.parts is None:
+        method, error = "formula", measured.error()
+    else:
+        method, computed = "halves and quarters", 0
+        steps = standard_error(measured.parts(), number=settings.bootstrap, seed=settings.seed)
+        while True:
+            try:
+                computed = next(steps)
+            except StopIteration as end:
+                error = end.value
+                break
+            text = f"{measured.name}: part {computed} for its interval"
+            yield Progress(done=count.total, total=count.total, text=text)
+    half = NORMAL_95 * error
+    low = max(measured.value - half, measured.limits[0])
+    high = min(measured.value + half, measured.limits[1])
+    return {"level": 0.95, "low": low, "high": high, "method": method, "parts": computed}
 
 
 def figure_record(
@@ -58,7 +66,8 @@ def figure_record(
 
     Raises SitError if the figure is not finite.
     """
-    features = job.layers[METRICS[metric].layer].features
+    row, real = METRICS[metric], measured.real
+    features = job.layers[row.layer].features
     label = features.label(measured.name)
     if not math.isfinite(measured.value):
         raise SitError(f"{label} of {samples.path} is not a finite number")
@@ -68,10 +77,11 @@ def figure_record(
         "std": measured.spread,
         "interval": interval,
         "num_samples": samples.num,
-        "floor": measured.floor,
+        "floor": real.value if real and row.distance else None,
+        "real": real and {"value": real.value, "numbers": list(real.numbers)},
         "recipe": measured.recipe,
         "features": features_record(features),
-        "reference": job.reference and job.reference.record(measured.floor is not None),
+        "reference": job.reference and job.reference.record(job.sets.index(samples)),
         "sit_version": __version__,
     }
 
@@ -121,7 +131,8 @@ def _earlier_figures(
 
     def key(figure: dict[str, Any]) -> tuple[object, ...]:
         reference = figure["reference"] or {}
-        return figure["metric"], reference.get("hash"), reference.get("num")
+        compared = (reference.get("classes") or {}).get("compared") == "same"
+        return figure["metric"], reference.get("hash"), reference.get("num"), compared
 
     try:
         document = json.loads(path.read_text())

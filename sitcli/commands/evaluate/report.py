@@ -6,8 +6,9 @@ import dataclasses
 import shlex
 from typing import Any
 
-from sitcli.commands.evaluate.job import Job, metrics_path, size_of
+from sitcli.commands.evaluate.job import Job, metrics_path
 from sitcli.commands.evaluate.record import samples_record
+from sitcli.commands.evaluate.sides import Classes, size_of
 from sitcli.commands.sample.options import OPTIONS
 from sitcli.events import Result, Table
 from sitcli.metrics.table import METRICS
@@ -15,6 +16,7 @@ from sitcli.settings.evaluate import EvaluateSettings
 from sitcli.settings.sample import SampleSettings
 
 FEW_SAMPLES = 10_000
+REAL = "real images"
 
 
 def warnings_for(job: Job) -> list[str]:
@@ -37,11 +39,14 @@ def warnings_for(job: Job) -> list[str]:
     if len({samples.num for samples in job.sets}) > 1:
         warnings.append("the sets differ in number of images, which alone moves most figures")
     if reference is None:
-        return [*warnings, "there is no reference, so no floor can be computed"]
+        return [*warnings, "there is no reference, so what real images get is not known"]
+    for samples, classes in zip(job.sets, reference.classes, strict=True):
+        if isinstance(classes, Classes) and not classes.whole:
+            warnings.append(classes.sentence(samples.path) + _left_out(job, classes))
     size = job.sets[0].size
     if reference.images is None:
         warnings.append(
-            f"{reference.path} holds statistics only, no images: no floor can be computed"
+            f"{reference.path} holds statistics only, no images: what real images get is not known"
         )
     elif reference.images.size != size and features.resizes:
         warnings.append(
@@ -56,6 +61,14 @@ def warnings_for(job: Job) -> list[str]:
             f"valid only if it was {features.tag}"
         )
     return warnings
+
+
+def _left_out(job: Job, classes: Classes) -> str:
+    if job.reference.same_classes:
+        return "; they are compared with these alone"
+    if len(classes.covered) == classes.total:
+        return ""
+    return "; they are compared with all: --reference-classes same compares them with these alone"
 
 
 def report_of(job: Job, settings: EvaluateSettings, results: list[list[dict[str, Any]]]) -> Result:
@@ -82,24 +95,28 @@ def report_of(job: Job, settings: EvaluateSettings, results: list[list[dict[str,
 def _table(job: Job, figures: list[dict[str, Any]]) -> Table:
     rows = []
     for figure in figures:
-        floor = "-" if figure["floor"] is None else f"{figure['floor']:.5g}"
         num = f"{figure['num_samples']:,}"
         reference = job.reference.short if job.reference is not None else "-"
-        rows.append([figure["metric"], _value(figure), floor, num, reference])
-    return Table(title="", header=["metric", "value", "floor", "N", "reference"], rows=rows)
+        rows.append([figure["metric"], _value(figure), real_text(figure), num, reference])
+    return Table(title="", header=["metric", "value", REAL, "N", "reference"], rows=rows)
+
+
+def real_text(figure: dict[str, Any]) -> str:
+    """What real images get in place of the samples, or a dash."""
+    return "-" if figure["real"] is None else f"{figure['real']['value']:.5g}"
 
 
 def _comparison(job: Job, results: list[list[dict[str, Any]]]) -> Table:
-    """One row per set and one column per metric, with the floors below."""
+    """One row per set and one column per metric; below, what as many real images get."""
     names = [figure["metric"] for figure in results[0]]
     rows = [
         [str(samples.path), f"{samples.num:,}", *map(_value, figures)]
         for samples, figures in zip(job.sets, results, strict=True)
     ]
-    floors = ["-" if f["floor"] is None else f"{f['floor']:.5g}" for f in results[0]]
-    num = f"{len(job.reference.indices):,}" if job.reference is not None else "-"
-    if any(floor != "-" for floor in floors):
-        rows.append(["floor", num, *floors])
+    real = {samples.num: figures for samples, figures in zip(job.sets, results, strict=True)}
+    for num, figures in real.items():
+        if any(figure["real"] for figure in figures):
+            rows.append([REAL, f"{num:,}", *map(real_text, figures)])
     return Table(title="", header=["samples", "N", *names], rows=rows)
 
 
@@ -116,24 +133,32 @@ def _summary(job: Job, figures: list[dict[str, Any]]) -> dict[str, str]:
     summary = {"features": ", ".join(job.tags()) + official}
     intervals = [f["interval"] for f in figures if f["interval"] is not None]
     if intervals:
-        summary["[low, high]"] = (
-            f"95%, from {intervals[0]['resamples']} bootstrap resamples of the samples"
-        )
+        parts = max((i["parts"] for i in intervals if i["parts"]), default=0)
+        summary["[low, high]"] = "95%, of independent draws of as many samples"
+        if parts:
+            summary["[low, high]"] += f"; from {parts} halves and quarters of the samples"
         without = [f["metric"].split("[")[0] for f in figures if f["interval"] is None]
         if without:
-            summary["[low, high]"] += f"; {', '.join(without)}: none, images must not repeat there"
-    if all(figure["floor"] is None for figure in figures):
-        return summary | {"floor": "none: it takes two halves of the reference's images"}
-    num = len(job.reference.indices)
-    summary["floor"] = (
-        f"the same metric between two random halves of the reference, {num // 2:,} and "
-        f"{num - num // 2:,} images"
-    )
+            summary["[low, high]"] += f"; {', '.join(without)}: no interval is known"
+    return summary | {REAL: _about_real(job, figures)}
+
+
+def _about_real(job: Job, figures: list[dict[str, Any]]) -> str:
+    """What the column of real images holds, or why it is empty."""
+    num = figures[0]["num_samples"]
+    known = [figure["real"]["numbers"] for figure in figures if figure["real"] is not None]
+    if job.reference is None or job.reference.images is None:
+        return "none: there are no images of the reference"
+    if not known:
+        have = len(job.reference.indices)
+        return f"none: it takes {2 * num:,} images of the reference, and there are {have:,}"
+    others = max(known, key=len)[1:]
+    text = f"{num:,} images of the reference in place of the samples"
+    if others:
+        text += f", compared with its other {others[0]:,}"
     if any(METRICS[metric].frechet for metric in job.metrics):
-        summary["floor"] += "; a Frechet distance of few images is large by their number alone"
-    if any(METRICS[metric].floor_is_ceiling for metric in job.metrics):
-        summary["floor"] += "; of IS, precision, recall, density and coverage it is the ceiling"
-    return summary
+        text += "; a Frechet distance of few images is large by their number alone"
+    return text
 
 
 def _next(job: Job, settings: EvaluateSettings) -> str:
@@ -154,6 +179,8 @@ def _next(job: Job, settings: EvaluateSettings) -> str:
     for name in ("reference", "reference_num", "features_weights"):
         if getattr(settings, name) is not None:
             words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+    if settings.reference_classes != EvaluateSettings.reference_classes:
+        words += ["--reference-classes", settings.reference_classes]
     if settings.features != EvaluateSettings.features:
         words += ["--features", settings.features]
     return shlex.join(words)

@@ -1,6 +1,6 @@
 """``sit evaluate``: how far samples are from real images.
 
-Every figure comes with its floor: the same metric between two random halves of the reference.
+Every figure comes with that of real images: as many of the reference's, against its others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import numpy as np
 
 from sitcli.commands.evaluate.job import (
     Job,
-    describe_images,
     device_for,
     load_extractors,
     metrics_path,
@@ -26,8 +25,9 @@ from sitcli.commands.evaluate.record import (
     interval_of,
     write_metrics,
 )
-from sitcli.commands.evaluate.reference import by_layer_name, measure_reference, targets_of
+from sitcli.commands.evaluate.reference import by_layer_name, measure_reference
 from sitcli.commands.evaluate.report import report_of, warnings_for
+from sitcli.commands.evaluate.sides import describe_images
 from sitcli.events import Event, Note, Progress, Result, Stage, Warn
 from sitcli.features.collect import Count, collect
 from sitcli.images.sets import ImageSet
@@ -71,7 +71,7 @@ def evaluate(settings: EvaluateSettings) -> Stage:
                 check_peers=check_peers,
                 batch_size=settings.batch_size,
             )
-            known, real, count = yield from measure_reference(job, settings, widths, world, shared)
+            real, count = yield from measure_reference(job, settings, widths, world, shared)
             fakes = []
             for samples in job.sets:
                 parts = np.zeros(samples.num, np.uint8)
@@ -84,8 +84,9 @@ def evaluate(settings: EvaluateSettings) -> Stage:
     for samples, fake in zip(job.sets, fakes, strict=True):
         evidence = Evidence(
             fake=by_layer_name(job, fake),
-            real=by_layer_name(job, real),
-            targets=targets_of(job, known),
+            real=by_layer_name(job, real.collected),
+            targets=real.targets(job, samples.num),
+            stand_ins=real.stand_ins(samples.num),
             logits=extractors[job.layers["pool"].features].logits,
             seed=settings.seed,
             random_order=samples.random_order,

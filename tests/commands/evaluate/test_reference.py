@@ -1,16 +1,20 @@
 """The reference's side of a comparison: its kinds, its statistics, its floor."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sitcli.commands.encode.stage import encode
 from sitcli.commands.evaluate.stage import evaluate
 from sitcli.errors import SitError, UsageError
-from sitcli.events import Warn
+from sitcli.events import Progress, Warn
+from sitcli.features import collect
 from sitcli.features.statistics import save_statistics
+from sitcli.machine.seeds import generator
 from sitcli.metrics.moments import Moments, gaussian_of
 from sitcli.settings.encode import EncodeSettings
 from tests.commands.evaluate.measuring import events_and_result, pixel_settings, pixels, values
@@ -74,7 +78,12 @@ def test_statistics_alone_give_the_distance_but_no_floor(pipeline):
     events, result = events_and_result(evaluate(pixel_settings(reference=path)))
     assert values(result) == pytest.approx(values(expected), rel=1e-6)
     assert result.data["figures"][0]["floor"] is None
-    assert any("no floor" in event.text for event in events if isinstance(event, Warn))
+    assert result.data["figures"][0]["real"] is None
+    assert any(
+        "what real images get is not known" in event.text
+        for event in events
+        if isinstance(event, Warn)
+    )
     with pytest.raises(UsageError, match="statistics only"):
         events_and_result(evaluate(pixel_settings(reference=path, kid=True)))
     save_statistics(path, gaussian_of(total), features="inception:6726825d")
@@ -99,13 +108,76 @@ def test_a_reference_that_moved_or_lost_images_is_named(pipeline):
     assert not (pipeline / "samples/a/metrics.json").exists()
 
 
-def test_the_floor_and_kid_follow_the_seed(pipeline):
-    """Catches: halves or subsets that are drawn from a global generator."""
-    figures = [
-        events_and_result(evaluate(pixel_settings(seed=s)))[1].data["figures"][0] for s in (0, 1, 0)
-    ]
+def real_figures(result):
+    return {f["metric"].split("[")[0]: f["real"] for f in result.data["figures"]}
+
+
+def test_real_images_and_kid_follow_the_seed(pipeline):
+    """Catches: stand-ins or subsets that are drawn from a global generator."""
+    path = write_samples(pipeline / "samples" / "few", pixels(10, 4))
+    figures = []
+    for seed in (0, 1, 0):
+        settings = pixel_settings(samples=[path], reference=pipeline / "out.h5", seed=seed)
+        figures.append(events_and_result(evaluate(settings))[1].data["figures"][0])
     assert figures[0]["floor"] == figures[2]["floor"] != figures[1]["floor"]
     assert figures[0]["value"] == pytest.approx(figures[1]["value"], rel=1e-9)
+
+
+def test_real_figures_are_those_of_the_images_themselves(pipeline):
+    """Catches: stand-ins that are among the others too, another number of them than of samples,
+    and a floor claimed for metrics that have none: each figure against the same command on the
+    two folders."""
+    path = write_samples(pipeline / "samples" / "few", pixels(9, 4))
+    settings = dict(fid=True, kid=True, prc=True, dc=True)
+    _, result = events_and_result(
+        evaluate(pixel_settings(samples=[path], reference=pipeline / "out.h5", **settings))
+    )
+    found = real_figures(result)
+    assert {tuple(real["numbers"]) for real in found.values()} == {(9, 15)}
+    floors = {f["metric"].split("[")[0]: f["floor"] for f in result.data["figures"]}
+    assert floors == {
+        name: found[name]["value"] if name in ("FD", "KD") else None for name in found
+    }
+    images = np.concatenate([pixels(12, 1), pixels(12, 2)])
+    order = torch.randperm(24, generator=generator(0, "stand-ins")).numpy()
+    chosen = np.isin(np.arange(24), order[:9])
+    write_folder(pipeline / "chosen", images[chosen])
+    write_folder(pipeline / "others", images[~chosen])
+    _, again = events_and_result(
+        evaluate(
+            pixel_settings(samples=[pipeline / "chosen"], reference=pipeline / "others", **settings)
+        )
+    )
+    for name, value in values(again).items():
+        assert found[name.split("[")[0]]["value"] == pytest.approx(value, rel=1e-9, abs=1e-12)
+
+
+def test_real_distances_are_kept_and_measured_without_another_pass(pipeline, monkeypatch):
+    """Catches: a second pass over a reference whose features are too many to keep, for samples of
+    another number; statistics of 0.7.0 that are measured again; and the wrong rest, for which the
+    stand-ins are taken out of the sums of all."""
+    few = write_samples(pipeline / "samples" / "few", pixels(10, 4))
+    fewer = write_samples(pipeline / "samples" / "fewer", pixels(7, 5))
+    reference = pipeline / "out.h5"
+
+    def run(path, **more):
+        events, result = events_and_result(
+            evaluate(pixel_settings(samples=[path], reference=reference, **more))
+        )
+        total = {event.total for event in events if isinstance(event, Progress)}
+        return real_figures(result)["FD"], total
+
+    expected, total = run(fewer)
+    assert total == {7 + 24}
+    shutil.rmtree(pipeline / "out.stats")
+    monkeypatch.setattr(collect, "KEEP_BYTES", 4 * 192 * 20)
+    assert run(few)[1] == {10 + 24}
+    assert run(few)[1] == {10}
+    found, total = run(fewer)
+    assert total == {7 + 7}
+    assert found["value"] == pytest.approx(expected["value"], rel=1e-9)
+    assert found["numbers"] == expected["numbers"] == [7, 17]
+    assert run(fewer)[1] == {7}
 
 
 def test_an_unwritable_reference_folder_only_costs_the_keeping(pipeline):

@@ -23,7 +23,7 @@ def test_several_sets_stand_in_one_table(pipeline):
     assert {event.total for event in events if isinstance(event, Progress)} == {24 + 3 * 20}
     (table,) = result.tables
     assert table.header == ["samples", "N", "FD[pixels]", "KD[pixels]"]
-    assert [row[0] for row in table.rows] == [*map(str, paths), "floor"]
+    assert [row[0] for row in table.rows] == [*map(str, paths)]  # 24 images: no 20 and 20
     for path, each in zip(paths, result.data["sets"], strict=True):
         _, alone = events_and_result(
             evaluate(pixel_settings(samples=[path], fid=True, kid=True, reference=reference))
@@ -37,3 +37,27 @@ def test_several_sets_stand_in_one_table(pipeline):
             events_and_result(evaluate(pixel_settings(samples=wrong, reference=reference)))
     with pytest.raises(UsageError, match="different images"):
         events_and_result(evaluate(pixel_settings(samples=paths)))
+
+
+def test_real_images_stand_below_sets_of_each_size(pipeline):
+    """Catches: real images of one number beside samples of another, and their figures under the
+    word of a ceiling or a floor where they are none."""
+    few = write_samples(pipeline / "samples" / "few", pixels(6, 4))
+    more = write_samples(pipeline / "samples" / "more", pixels(12, 5))
+    settings = dict(fid=True, prc=True, reference=pipeline / "out.h5")
+    _, result = events_and_result(evaluate(pixel_settings(samples=[few, more], **settings)))
+    (table,) = result.tables
+    assert [row[:2] for row in table.rows[2:]] == [["real images", "6"], ["real images", "12"]]
+    for rows, each in zip(table.rows[2:], result.data["sets"], strict=True):
+        assert rows[2:] == [f"{f['real']['value']:.5g}" for f in each["figures"]]
+    _, result = events_and_result(evaluate(pixel_settings(samples=[few], **settings)))
+    assert result.tables[0].header == ["metric", "value", "real images", "N", "reference"]
+    about = result.summary["real images"]
+    assert about.startswith("6 images of the reference in place of the samples, compared with its")
+    assert "other 18" in about
+    for text in (about, *result.tables[0].header):
+        assert "ceiling" not in text
+    _, result = events_and_result(evaluate(pixel_settings(samples=[pipeline / "samples/a"])))
+    none = "none: it takes 40 images of the reference, and there are 24"
+    assert result.summary["real images"] == none
+    assert result.tables[0].rows[0][2] == "-"

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from sitcli.commands.evaluate.stage import evaluate
+from sitcli.errors import SitError
 from sitcli.events import Progress, Warn
 from sitcli.settings.evaluate import EvaluateSettings
 from tests.commands.evaluate.measuring import events_and_result, pixel_settings, pixels, values
-from tests.tiny import inception_file
+from tests.tiny import inception_file, write_samples
 
 
 def test_the_newest_samples_are_compared_with_the_stores_images(pipeline):
-    """Catches: a default that does not find its inputs, a figure without its provenance or floor,
+    """Catches: a default that does not find its inputs, a figure without its provenance,
     and progress whose total is not what is done."""
     events, result = events_and_result(evaluate(pixel_settings(kid=True, fid=True, prc=True)))
     document = json.loads((pipeline / "samples/a/metrics.json").read_text())
@@ -24,9 +25,8 @@ def test_the_newest_samples_are_compared_with_the_stores_images(pipeline):
     assert document["samples"]["sampler"]["solver"] == "heun"
     for figure in document["figures"]:
         assert figure["num_samples"] == 20
-        assert figure["floor"] is not None
         assert figure["reference"]["num"] == 24
-        assert figure["reference"]["num_floor"] == [12, 12]
+        assert "real" in figure
         assert len(figure["reference"]["hash"]) == 64
         assert figure["features"] == {"name": "pixels", "weights_sha256": None, "official": False}
     done = [event for event in events if isinstance(event, Progress)]
@@ -80,7 +80,7 @@ def test_all_metrics_take_one_pass_and_are_adms(pipeline, inception):
     alone would not show; an npz reference whose mu_s is not used; the word FID for other
     weights."""
     reference = pipeline / "ref.npz"
-    drawn, images = pixels(9, 3), pixels(8, 1)
+    drawn, images = pixels(6, 3), pixels(13, 1)
     np.savez(reference, arr_0=images)
     samples = pipeline / "drawn.npz"
     np.savez(samples, arr_0=drawn)
@@ -97,9 +97,11 @@ def test_all_metrics_take_one_pass_and_are_adms(pipeline, inception):
     tag = result.data["figures"][0]["features"]["weights_sha256"][:8]
     names = ["sFD", "IS", "KD", "precision", "recall", "density", "coverage"]
     assert list(values(result)) == [f"{name}[inception:{tag}]" for name in names]
-    assert {event.total for event in events if isinstance(event, Progress)} == {17}
-    floors = [figure["floor"] is None for figure in result.data["figures"]]
-    assert floors == [False] * 3 + [False, False] + [True, True]  # density needs 6 a side
+    assert {event.total for event in events if isinstance(event, Progress)} == {19}
+    real = [figure["real"] and figure["real"]["numbers"] for figure in result.data["figures"]]
+    assert real == [[6, 7], [6], *[[6, 7]] * 5]  # the Inception Score compares with nothing
+    floors = [figure["floor"] is not None for figure in result.data["figures"]]
+    assert floors == [True, False, True, False, False, False, False]
 
     # The same from the network itself, as ADM describes it: channels 0 to 6 of mixed_6, NHWC.
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -140,16 +142,33 @@ def test_all_metrics_take_one_pass_and_are_adms(pipeline, inception):
 
 
 def test_an_interval_holds_the_figure_and_follows_the_seed(pipeline):
-    """Catches: quantiles of resamples, which for a Frechet distance lie above the figure itself."""
+    """Catches: quantiles of parts, which for a Frechet distance lie above the figure itself; an
+    interval of recall, whose balls change with the samples; and shares above 1."""
     settings = pixel_settings(fid=True, kid=True, prc=True, dc=True, bootstrap=12)
     _, result = events_and_result(evaluate(settings))
+    methods = {}
     for figure in result.data["figures"]:
-        if figure["metric"].split("[")[0] in ("precision", "recall", "coverage"):
-            assert figure["interval"] is None
+        name, interval = figure["metric"].split("[")[0], figure["interval"]
+        methods[name] = interval and (interval["method"], interval["parts"])
+        if interval is None:
             continue
-        low, high = figure["interval"]["low"], figure["interval"]["high"]
-        assert low < figure["value"] < high
-        assert low + high == pytest.approx(2 * figure["value"])
+        low, high = interval["low"], interval["high"]
+        assert low <= figure["value"] <= high
+        assert low < high
+        if name in ("precision", "coverage"):
+            assert 0 <= low < high <= 1
+        else:
+            assert low + high == pytest.approx(2 * figure["value"])
+    formula, parts = ("formula", None), ("halves and quarters", 20)
+    assert methods == dict(
+        FD=parts, KD=formula, precision=formula, recall=None, density=formula, coverage=parts
+    )
     assert "[" in result.tables[0].rows[0][1]
+    assert "recall: no interval is known" in result.summary["[low, high]"]
     _, again = events_and_result(evaluate(settings))
     assert again.data["figures"] == result.data["figures"]
+    few = write_samples(pipeline / "samples/few", pixels(7, 3))
+    with pytest.raises(SitError, match=r"--bootstrap needs 8 samples: .*few has 7"):
+        events_and_result(
+            evaluate(pixel_settings(samples=[few], reference=pipeline / "out.h5", bootstrap=12))
+        )

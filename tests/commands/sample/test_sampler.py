@@ -30,9 +30,8 @@ def checkpoint_of(folder: Path, process: Flow, noise_error: float | None = None)
     meta = json.loads(meta_file.read_text())
     bins = [(i + 0.5) / 20 for i in range(20)]
     sums = [] if noise_error is None else [(noise_error / (1 - t)) ** 2 for t in bins]
-    meta_file.write_text(
-        json.dumps(meta | {"loss_by_t": dict(sums=sums, counts=[1.0] * len(sums))})
-    )
+    meta["loss_by_t"] = dict(sums=sums, counts=[1.0] * len(sums))
+    write_meta(meta_file, meta)
     return open_checkpoint(run)
 
 
