@@ -82,8 +82,8 @@ BETAS["toy"] = lambda: torch.linspace(2e-4, 0.01, NUM_STEPS, dtype=torch.float64
 VARIANCES["toy"] = VARIANCES["fixed-small"]
 """,
     "core/times.py": """
-def toy(number, generator, *, mean, std):
-    return torch.rand(number, generator=generator) ** 2
+def toy(random, *, mean, std):
+    return random.uniform() ** 2
 
 TIME_DISTRIBUTIONS["toy"] = TimeDistribution(toy)
 """,
