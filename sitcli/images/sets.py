@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sitcli.errors import SitError
+from sitcli.errors import SitError, UsageError
 from sitcli.images.decode import to_square
 from sitcli.images.place import BrokenImage
 from sitcli.images.source import ARCHIVE_ENDINGS, Source, open_source
@@ -157,7 +157,7 @@ def _store_source(path: Path) -> ImageSet:
     store = LatentStore.open(path)
     elsewhere = "if the images moved, name their new place with --reference"
     try:
-        source = open_source(Path(store.source))
+        source = open_source(Path(store.source), labels="none", listing=store.listing)
     except SitError as error:
         raise SitError(
             f"the images {path} was made from are not readable: {error.message}", elsewhere
@@ -190,7 +190,10 @@ def _store_source(path: Path) -> ImageSet:
 
 
 def _folder(path: Path, size: tuple[int, int] | None, crop: Crop) -> ImageSet:
-    source = open_source(path)
+    try:
+        source = open_source(path)
+    except UsageError:  # its labels are in doubt, and the pictures do not need them
+        source = open_source(path, labels="none")
     cropped = size is not None and size[0] == size[1]
     if size is None:
         with contextlib.closing(_read_pictures(source, [0], np.asarray)) as first:
@@ -221,7 +224,7 @@ def _folder(path: Path, size: tuple[int, int] | None, crop: Crop) -> ImageSet:
         identify=lambda: _digest(source.fingerprint, recipe),
         stamp=lambda: _stamp(source),
         preparation=recipe,
-        labels=np.array([item.label for item in source.items]),
+        labels=np.array(source.labelled.labels),
         class_names=source.class_names,
     )
 

@@ -150,9 +150,14 @@ def _common_facts(store: LatentStore) -> dict[str, str]:
 def _joined_classes(parts: Sequence[LatentStore]) -> list[str]:
     """The stores' list of classes if all share one, else the sorted union of their lists.
 
-    Encoding all images at once would give the same order.
+    Encoding all images at once would give the same order. Classes that are numbers, as those of a
+    dataset.json, are sorted as numbers.
     """
     lists = [part.class_names for part in parts]
     if all(names == lists[0] for names in lists):
         return lists[0]
+    longest = max(lists, key=len)
+    numbers = [str(number) for number in range(len(longest))]
+    if all(names == numbers[: len(names)] for names in lists):
+        return numbers
     return sorted({name for names in lists for name in names})

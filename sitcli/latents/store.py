@@ -23,7 +23,13 @@ PIECE = 1 << 18  # numbers converted to float32 at once
 
 
 class ReadsBatches:
-    """The method `batch`, shared by one store and by several stores read as one."""
+    """The methods shared by one store and by several stores read as one."""
+
+    @property
+    def empty_classes(self) -> list[int]:
+        """The numbers of the classes without an item."""
+        counts = np.bincount(self.labels, minlength=self.num_classes)
+        return np.flatnonzero(counts[: self.num_classes] == 0).tolist()
 
     def batch(
         self,
@@ -60,6 +66,8 @@ class LatentStore(ReadsBatches):
         self.image_size: int = attrs["image_size"]
         self.crop: str = attrs["crop"]
         self.source: str = attrs["source"]
+        # 1: as versions up to 0.7 listed a source, see images/source.py
+        self.listing: int = attrs.get("source_listing", 1)
         self.sources = [self.source]
         self.scaling: float | list[float] = attrs["scaling"]
         self.fingerprint: str = attrs["fingerprint"]

@@ -35,7 +35,7 @@ def latent_facts(store: LatentStore | JoinedStores) -> dict[str, Any]:
     """The facts about a latent store that every checkpoint keeps for sampling and evaluation.
 
     store, source: the path of the store and of its images, or of the first of several stores;
-    stores, sources: the lists of all.
+    stores, sources: the lists of all; empty_classes: numbers of classes without an image, if any.
     """
     return dict(
         store=str(store.path.resolve()),
@@ -50,6 +50,7 @@ def latent_facts(store: LatentStore | JoinedStores) -> dict[str, Any]:
         autoencoder=store.autoencoder,
         class_names=store.class_names,
         num_items=store.num_items,
+        **({"empty_classes": empty} if (empty := store.empty_classes) else {}),
     )
 
 
