@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from sitcli.storage.files import hash_file, hash_json, replacing, write_json
+from sitcli.errors import SitError
+from sitcli.storage.files import (
+    hash_file,
+    hash_json,
+    is_same_file,
+    open_same,
+    replacing,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -45,3 +54,28 @@ def test_hashes(tmp_path: Path) -> None:
     assert hash_json([1, "x"])[:8] == "23b788ec"
     (tmp_path / "abc").write_bytes(b"abc")
     assert hash_file(tmp_path / "abc").startswith("ba7816bf")
+
+
+def test_a_file_that_took_the_name_is_not_the_same(tmp_path: Path) -> None:
+    """Catches: one half of a file read from another; and a file that is refused because it was
+    moved, or numbered anew by a file system behind a network."""
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    facts = path.stat()
+    with open_same(path, facts) as file:
+        assert file.read() == b"one"
+    path.write_bytes(b"other")  # in place: the same file
+    with open_same(path, facts) as file:
+        assert file.read() == b"other"
+    (tmp_path / "b").write_bytes(b"twice")
+    os.utime(tmp_path / "b", (1, 1))
+    os.replace(tmp_path / "b", path)
+    with pytest.raises(SitError, match="replaced by another file"):
+        open_same(path, facts)
+    copy = tmp_path / "copy"
+    copy.write_bytes(path.read_bytes())
+    os.utime(copy, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    assert is_same_file(copy.stat(), path.stat())
+    path.unlink()
+    with pytest.raises(SitError, match="cannot read"):
+        open_same(path, facts)
