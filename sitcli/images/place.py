@@ -42,11 +42,12 @@ class Format(NamedTuple):
     the archive and is not a class. Raises SitError if the archive is damaged.
     read(path, descriptor, place): the bytes of the file at `place`; descriptor() opens the archive
     once for all reads, which may run at the same time. Raises OSError, or BrokenImage for damage.
-    piece(path, descriptor, place, start, length): as read, `length` of these bytes from `start`.
+    piece(path, descriptor, place, start, length): as read, `length` of these bytes from `start`;
+    None if a part is not read more quickly than the whole.
     """
 
     endings: tuple[str, ...]
     recognises: Callable[[Path, bytes], bool]
     places: Callable[[Path], tuple[Iterable[Place], bool]]
     read: Callable[[Path, Callable[[], int], Place], bytes]
-    piece: Callable[[Path, Callable[[], int], Place, int, int], bytes]
+    piece: Callable[[Path, Callable[[], int], Place, int, int], bytes] | None = None

@@ -189,14 +189,16 @@ class Source:
         """A hash of the bytes of image `index` that `content` looks at."""
         place, row = self.items[index].place, FORMATS[self._format]
         last = place.size - PIECE
+        starts = (0, last // 2, last)
         try:
             if last <= 2 * PIECE:
                 data = row.read(self.path, self._open, place)
+            elif row.piece is None:
+                whole = row.read(self.path, self._open, place)
+                data = b"".join(whole[start : start + PIECE] for start in starts)
             else:
-                data = b"".join(
-                    row.piece(self.path, self._open, place, start, PIECE)
-                    for start in (0, last // 2, last)
-                )
+                parts = (row.piece(self.path, self._open, place, start, PIECE) for start in starts)
+                data = b"".join(parts)
         except (OSError, BrokenImage):
             data = b"unreadable"
         return hashlib.sha256(data).digest()
