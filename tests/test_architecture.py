@@ -18,6 +18,7 @@ from sitcli.core.sde import LAST_STEPS, SDE_STEPS
 from sitcli.core.times import TIME_DISTRIBUTIONS
 from sitcli.core.wt import WT
 from sitcli.images.decode import CROPS
+from sitcli.images.labels import LABELLINGS
 from sitcli.metrics.table import METRICS
 from sitcli.model.blocks import BLOCKS, MLPS, NORMS
 from sitcli.model.config import PRESETS
@@ -163,6 +164,7 @@ CLOSED_LISTS = {
     "size": (names.SIZES, PRESETS),
     "paper-model": (names.PAPER_MODELS, [f"{size}/{patch}" for size, patch in PUBLISHED_256]),
     "crop": (get_args(names.Crop), CROPS),
+    "labels": (get_args(names.Labels), LABELLINGS),
     "embedded-vae": (names.EMBEDDED_VAES, EMBEDDED),
     "metric": ([f.name for f in fields(EvaluateSettings) if f.name in METRICS], METRICS),
     "lineage": (names.LINEAGES, LINEAGES),

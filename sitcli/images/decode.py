@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from sitcli.images.endings import unread_format
 from sitcli.images.place import BrokenImage
 from sitcli.names import Crop
 
@@ -71,7 +72,8 @@ def decode(data: bytes) -> Image.Image:
     except BrokenImage:
         raise
     except Image.UnidentifiedImageError:
-        raise BrokenImage("not an image, or in an unknown format") from None
+        why = unread_format(data) or "not an image, or in an unknown format"
+        raise BrokenImage(why) from None
     except Exception as error:  # Pillow's readers raise whatever their format's parser does
         raise BrokenImage(" ".join(str(error).split()) or type(error).__name__) from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sitcli.errors import SitError
@@ -36,9 +36,17 @@ def list_folder(path: Path, below: str = "", parents: frozenset = frozenset()) -
             raise SitError(f"cannot read {entry.path}: {error.strerror}") from None
 
 
+def _piece(
+    path: Path, descriptor: Callable[[], int], place: Place, start: int, length: int
+) -> bytes:
+    with open(path / place.file, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), length, start)
+
+
 FORMAT = Format(
     endings=(),
     recognises=lambda path, head: path.is_dir(),
     places=lambda path: (list_folder(path), False),
     read=lambda path, descriptor, place: (path / place.file).read_bytes(),
+    piece=_piece,
 )

@@ -16,13 +16,14 @@ class Place(NamedTuple):
 
     file: path below the source folder, or the member's name in the archive. size: its unpacked
     size in bytes. offset: the byte of the archive at which the member begins. more: further
-    values that its format needs to read it.
+    values that its format needs to read it. crc: the CRC-32 of its bytes if the archive lists it.
     """
 
     file: str
     size: int
     offset: int = 0
     more: tuple[Any, ...] = ()
+    crc: int | None = None
 
 
 def whole(data: bytes, place: Place) -> bytes:
@@ -41,9 +42,12 @@ class Format(NamedTuple):
     the archive and is not a class. Raises SitError if the archive is damaged.
     read(path, descriptor, place): the bytes of the file at `place`; descriptor() opens the archive
     once for all reads, which may run at the same time. Raises OSError, or BrokenImage for damage.
+    piece(path, descriptor, place, start, length): as read, `length` of these bytes from `start`;
+    None if a part is not read more quickly than the whole.
     """
 
     endings: tuple[str, ...]
     recognises: Callable[[Path, bytes], bool]
     places: Callable[[Path], tuple[Iterable[Place], bool]]
     read: Callable[[Path, Callable[[], int], Place], bytes]
+    piece: Callable[[Path, Callable[[], int], Place, int, int], bytes] | None = None

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sitcli.errors import SitError
+from sitcli.errors import SitError, UsageError
 from sitcli.images.decode import to_square
 from sitcli.images.place import BrokenImage
 from sitcli.images.source import ARCHIVE_ENDINGS, Source, open_source
@@ -168,7 +168,7 @@ def _store_source(path: Path) -> ImageSet:
     store = LatentStore.open(path)
     elsewhere = "if the images moved, name their new place with --reference"
     try:
-        source = open_source(Path(store.source))
+        source = open_source(Path(store.source), labels="none", listing=store.listing)
     except SitError as error:
         raise SitError(
             f"the images {path} was made from are not readable: {error.message}", elsewhere
@@ -194,7 +194,8 @@ def _store_source(path: Path) -> ImageSet:
         size=(store.image_size, store.image_size),
         random_order=False,
         read=lambda indices: _read_pictures(source, [rows[i] for i in indices], picture),
-        identify=lambda: _digest(store.fingerprint, source.fingerprint),
+        identify=lambda: _digest(store.fingerprint, source.fingerprint, source.content),
+        identify_first=lambda: _digest(store.fingerprint, source.fingerprint),
         stamp=lambda: _stamp(source),
         preparation=f"crop {store.crop} to {store.image_size}, as encoded",
         labels=store.labels,
@@ -203,7 +204,10 @@ def _store_source(path: Path) -> ImageSet:
 
 
 def _folder(path: Path, size: tuple[int, int] | None, crop: Crop) -> ImageSet:
-    source = open_source(path)
+    try:
+        source = open_source(path)
+    except UsageError:  # its labels are in doubt, and the pictures do not need them
+        source = open_source(path, labels="none")
     cropped = size is not None and size[0] == size[1]
     if size is None:
         with contextlib.closing(_read_pictures(source, [0], np.asarray)) as first:
@@ -231,10 +235,11 @@ def _folder(path: Path, size: tuple[int, int] | None, crop: Crop) -> ImageSet:
         size=size,
         random_order=False,
         read=read,
-        identify=lambda: _digest(source.fingerprint, recipe),
+        identify=lambda: _digest(source.fingerprint, source.content, recipe),
+        identify_first=lambda: _digest(source.fingerprint, recipe),
         stamp=lambda: _stamp(source),
         preparation=recipe,
-        labels=np.array([item.label for item in source.items]),
+        labels=np.array(source.labelled.labels),
         class_names=source.class_names,
     )
 
@@ -327,7 +332,8 @@ class ImageSet:
     random_order: True if neighbouring images are independent (a sampler wrote them), False if the
     order carries meaning (a folder sorted by class).
     read: increasing indices -> the images one by one, uint8 (H, W, 3).
-    identify, stamp: functions that compute `fingerprint` and a part of `version`.
+    identify, stamp: functions that compute `fingerprint` and a part of `version`. identify_first:
+    computes the fingerprint of versions up to 0.7, if it was another.
     preparation: the crop or other change before the comparison, in words.
     meta: a sample set's settings, {} for other kinds.
     labels, class_names: class numbers (N,) or None, and the classes' names, [] if there are none.
@@ -342,6 +348,7 @@ class ImageSet:
     identify: Callable[[], str]
     preparation: str
     stamp: Callable[[], str] = str
+    identify_first: Callable[[], str] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     labels: np.ndarray | None = None
     class_names: list[str] = field(default_factory=list)
@@ -351,9 +358,15 @@ class ImageSet:
         """A hash that identifies the images that `read` gives.
 
         It covers the pixels of a sample set (which is read whole), the members' checksums of an
-        npz, and the names and sizes in bytes of the pictures in a folder or archive.
+        npz, and the names, the sizes and a part of the contents of the pictures in a folder or
+        archive, see `Source.content`.
         """
         return self.identify()
+
+    @cached_property
+    def first_fingerprint(self) -> str:
+        """The fingerprint as versions up to 0.7 computed it, without the pictures' contents."""
+        return self.identify_first() if self.identify_first else self.fingerprint
 
     @cached_property
     def version(self) -> str:

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from sitcli.errors import SitError
 from sitcli.images.decode import decode
+from sitcli.images.endings import (
+    ENDINGS,
+    FIRST_ENDINGS,
+    UNREAD_ENDINGS,
+    check_readable,
+    ending_of,
+)
 from sitcli.images.folder import FORMAT as FOLDER
+from sitcli.images.labels import FILE as LABELS_FILE
+from sitcli.images.labels import LABELLINGS, Files, Labelled, by_image_folders
 from sitcli.images.place import BrokenImage, Format, Place
 from sitcli.images.tar import FORMAT as TAR
 from sitcli.images.zip import FORMAT as ZIP
+from sitcli.names import Labels
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
+# How a source is listed. Versions up to 0.7 list it the first way: fewer endings, a class for each
+# folder that has images, no dataset.json. A store keeps the number, and goes on in its way.
+FIRST_LISTING, LISTING = 1, 2
+# Files compared by content, spread evenly over all, and bytes read at three places of each.
+COMPARED, PIECE = 2048, 16384
 FORMATS: dict[str, Format] = {"folder": FOLDER, "zip": ZIP, "tar": TAR}
 # Archives that are compressed as a whole: first bytes -> the program that unpacks them.
 COMPRESSED = {
@@ -46,22 +64,28 @@ class Item(NamedTuple):
     place: Place
 
 
-def open_source(path: Path | str) -> Source:
+def open_source(path: Path | str, *, labels: Labels = "auto", listing: int = LISTING) -> Source:
     """List the images of a folder per class, a flat folder, or a .tar or .zip of either.
 
-    A tar may hold one tar per class, as ImageNet's does. Classes are numbered in the sorted order
-    of their folders, and images are sorted by name within them. Hidden files and files without an
-    image's suffix are skipped and counted.
+    A tar may hold one tar per class, as ImageNet's does. Images are sorted by name. Hidden files
+    and files without an image's ending are skipped and counted.
+
+    labels: a row of `LABELLINGS`. With "folders" classes are numbered in the sorted order of their
+    folders; a folder whose pictures all have endings that sit cannot read is a class too. listing:
+    LISTING, or the number that an older store keeps.
 
     Raises SitError for a source that is absent, unreadable or compressed as a whole, that holds no
-    images, or that holds images both in folders and beside them.
+    images, images that this Pillow cannot read, or images both in folders and beside them;
+    UsageError for a dataset.json that cannot be used, and for folders that may be no classes.
     """
     path = Path(path).expanduser().absolute()
     head = b"" if path.is_dir() else _head(path)
     for row in FORMATS.values():
         if row.recognises(path, head):
             places, wrapped = row.places(path)
-            return _source(path, places, row, wrapped=wrapped)
+            if listing == FIRST_LISTING:
+                return _source(path, places, row, wrapped, FIRST_ENDINGS, by_image_folders)
+            return _source(path, places, row, wrapped, ENDINGS, LABELLINGS[labels])
     endings = " or ".join(ending for row in FORMATS.values() for ending in row.endings)
     raise SitError(f"{path} is neither a folder nor a {endings} of images")
 
@@ -92,16 +116,24 @@ def _head(path: Path) -> bytes:
 class Source:
     """A listed source of images, made by `open_source`. It can be sent to other processes.
 
-    path: its absolute path; items: its images; class_names: [] for a flat source; skipped: the
-    number of files that are not images; fingerprint: a hash in hex of all names and sizes, equal
-    for a folder and a tar of it.
+    path: its absolute path; items: its images; labelled: their labels, and where those are from.
+    others: how many files of each ending are no images, hidden ones under "hidden"; unread: names
+    of the pictures among them, with endings that sit cannot read. fingerprint: a hash in hex of all
+    names and sizes, equal for a folder and a tar of it.
     """
 
     def __init__(
-        self, path: Path, items: list[Item], class_names: list[str], skipped: int, row: Format
+        self,
+        path: Path,
+        items: list[Item],
+        labelled: Labelled,
+        row: Format,
+        *,
+        others: Counter,
+        unread: list[str],
     ) -> None:
-        self.path, self.items, self.class_names = path, items, class_names
-        self.skipped = skipped
+        self.path, self.items, self.labelled = path, items, labelled
+        self.others, self.unread = others, unread
         self._format = next(name for name, other in FORMATS.items() if other is row)
         self._descriptor: int | None = None
         digest = hashlib.sha256()
@@ -114,6 +146,62 @@ class Source:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_descriptor": None}
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, [] for a source without classes."""
+        return self.labelled.class_names
+
+    @property
+    def skipped(self) -> int:
+        """The number of files that are no images."""
+        return self.others.total()
+
+    @cached_property
+    def content(self) -> str:
+        """A hash in hex of the labels, the classes and a part of the files' bytes.
+
+        Up to COMPARED files are read, spread evenly over all: those of at most three PIECEs whole,
+        of the others a PIECE at the beginning, the middle and the end. It is the same for a folder
+        and archives of it.
+        """
+        digest = hashlib.sha256(np.array(self.labelled.labels, "<i8").tobytes())
+        digest.update("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
+        count = min(COMPARED, len(self))
+        chosen = np.linspace(0, len(self) - 1, count).astype(int).tolist()
+        if not self.path.is_dir():
+            self._open()  # once, before the threads
+        # They mostly wait for a disk, often one behind a network.
+        with ThreadPoolExecutor(16) as pool:
+            for part in pool.map(self._digest_of, chosen):
+                digest.update(part)
+        return digest.hexdigest()
+
+    @cached_property
+    def members(self) -> str | None:
+        """A hash in hex of the checksums that a zip lists of all its files; None for others."""
+        sums = [item.place.crc for item in self.items]
+        if None in sums:
+            return None
+        return hashlib.sha256(np.array(sums, "<u4").tobytes()).hexdigest()
+
+    def _digest_of(self, index: int) -> bytes:
+        """A hash of the bytes of image `index` that `content` looks at."""
+        place, row = self.items[index].place, FORMATS[self._format]
+        last = place.size - PIECE
+        starts = (0, last // 2, last)
+        try:
+            if last <= 2 * PIECE:
+                data = row.read(self.path, self._open, place)
+            elif row.piece is None:
+                whole = row.read(self.path, self._open, place)
+                data = b"".join(whole[start : start + PIECE] for start in starts)
+            else:
+                parts = (row.piece(self.path, self._open, place, start, PIECE) for start in starts)
+                data = b"".join(parts)
+        except (OSError, BrokenImage):
+            data = b"unreadable"
+        return hashlib.sha256(data).digest()
 
     def read(self, index: int) -> Image.Image:
         """Image `index` as upright 8-bit RGB. Raises BrokenImage if it cannot be decoded."""
@@ -133,38 +221,78 @@ class Source:
         return self._descriptor
 
 
-def _source(path: Path, places: Iterable[Place], row: Format, *, wrapped: bool) -> Source:
-    """The source with these files; wrapped: a single top folder is the archive's, not a class."""
+def _source(
+    path: Path,
+    places: Iterable[Place],
+    row: Format,
+    wrapped: bool,
+    endings: frozenset[str],
+    labelling: Callable[[Files], Labelled],
+) -> Source:
+    """The source with these files; wrapped: a single top folder is the archive's, not a class.
+
+    endings: those of images; labelling: a row of `LABELLINGS`.
+    """
     # Where a name occurs twice in an archive, the later member counts.
     found: dict[tuple[str, ...], Place] = {}
-    skipped = 0
+    unread: list[tuple[str, ...]] = []
+    sheets: dict[str, Callable[[], bytes]] = {}
+    others: Counter = Counter()
     for place in places:
         parts = tuple(part for part in place.file.split("/") if part not in ("", "."))
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if hidden or os.path.splitext(place.file)[1].lower() not in SUFFIXES:
-            skipped += 1
-        else:
+        ending = "hidden" if hidden else ending_of(place.file)
+        if ending in endings:
             found[parts] = place
+            continue
+        others[ending] += 1
+        if ending in UNREAD_ENDINGS:
+            unread.append(parts)
+        elif not hidden and parts[-1:] == (LABELS_FILE,):
+            sheets["".join(f"{part}/" for part in parts[:-1])] = partial(_read, path, row, place)
     if not found:
-        raise SitError(
-            f"{path} holds no images" + (f", only {skipped} other files" if skipped else ""),
-            f"images are files ending in {', '.join(SUFFIXES)}",
-        )
-    cut = _wrapping_folders(list(found), wrapped)
-    inside = [len(parts) - cut > 1 for parts in found]
-    if any(inside) and not all(inside):
-        alone = next(parts for parts, deep in zip(found, inside, strict=True) if not deep)
-        raise SitError(
-            f"{path} holds images in folders and beside them ({'/'.join(alone)})",
-            "give a folder per class, or one folder of images without classes",
-        )
-    class_names = sorted({parts[cut] for parts in found}) if inside[0] else []
-    numbers = {name: number for number, name in enumerate(class_names)}
+        raise _no_images(path, others)
+    check_readable({ending_of(parts[-1]) for parts in found})
+    order = sorted(found)
+    cut = _wrapping_folders(order, wrapped)
+    names = ["/".join(parts[cut:]) for parts in order]
+    top = order[0][:cut]
+    beside = sorted("/".join(parts[cut:]) for parts in unread if parts[:cut] == top)
+    elsewhere = sorted("/".join(parts) for parts in unread if parts[:cut] != top)
+    labelled = labelling(
+        Files(str(path), names, beside, "".join(f"{part}/" for part in top), sheets)
+    )
     items = [
-        Item("/".join(parts[cut:]), numbers.get(parts[cut], 0), found[parts])
-        for parts in sorted(found)
+        Item(name, label, found[parts])
+        for name, label, parts in zip(names, labelled.labels, order, strict=True)
     ]
-    return Source(path, items, class_names, skipped, row)
+    return Source(path, items, labelled, row, others=others, unread=beside + elsewhere)
+
+
+def _read(path: Path, row: Format, place: Place) -> bytes:
+    """The bytes of a file that is no image. Raises SitError if they cannot be read."""
+    with contextlib.ExitStack() as opened:
+
+        def descriptor() -> int:
+            return opened.enter_context(open(path, "rb")).fileno()
+
+        try:
+            return row.read(path, descriptor, place)
+        except (OSError, BrokenImage) as error:
+            raise SitError(f"cannot read {place.file} of {path}: {error}") from None
+
+
+def _no_images(path: Path, others: Counter) -> SitError:
+    if others[".npy"]:
+        return SitError(
+            f"{path} holds {others['.npy']} .npy arrays and no images: latents or features, as the "
+            "tools of EDM2, REPA and fast-DiT write them",
+            "give the images they were made from",
+        )
+    only = f", only {others.total()} other files" if others else ""
+    return SitError(
+        f"{path} holds no images{only}", f"images are files ending in {', '.join(sorted(ENDINGS))}"
+    )
 
 
 def _wrapping_folders(names: list[tuple[str, ...]], wrapped: bool) -> int:

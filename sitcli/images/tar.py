@@ -69,4 +69,7 @@ FORMAT = Format(
     read=lambda path, descriptor, place: whole(
         os.pread(descriptor(), place.size, place.offset), place
     ),
+    piece=lambda path, descriptor, place, start, length: os.pread(
+        descriptor(), length, place.offset + start
+    ),
 )

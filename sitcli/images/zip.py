@@ -37,17 +37,35 @@ def list_zip(path: Path) -> Iterator[Place]:
             member.file_size,
             member.header_offset,
             (member.compress_size, member.compress_type == zipfile.ZIP_DEFLATED),
+            member.CRC,
         )
 
 
 def _read(path: Path, descriptor: Callable[[], int], place: Place) -> bytes:
     packed, deflated = place.more
     try:
-        header = LOCAL_HEADER.unpack(os.pread(descriptor(), 30, place.offset))
-        data = os.pread(descriptor(), packed, place.offset + 30 + sum(header))
+        data = os.pread(descriptor(), packed, _begin(descriptor, place))
         return whole(zlib.decompress(data, wbits=-15) if deflated else data, place)
-    except (zlib.error, struct.error) as error:
+    except zlib.error as error:
         raise BrokenImage(f"damaged in the archive: {error}") from None
+
+
+def _begin(descriptor: Callable[[], int], place: Place) -> int:
+    """The byte of the archive at which the member's data begin."""
+    try:
+        header = LOCAL_HEADER.unpack(os.pread(descriptor(), 30, place.offset))
+    except struct.error as error:
+        raise BrokenImage(f"damaged in the archive: {error}") from None
+    return place.offset + 30 + sum(header)
+
+
+def _piece(
+    path: Path, descriptor: Callable[[], int], place: Place, start: int, length: int
+) -> bytes:
+    _, deflated = place.more
+    if deflated:
+        return _read(path, descriptor, place)[start : start + length]
+    return os.pread(descriptor(), length, _begin(descriptor, place) + start)
 
 
 FORMAT = Format(
@@ -55,4 +73,5 @@ FORMAT = Format(
     recognises=lambda path, head: head[:2] == b"PK",
     places=lambda path: (list_zip(path), True),
     read=_read,
+    piece=_piece,
 )

@@ -34,6 +34,8 @@ class JoinedStores(ReadsBatches):
         self.align = first.align if alike else None
         self.align_width = first.align_width if alike else None
         self.fingerprint = hash_json([part.fingerprint for part in parts])
+        self.first_fingerprint = hash_json([part.first_fingerprint for part in parts])
+        self.written_checksum = hash_json([part.written_checksum for part in parts])
         self.class_names = _joined_classes(parts)
         self.num_classes = len(self.class_names)
         self._ends = np.cumsum([part.num_items for part in parts])
@@ -95,6 +97,15 @@ class JoinedStores(ReadsBatches):
         """Rows from `read` -> scaled latents (B, C, h, w) float32, see `batch`."""
         return self.parts[0].scaled(values, noise=noise)
 
+    def check_sample(self) -> None:
+        """Raise SitError if some of a few rows of a store are not what was written."""
+        for part in self.parts:
+            part.check_sample()
+
+    def replaced(self) -> str:
+        """What has become of the path of a store since it was opened, "" if nothing."""
+        return next(filter(None, (part.replaced() for part in self.parts)), "")
+
     def image_paths(self) -> list[str]:
         """The name of each item within its own store's source."""
         return [name for part in self.parts for name in part.image_paths()]
@@ -150,9 +161,14 @@ def _common_facts(store: LatentStore) -> dict[str, str]:
 def _joined_classes(parts: Sequence[LatentStore]) -> list[str]:
     """The stores' list of classes if all share one, else the sorted union of their lists.
 
-    Encoding all images at once would give the same order.
+    Encoding all images at once would give the same order. Classes that are numbers, as those of a
+    dataset.json, are sorted as numbers.
     """
     lists = [part.class_names for part in parts]
     if all(names == lists[0] for names in lists):
         return lists[0]
+    longest = max(lists, key=len)
+    numbers = [str(number) for number in range(len(longest))]
+    if all(names == numbers[: len(names)] for names in lists):
+        return numbers
     return sorted({name for names in lists for name in names})

@@ -31,6 +31,12 @@ ATTRS: dict[str, type | tuple] = dict(
     scaling=(int, float, list), mean=list, std=list, autoencoder=dict, vae=str, source=str,
     source_fingerprint=str, batch_size=int, precision=str, sit_version=str,
 )  # fmt: skip
+# Optional attributes about the source, which stores of versions up to 0.7 lack: how it was listed,
+# the value of --labels, what gave the labels, and hashes of the contents of its files.
+SOURCE_FACTS: dict[str, type | tuple] = dict(
+    source_listing=int, labels=str, labels_from=str, source_content=str, source_members=str
+)
+NO_FACTS: Mapping[str, Any] = {}
 DATASETS = {"latents": "f2:4", "crc32": "u4:2", "problems": "S", "labels": "i8", "paths": "S"}
 
 
@@ -54,16 +60,18 @@ def create_store(
     batch_size: int,
     precision: str,
     align: Mapping[str, Any] | None = None,
+    source_facts: Mapping[str, Any] = NO_FACTS,
 ) -> None:
     """Create a store of len(paths) empty rows of shape `row_shape` at `path`, replacing any file.
 
     row_shape: (2C, h, w) for kind "moments", (C, h, w) for "latents"; labels: (N,) integers.
     vae: the value of --vae; align: the spec of the features' encoder with their `shape`, None for
-    a store without features.
+    a store without features. source_facts: optional attributes, see SOURCE_FACTS.
     Raises SitError if the file cannot be created or the disk cannot hold it.
     """
     channels = row_shape[0] // 2 if kind == "moments" else row_shape[0]
     identity = [source_fingerprint, autoencoder["hash"], image_size, crop, flips]
+    identity += [value for key, value in source_facts.items() if key == "source_content"]
     attrs = dict(
         format=FORMAT,
         format_version=FORMAT_VERSION,
@@ -84,25 +92,25 @@ def create_store(
         source_fingerprint=source_fingerprint,
         batch_size=batch_size,
         precision=precision,
+        **source_facts,
     )
     if align is not None:
         attrs["align"] = dict(align)
     arrays = dict(labels=np.asarray(labels, np.int64), paths=paths, class_names=class_names)
     arrays |= {ARRAY_PREFIX + name: array for name, array in autoencoder_arrays.items()}
-    features = None if align is None else align["shape"]
-    datasets = _datasets(len(paths), row_shape, copies=2 if flips else 1, features=features)
+    datasets = _datasets(len(paths), row_shape, copies=2 if flips else 1, align=align)
     rows.create(path, datasets, attrs=attrs, arrays=arrays)
 
 
 def _datasets(
-    num: int, row_shape: Sequence[int], *, copies: int, features: Sequence[int] | None
+    num: int, row_shape: Sequence[int], *, copies: int, align: Mapping[str, Any] | None
 ) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and type of each dataset with one row per image; copies: 2 with mirrored images."""
     latents = ("latents", "latents_flipped")[:copies]
     datasets = dict.fromkeys(latents, ((num, *row_shape), "float16"))
     datasets["crc32"] = ((num, copies), "uint32")
-    if features is not None:
-        datasets |= dict.fromkeys(FEATURES[:copies], ((num, *features), "float16"))
+    if align is not None:
+        datasets |= dict.fromkeys(FEATURES[:copies], ((num, *align["shape"]), "float16"))
         datasets[FEATURES_CRC] = ((num, copies), "uint32")
     return datasets | {"problems": ((num,), f"S{PROBLEM_BYTES}")}
 
@@ -117,6 +125,8 @@ def encode_command(attrs: Mapping[str, Any], path: Path) -> str:
         words += ["--pca-channels", str(spec["latent_channels"])]
     if attrs.get("align"):
         words += ["--align-features", attrs["align"]["asked"]]
+    if attrs.get("labels", "auto") != "auto":
+        words += ["--labels", attrs["labels"]]
     return shlex.join(words + ([] if attrs["flips"] else ["--no-flip"]))
 
 
@@ -140,7 +150,7 @@ def open_rows(path: Path) -> Rows:
         )
     file.check({}, {"format_version": int})
     check_version(path, file.attrs["format_version"], FORMAT_VERSION)
-    file.check(DATASETS, ATTRS)
+    file.check(DATASETS, ATTRS | {k: v for k, v in SOURCE_FACTS.items() if k in file.attrs})
     if file.attrs["flips"]:
         file.check({"latents_flipped": "f2:4"}, {})
     if "align" in file.attrs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 
 from sitcli.errors import SitError
 from sitcli.latents.layout import ARRAY_PREFIX, FEATURES, encode_command, open_rows
+from sitcli.latents.unchanged import StoreChanged, Unchanged, damaged_rows, sampled_rows
 from sitcli.storage import rows
+from sitcli.storage.files import hash_json
 from sitcli.storage.gather import Gather
 from sitcli.storage.rows import DONE, MISSING, Rows
 
@@ -23,7 +26,13 @@ PIECE = 1 << 18  # numbers converted to float32 at once
 
 
 class ReadsBatches:
-    """The method `batch`, shared by one store and by several stores read as one."""
+    """The methods shared by one store and by several stores read as one."""
+
+    @property
+    def empty_classes(self) -> list[int]:
+        """The numbers of the classes without an item."""
+        counts = np.bincount(self.labels, minlength=self.num_classes)
+        return np.flatnonzero(counts[: self.num_classes] == 0).tolist()
 
     def batch(
         self,
@@ -60,9 +69,12 @@ class LatentStore(ReadsBatches):
         self.image_size: int = attrs["image_size"]
         self.crop: str = attrs["crop"]
         self.source: str = attrs["source"]
+        # 1: as versions up to 0.7 listed a source, see images/source.py
+        self.listing: int = attrs.get("source_listing", 1)
         self.sources = [self.source]
         self.scaling: float | list[float] = attrs["scaling"]
         self.fingerprint: str = attrs["fingerprint"]
+        self.written_checksum: str = attrs["checksum"]
         self.autoencoder: dict[str, Any] = attrs["autoencoder"]
         self.mean: list[float] = attrs["mean"]
         self.std: list[float] = attrs["std"]
@@ -102,6 +114,16 @@ class LatentStore(ReadsBatches):
             raise SitError(f"{path} is damaged: labels outside its {classes} classes")
         return store
 
+    @property
+    def first_fingerprint(self) -> str:
+        """The fingerprint as versions up to 0.7 computed it, which runs of then keep."""
+        attrs = self.attrs
+        if "source_content" not in attrs:
+            return self.fingerprint
+        names = ("image_size", "crop", "flips")
+        identity = [attrs["source_fingerprint"], self.autoencoder["hash"]]
+        return hash_json([*identity, *(attrs[name] for name in names)])
+
     @cached_property
     def _gather(self) -> Gather:
         names = ["latents", "latents_flipped"] if self.has_flips else ["latents"]
@@ -133,7 +155,41 @@ class LatentStore(ReadsBatches):
             copies = flip.astype(np.int64)
         # Copy the mean alone if the std is not used.
         used = slice(None) if whole else slice(self.channels)
-        return self._gather.read(numbers, array=copies, used=used)
+        return self._checked(self._gather, numbers, array=copies, used=used)
+
+    def _checked(
+        self,
+        gather: Gather,
+        numbers: np.ndarray,
+        *,
+        array: np.ndarray | int,
+        used: slice = slice(None),
+    ) -> np.ndarray:
+        """The rows that `gather` reads. Raises StoreChanged if the file has changed meanwhile."""
+        try:
+            values = gather.read(numbers, array=array, used=used)
+        except SitError as error:
+            raise StoreChanged(error.message, error.hint) from None
+        if self._unchanged:
+            self._unchanged.check(numbers)
+        return values
+
+    @cached_property
+    def _unchanged(self) -> Unchanged | None:
+        return Unchanged(self.rows) if self.complete else None  # others are being written
+
+    def check_sample(self) -> None:
+        """Raise SitError if some of a few rows are not what was written."""
+        damaged = damaged_rows(self.rows, sampled_rows(self.rows))
+        if damaged:
+            raise SitError(
+                f"{self.path} is damaged: row {damaged[0]} is not what was written",
+                f"look at it with: sit inspect --verify {shlex.quote(str(self.path))}",
+            )
+
+    def replaced(self) -> str:
+        """What has become of the path since the store was opened, see `Unchanged.replaced`."""
+        return self._unchanged.replaced() if self._unchanged else ""
 
     @cached_property
     def _gather_features(self) -> Gather:
@@ -144,7 +200,7 @@ class LatentStore(ReadsBatches):
     ) -> np.ndarray:
         """The items' features, (B, D, rows, columns) float16; flip: (B,) bool, of the mirrored."""
         copies = 0 if flip is None or not flip.any() else flip.astype(np.int64)
-        return self._gather_features.read(self._items[indices], array=copies)
+        return self._checked(self._gather_features, self._items[indices], array=copies)
 
     def scaled(self, values: np.ndarray, *, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Rows from `read` -> scaled latents (B, C, h, w) float32, see `batch`.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from sitcli.errors import SitError, UsageError
@@ -11,6 +13,21 @@ from sitcli.runs.checkpoint import Checkpoint
 from sitcli.text import format_shape
 
 OWN_LABELS = "their own"
+
+
+def difference_from_trained(store: LatentStore | JoinedStores, latents: dict[str, Any]) -> str:
+    """What tells the store from the one that a run was trained on, "" if nothing does.
+
+    latents: the facts that the run's checkpoint keeps. A store that was encoded again is the same
+    if its images, its autoencoder and all its latents and labels are. Runs of versions up to 0.7
+    keep no checksum of these.
+    """
+    # A store of the same images made since has a fingerprint of another kind.
+    if latents["fingerprint"] not in (store.fingerprint, store.first_fingerprint):
+        return "of other images, or made with another autoencoder, size, crop or flips"
+    if latents.get("checksum", store.written_checksum) != store.written_checksum:
+        return "with other values: its checksum is not that of the run"
+    return ""
 
 
 def check_same_latents(store: LatentStore | JoinedStores, checkpoint: Checkpoint) -> None:

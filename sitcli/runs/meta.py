@@ -36,12 +36,14 @@ def latent_facts(store: LatentStore | JoinedStores) -> dict[str, Any]:
     """The facts about a latent store that every checkpoint keeps for sampling and evaluation.
 
     store, source: the path of the store and of its images, or of the first of several stores;
-    stores, sources: the lists of all.
+    stores, sources: the lists of all; checksum: of all latents and labels, as they were completed;
+    empty_classes: numbers of classes without an image, if any.
     """
     return dict(
         store=str(store.path.resolve()),
         stores=[str(path.resolve()) for path in store.paths],
         fingerprint=store.fingerprint,
+        checksum=store.written_checksum,
         source=store.source,
         sources=store.sources,
         image_size=store.image_size,
@@ -51,6 +53,7 @@ def latent_facts(store: LatentStore | JoinedStores) -> dict[str, Any]:
         autoencoder=store.autoencoder,
         class_names=store.class_names,
         num_items=store.num_items,
+        **({"empty_classes": empty} if (empty := store.empty_classes) else {}),
     )
 
 

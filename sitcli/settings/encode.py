@@ -15,7 +15,8 @@ class EncodeSettings:
 
     source: Path = option(
         ...,
-        "Images: a folder per class, a flat folder, a .tar or .zip of either, or a tar of tars.",
+        "Images: a folder per class, a flat folder, a set with a dataset.json, a .tar or .zip of "
+        "these, or a tar of tars.",
         argument=True,
     )
     out: Path = option(..., "The latent store to write, e.g. out.h5.", argument=True)
@@ -51,6 +52,12 @@ class EncodeSettings:
     flip: bool = option(
         True, "Encode the mirrored images too (a VAE is not flip-equivariant).", group="Images"
     )
+    labels: names.Labels = option(
+        "auto",
+        "auto: by the dataset.json beside the images (EDM2's, REPA's), else by folders; folders: a "
+        "class per folder; none: encode without classes.",
+        group="Images",
+    )
     strict: bool = option(False, "Stop at the first broken image.", group="Images")
     align_features: str | None = option(
         None,
@@ -63,7 +70,9 @@ class EncodeSettings:
         "Weights of dinov2 or the timm model, if they are not where torch hub or timm keep them.",
         group="Features",
     )
-    overwrite: bool = option(False, "Replace OUT if it holds something else.", group="Running")
+    overwrite: bool = option(
+        False, "Replace OUT if it holds something else, or other images.", group="Running"
+    )
     batch_size: int = option(16, "Images per autoencoder call.", group="Running", low=1)
     workers: int | None = option(
         None,

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sitcli.errors import SitError
 
@@ -98,6 +98,33 @@ def hash_file(path: Path) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def open_same(path: Path, facts: os.stat_result) -> BinaryIO:
+    """The file at `path`, open for reading without a buffer. facts: those of the file meant.
+
+    Raises SitError if another file has taken its name, or it cannot be read.
+    """
+    try:
+        file = open(path, "rb", buffering=0)  # noqa: SIM115
+    except OSError as error:
+        raise SitError(f"cannot read {path}: {error.strerror}") from None
+    if not is_same_file(os.fstat(file.fileno()), facts):
+        file.close()
+        raise SitError(
+            f"{path} was replaced by another file while it was read", "type the same command again"
+        )
+    return file
+
+
+def is_same_file(facts: os.stat_result, others: os.stat_result) -> bool:
+    """Whether both are facts of one file.
+
+    Some network file systems number a file anew from time to time: then size and date decide.
+    """
+    return os.path.samestat(facts, others) or (
+        (facts.st_size, facts.st_mtime_ns) == (others.st_size, others.st_mtime_ns)
+    )
 
 
 def sync_file(path: Path) -> None:

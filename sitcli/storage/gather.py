@@ -6,9 +6,12 @@ import math
 import mmap
 import resource
 from collections.abc import Sequence
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+
+from sitcli.errors import SitError
+from sitcli.storage.lost_pages import Mapping
 
 THREAD = getattr(resource, "RUSAGE_THREAD", None)  # Linux
 # Waits per row that show a read from the disk. A batch in memory waits once or twice, for Python's
@@ -22,17 +25,19 @@ ASKS = 64
 class Gather:
     """Rows of arrays that lie in one file, each contiguous, of the same row shape and dtype.
 
-    offsets: where the arrays begin, in bytes. The file is mapped into memory. Rows that are not in
+    file: it, open for reading; it may be closed afterwards. offsets: where the arrays begin, in
+    bytes. The file is mapped into memory. Rows that are not in
     memory are all requested before any is copied; otherwise the kernel reads them one after the
     other, each with its read-ahead.
     """
 
     def __init__(
-        self, path: Path, *, offsets: Sequence[int], shape: tuple[int, ...], dtype: np.dtype
+        self, file: BinaryIO, *, offsets: Sequence[int], shape: tuple[int, ...], dtype: np.dtype
     ) -> None:
         num, self._row = shape[0], math.prod(shape[1:]) * dtype.itemsize
-        with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._path = file.name
+        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._pages = Mapping(np.frombuffer(self._map, np.uint8).ctypes.data, len(self._map))
         # One array of overlapping rows, one every `_step` bytes, holds the rows of all arrays: a
         # single indexing operation copies from all of them, each row once.
         self._first = min(offsets)
@@ -55,8 +60,20 @@ class Gather:
 
         used: the part of each row's first axis to copy. The caller must refuse numbers beyond the
         array: the rows of another array may lie there.
+        Raises SitError if the file was cut short, or the disk does not give it.
         """
         places = self._starts[array] + numbers * (self._row // self._step)
+        with self._pages.read():
+            values = self._copied(places, used)
+        if self._pages.lost:
+            raise SitError(
+                f"{self._path} was cut short while it was read, or its disk has failed",
+                "restore it, and type the same command again",
+            )
+        return values
+
+    def _copied(self, places: np.ndarray, used: slice) -> np.ndarray:
+        """Copies of the rows at `places`; notes whether they came from the disk."""
         if THREAD is None:
             return self._rows[places, used]
         before = resource.getrusage(THREAD)

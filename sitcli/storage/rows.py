@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from sitcli.errors import SitError
-from sitcli.storage.files import sync_folder
+from sitcli.storage.files import open_same, sync_folder
 from sitcli.storage.gather import Gather
 from sitcli.storage.locks import check_writable, explained
 from sitcli.text import first_line
@@ -78,7 +78,7 @@ def create(
 
 
 class Rows:
-    """An open row file: read any array, write whole rows.
+    """An open row file: read any array, write whole rows. facts: of the file when it was opened.
 
     Any process can use it: only a writable file keeps a descriptor open.
     Raises SitError for a file that is absent, not HDF5 or cut short.
@@ -131,14 +131,16 @@ class Rows:
         """A reader of scattered rows of these datasets, which must have one shape and dtype."""
         parts = [self._layout[name] for name in names]
         offsets = [part.offset for part in parts]
-        return Gather(self.path, offsets=offsets, shape=parts[0].shape, dtype=parts[0].dtype)
+        with open_same(self.path, self.facts) as file:
+            return Gather(file, offsets=offsets, shape=parts[0].shape, dtype=parts[0].dtype)
 
     def array(self, name: str) -> np.ndarray:
         """A dataset as a read-only memory map, which sees rows written later."""
         part = self._layout[name]
         if 0 in part.shape:
             return np.zeros(part.shape, part.dtype)
-        return np.memmap(self.path, part.dtype, "r", offset=part.offset, shape=part.shape)
+        with open_same(self.path, self.facts) as file:
+            return np.memmap(file, part.dtype, "r", offset=part.offset, shape=part.shape)
 
     def texts(self, name: str, indices: Sequence[int] | slice = slice(None)) -> list[str]:
         """Rows of a text dataset as str."""
@@ -230,6 +232,7 @@ class Rows:
                 else f"{self.path} is not a file"
             )
         try:
+            self.facts = os.stat(self.path)
             with h5py.File(self.path, "r", locking=False) as file:
                 self.attrs = {name: _decode(value) for name, value in file.attrs.items()}
                 self._layout = {
@@ -247,7 +250,9 @@ class Rows:
             part.offset is None and 0 not in part.shape for part in self._layout.values()
         ):
             raise SitError(f"{self.path} is an HDF5 file, but not one that sit wrote")
-        size = self.path.stat().st_size
+        # Another file may have taken the name meanwhile.
+        with open_same(self.path, self.facts) as file:
+            size = os.fstat(file.fileno()).st_size
         for name, part in self._layout.items():
             end = (part.offset or 0) + math.prod(part.shape) * part.dtype.itemsize
             if part.dtype.hasobject or end > size:

@@ -1,5 +1,7 @@
 """Images to compare, from everything they can lie in."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -113,7 +115,8 @@ def test_fingerprints_follow_the_pixels(tmp_path):
     version = before.version
     Image.fromarray(pixels(1, seed=5)[0]).save(folder / "001.ppm")
     after = open_images(folder)
-    assert before.fingerprint == after.fingerprint  # equally many bytes
+    assert before.fingerprint != after.fingerprint  # though equally many bytes
+    assert before.first_fingerprint == after.first_fingerprint
     assert version != after.version
     np.savez(tmp_path / "a.npz", arr_0=pixels(4))
     np.savez(tmp_path / "b.npz", arr_0=pixels(4, seed=1))
@@ -137,3 +140,24 @@ def test_kinds(tmp_path):
     for bad in (tmp_path / "x.txt", tmp_path / "nothing"):
         with pytest.raises(SitError):
             kind_of(bad)
+
+
+def test_labels_of_a_folder(tmp_path):
+    """Catches: counters taken for the classes of a reference, or a comparison that is refused, as
+    it does without classes."""
+    folder = tmp_path / "folder"
+    files = [f"{i // 3:05d}/img{i:08d}.png" for i in range(6)]
+    for name, image in zip(files, pixels(6), strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name)
+    for sheet, labels, class_names in (
+        (None, [0] * 6, []),
+        ("broken", [0] * 6, []),
+        ({"labels": [[name, i % 2] for i, name in enumerate(files)]}, [0, 1] * 3, ["0", "1"]),
+    ):
+        if sheet:
+            text = sheet if isinstance(sheet, str) else json.dumps(sheet)
+            (folder / "dataset.json").write_text(text)
+        opened = open_images(folder)
+        assert (opened.labels.tolist(), opened.class_names) == (labels, class_names)
+        np.testing.assert_array_equal(read_all(opened), pixels(6))

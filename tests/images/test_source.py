@@ -1,5 +1,6 @@
 """Sources of every layout: what is listed, in which order, under which classes."""
 
+import json
 import pickle
 import tarfile
 import zipfile
@@ -7,7 +8,7 @@ import zipfile
 import pytest
 
 from sitcli.errors import SitError
-from sitcli.images.source import open_source
+from sitcli.images.source import FIRST_LISTING, open_source
 from tests.images.archives import (
     TREE,
     encoded,
@@ -127,3 +128,103 @@ def test_sources_that_cannot_be_used_are_named(tmp_path):
     ]:  # fmt: skip
         with pytest.raises(SitError, match=message):
             open_source(tmp_path / name)
+
+
+HEIC = b"\0\0\0\x18ftypheic"
+# A class of pictures that cannot be read, a class with one of them, and a folder of notes.
+PARTLY = TREE | {"aa/1.heic": HEIC, "aa/2.HEIC": HEIC, "b/9.heic": HEIC, "notes/x.txt": b"x"}
+PACKED = {
+    "folder": lambda tmp, files: write_folder(tmp / "x", files),
+    "tar": lambda tmp, files: write_tar(tmp / "x.tar", files),
+    "tar with a top folder": lambda tmp, files: write_tar(
+        tmp / "x.tar", {f"top/{name}": data for name, data in files.items()}
+    ),
+    "tar of tars": lambda tmp, files: tar_of_tars(tmp / "x.tar", files),
+    "zip": lambda tmp, files: write_zip(tmp / "x.zip", files),
+}
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_a_class_without_a_readable_picture_keeps_its_number(tmp_path, form):
+    """Catches: the numbers of all later classes shifted by a folder of a phone's photos."""
+    source = open_source(PACKED[form](tmp_path, PARTLY))
+    assert source.class_names == ["a", "aa", "b"]
+    assert [item.label for item in source.items] == [0, 0, 0, 2, 2, 2]
+    assert source.unread == ["aa/1.heic", "aa/2.HEIC", "b/9.heic"]
+    assert source.others == {".heic": 3, ".txt": 1}
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_an_older_listing_is_that_of_its_version(tmp_path, form):
+    """Catches: a store begun by 0.7 that cannot go on, or goes on with other class numbers."""
+    new = {"aa/3.avif": b"x", "b/7.jfif": TREE["b/0.png"], "dataset.json": b"no labels"}
+    if form == "tar of tars":
+        del new["dataset.json"]
+    source = open_source(PACKED[form](tmp_path, PARTLY | new), listing=FIRST_LISTING)
+    assert source.class_names == ["a", "b"]
+    assert [item.name for item in source.items] == sorted(TREE)
+    assert source.fingerprint == open_source(write_folder(tmp_path / "old", TREE)).fingerprint
+
+
+def test_unread_pictures_do_not_change_what_is_a_class(tmp_path):
+    """Catches: names of images that depend on files beside the folder of all classes."""
+    files = prefixed("train/") | {"extra/1.heic": HEIC}
+    source = open_source(write_folder(tmp_path / "x", files))
+    assert (source.class_names, source.items[0].name) == (["a", "b"], "a/0.png")
+    assert source.unread == ["extra/1.heic"]
+
+
+LARGE = {f"{i}.ppm": encoded(flat_image(i, (200, 200)), "PPM") for i in range(3)}  # 120 kB each
+
+
+@pytest.mark.parametrize("form", [*PACKED, "stored zip"])
+def test_the_content_is_seen_and_does_not_depend_on_the_archive(tmp_path, form):
+    """Catches: other pictures of the same names and sizes taken for the same, at their beginning,
+    in the middle or at the end; and a tar of a folder taken for other pictures."""
+    packed = PACKED | {
+        "stored zip": lambda tmp, files: write_zip(tmp / "x.zip", files, zipfile.ZIP_STORED)
+    }
+    tree = {f"a/{name}": data for name, data in LARGE.items()} | {"b/0.png": TREE["b/0.png"]}
+    same = open_source(write_folder(tmp_path / "same", tree))
+    source = open_source(packed[form](tmp_path, tree))
+    assert (source.content, source.fingerprint) == (same.content, same.fingerprint)
+    assert (source.members is None) == ("zip" not in form)
+    found = {source.content}
+    for place in (100, 60_000, -1):
+        other = bytearray(tree["a/1.ppm"])
+        other[place] ^= 1
+        changed = open_source(packed[form](tmp_path, tree | {"a/1.ppm": bytes(other)}))
+        assert changed.fingerprint == source.fingerprint
+        found.add(changed.content)
+    assert len(found) == 4
+
+
+def test_the_content_covers_labels(tmp_path):
+    """Catches: the same images under other labels."""
+    path = write_folder(tmp_path / "x", {f"00000/img{i}.png": TREE["a/0.png"] for i in range(2)})
+    found = set()
+    for labels in (None, [0, 1], [1, 0]):
+        pairs = labels and [[f"00000/img{i}.png", label] for i, label in enumerate(labels)]
+        (path / "dataset.json").write_text(json.dumps({"labels": pairs}))
+        found.add(open_source(path).content)
+    assert len(found) == 3
+
+
+def test_a_part_of_many_files_is_read(tmp_path, monkeypatch):
+    """Catches: every file of a large source read, or always the first ones."""
+    monkeypatch.setattr("sitcli.images.source.COMPARED", 3)
+    tree = {f"{i:02d}.bin.png": bytes([i]) * 10 for i in range(11)}
+    path = write_folder(tmp_path / "x", tree)
+    before = open_source(path).content
+    for index in range(11):
+        (path / f"{index:02d}.bin.png").write_bytes(b"changed..!")
+        changed = open_source(path).content
+        assert (changed != before) == (index in (0, 5, 10))
+        (path / f"{index:02d}.bin.png").write_bytes(tree[f"{index:02d}.bin.png"])
+
+
+def test_the_content_of_a_lost_file(tmp_path):
+    """Catches: a traceback for a dangling link."""
+    path = write_folder(tmp_path / "x", TREE)
+    (path / "a" / "link.png").symlink_to(path / "nowhere.png")
+    assert open_source(path).content != open_source(write_folder(tmp_path / "y", TREE)).content

@@ -57,6 +57,18 @@ def test_classes_are_joined_by_name(tmp_path):
     assert joined.num_classes == 5
 
 
+def test_numbered_classes_keep_their_numbers(tmp_path):
+    """Catches: the classes of two dataset.json sorted as text: 0, 1, 10, 11, 2, ..."""
+    numbers = [str(number) for number in range(12)]
+    make_store(tmp_path / "a.h5", class_names=numbers[:11])
+    make_store(tmp_path / "b.h5", class_names=numbers, source_fingerprint="g")
+    joined = open_stores([tmp_path / "a.h5", tmp_path / "b.h5"])
+    assert joined.class_names == numbers
+    labels = np.delete(np.arange(NUM) % 3, 4)
+    assert joined.labels.tolist() == [*labels, *labels]
+    assert joined.empty_classes == list(range(3, 12))
+
+
 def test_without_classes(tmp_path):
     """Catches: stores of unlabelled images that cannot be joined, or only with labelled ones."""
     plain = dict(class_names=[], labels=np.zeros(NUM))

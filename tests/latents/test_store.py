@@ -120,3 +120,25 @@ def test_the_autoencoders_arrays_come_back(tmp_path):
     assert store.autoencoder == SPEC
     assert list(store.autoencoder_arrays) == ["basis"]
     np.testing.assert_array_equal(store.autoencoder_arrays["basis"], np.eye(3))
+
+
+def test_the_fingerprint_follows_the_contents_of_the_source(tmp_path):
+    """Catches: other pictures of the same names and sizes taken for the same, and runs of 0.7 that
+    do not find their store once it was encoded again."""
+    prints, first = [], set()
+    for content in (None, "a", "b"):
+        facts = {"source_content": content} if content else {}
+        make_store(tmp_path / "a.h5", source_facts=facts)
+        store = LatentStore.open(tmp_path / "a.h5")
+        prints.append(store.fingerprint)
+        first.add(store.first_fingerprint)
+    assert len(set(prints)) == 3
+    assert first == {prints[0]}
+
+
+def test_classes_without_images(tmp_path):
+    """Catches: the class of broken images alone, or the one after the last image, overlooked."""
+    make_store(tmp_path / "a.h5", class_names=["k0", "k1", "k2", "k3", "k4"])
+    assert LatentStore.open(tmp_path / "a.h5").empty_classes == [3, 4]
+    make_store(tmp_path / "b.h5", class_names=[], labels=np.zeros(NUM, int))
+    assert LatentStore.open(tmp_path / "b.h5").empty_classes == []

@@ -11,7 +11,12 @@ import pytest
 from sitcli.errors import SitError, UsageError
 from sitcli.latents.store import LatentStore
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
-from sitcli.runs.compatible import check_null_class, check_same_latents, known_labels
+from sitcli.runs.compatible import (
+    check_null_class,
+    check_same_latents,
+    difference_from_trained,
+    known_labels,
+)
 from tests.tiny import make_run, make_store, write_meta
 
 
@@ -88,3 +93,13 @@ def test_a_null_class_that_was_never_trained_is_refused(run: Path) -> None:
     checkpoint.meta["label_dropout"] = 0
     with pytest.raises(UsageError, match="--label-dropout 0 did not train"):
         check_null_class(checkpoint, "the null class", "")
+
+
+def test_what_a_run_was_trained_on(run: Path, tmp_path: Path) -> None:
+    """Catches: a changed store taken for the run's, or the run's own refused."""
+    store = LatentStore.open(tmp_path / "tiny.h5")
+    facts = dict(fingerprint=store.fingerprint, checksum=store.written_checksum)
+    assert difference_from_trained(store, facts) == ""
+    assert difference_from_trained(store, {"fingerprint": store.fingerprint}) == ""  # of 0.7
+    assert "checksum" in difference_from_trained(store, facts | {"checksum": "0" * 64})
+    assert "other images" in difference_from_trained(store, facts | {"fingerprint": "0" * 64})

@@ -128,3 +128,11 @@ def test_checkpoints_without_it_read_as_before(store: Path, tmp_path: Path) -> N
     assert meta["process"].keys() == {"interpolant", "prediction", "loss_weight"}
     assert not {"rope", "aux_block", "mlp"} & meta["transformer"].keys()
     assert "t_shift" not in meta
+
+
+def test_classes_without_images_are_written(tmp_path: Path) -> None:
+    """Catches: classes that `sit sample` draws although nothing was learned of them."""
+    store = make_store(tmp_path / "a.h5")
+    assert "empty_classes" not in latent_facts(store)
+    store.labels[store.labels == 1] = 2
+    assert latent_facts(store)["empty_classes"] == [1]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from sitcli.errors import SitError
 from sitcli.storage.files import (
     checksum_holds,
     hash_file,
     hash_json,
+    is_same_file,
+    open_same,
     replacing,
     with_checksum,
     write_json,
@@ -70,3 +74,28 @@ def test_a_document_keeps_its_own_checksum():
         assert not checksum_holds(read | change)
     assert checksum_holds({"a": 1})  # written before there were any
     assert with_checksum(document) == document | {"checksum": document["checksum"]}
+
+
+def test_a_file_that_took_the_name_is_not_the_same(tmp_path: Path) -> None:
+    """Catches: one half of a file read from another; and a file that is refused because it was
+    moved, or numbered anew by a file system behind a network."""
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    facts = path.stat()
+    with open_same(path, facts) as file:
+        assert file.read() == b"one"
+    path.write_bytes(b"other")  # in place: the same file
+    with open_same(path, facts) as file:
+        assert file.read() == b"other"
+    (tmp_path / "b").write_bytes(b"twice")
+    os.utime(tmp_path / "b", (1, 1))
+    os.replace(tmp_path / "b", path)
+    with pytest.raises(SitError, match="replaced by another file"):
+        open_same(path, facts)
+    copy = tmp_path / "copy"
+    copy.write_bytes(path.read_bytes())
+    os.utime(copy, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    assert is_same_file(copy.stat(), path.stat())
+    path.unlink()
+    with pytest.raises(SitError, match="cannot read"):
+        open_same(path, facts)

@@ -44,9 +44,9 @@ def test_every_block_trains_and_samples(store: Path, tmp_path: Path, block: str)
 def test_block_is_part_of_the_name(store: Path) -> None:
     """Catches: runs of two designs that only a hash tells apart, or a default that is spelt out."""
     opened = LatentStore.open(store)
-    name = run_name(train_settings(store, None, block="in-context", steps=5), opened)
+    name = run_name(train_settings(store, None, block="in-context", steps=5), opened.fingerprint)
     assert name.startswith("SiT-Mi-4-in-context-")
-    assert "adaln" not in run_name(train_settings(store, None, steps=5), opened)
+    assert "adaln" not in run_name(train_settings(store, None, steps=5), opened.fingerprint)
 
 
 def test_inspect_names_the_block(store: Path, tmp_path: Path) -> None:

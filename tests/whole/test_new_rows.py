@@ -39,6 +39,7 @@ NAMES = {
         'Mlp = Literal["gelu"': 'Mlp = Literal["toy", "gelu"',
         'Norm = Literal["layer"': 'Norm = Literal["toy", "layer"',
         'Crop = Literal["adm"': 'Crop = Literal["toy", "adm"',
+        'Labels = Literal["auto"': 'Labels = Literal["toy", "auto"',
         'EMBEDDED_VAES = ("pixels"': 'EMBEDDED_VAES = ("toy", "pixels"',
         'Lineage = Literal["official-sit"': 'Lineage = Literal["toy", "official-sit"',
         'ExportFormat = Literal["official-sit"': 'ExportFormat = Literal["toy", "official-sit"',
@@ -100,6 +101,7 @@ BLOCKS["toy"] = Design(AdaLNBlock, FinalLayer, add, vectors=4, final_vectors=2)
     "images/decode.py": """
 CROPS["toy"] = CropRow(lambda image, size: np.array(image.resize((size, size)))[::-1].copy())
 """,
+    "images/labels.py": 'LABELLINGS["toy"] = by_image_folders',
     "images/toy.py": """
 from sitcli.images.place import Format, Place
 
@@ -232,7 +234,8 @@ def test_every_table_takes_a_row_and_a_name(package: Path, tmp_path: Path) -> No
     said = run(
         package,
         tmp_path,
-        "encode-latents all.list s.h5 --vae toy --crop toy --image-size 8 --device cpu --workers 0",
+        "encode-latents all.list s.h5 --vae toy --crop toy --image-size 8 --device cpu --workers 0 "
+        "--labels toy",
         f"{flow} --loss-weight toy --t-dist toy --schedule toy",
         f"{train} --model SiT-Mi/2 --block toy --mlp toy --norm toy --out parts",
         chain,

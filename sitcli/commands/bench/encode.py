@@ -75,7 +75,7 @@ def _images(settings: BenchSettings, folder: Path) -> Iterator[Event]:
 
     folder.mkdir()
     side, prepared = settings.image_size, []
-    source = None if settings.source is None else open_source(settings.source)
+    source = None if settings.source is None else open_source(settings.source, labels="none")
     if source is None:
         yield Note("images: coloured shapes, drawn on the spot")
     number = settings.images if source is None else min(settings.images, len(source))

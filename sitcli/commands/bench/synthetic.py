@@ -11,7 +11,7 @@ import numpy as np
 
 from sitcli.errors import SitError
 from sitcli.events import Event, Progress
-from sitcli.latents.layout import create_store
+from sitcli.latents.layout import create_store, row_checksums
 from sitcli.storage.rows import Rows
 
 SHAPE = (8, 32, 32)  # a row of a synthetic store: SD's posterior of a 256 x 256 image
@@ -54,10 +54,11 @@ def write_synthetic(path: Path, items: int) -> Iterator[Event]:
         precision="fp32",
     )
     noise = np.random.default_rng(0).random((WRITE_ROWS, *SHAPE), np.float32).astype(np.float16)
+    crc = row_checksums(noise, noise)
     with Rows(path, writable=True) as file:
         for start in range(0, items, WRITE_ROWS):
             yield Progress(done=start, total=items, text="writing the store")
             numbers = np.arange(start, min(start + WRITE_ROWS, items))
             rows = noise[: len(numbers)]
-            file.write(numbers, latents=rows, latents_flipped=rows)
+            file.write(numbers, latents=rows, latents_flipped=rows, crc32=crc[: len(rows)])
         file.set_attrs(complete=True)

@@ -10,7 +10,13 @@ import torch
 
 from sitcli.autoencoders.base import Autoencoder
 from sitcli.autoencoders.load import EMBEDDED, from_spec, load_autoencoder
-from sitcli.commands.encode.job import check_divisible, embedded_options, precision_of, row_shape
+from sitcli.commands.encode.job import (
+    check_divisible,
+    embedded_options,
+    precision_of,
+    row_shape,
+    source_facts,
+)
 from sitcli.commands.encode.reader import PCA_IMAGES, read_ahead, read_some
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Event, Note, Progress, Warn
@@ -85,7 +91,7 @@ def _begin(
     create_store(
         settings.out,
         paths=[item.name for item in source.items],
-        labels=np.array([item.label for item in source.items]),
+        labels=np.array(source.labelled.labels),
         class_names=source.class_names,
         row_shape=row_shape(autoencoder.spec, size),
         kind="latents" if autoencoder.deterministic else "moments",
@@ -101,6 +107,7 @@ def _begin(
         batch_size=settings.batch_size,
         precision=precision_name(dtype),
         align=None if aligner is None else aligner.spec,
+        source_facts=source_facts(source, settings.labels),
     )
     return autoencoder
 

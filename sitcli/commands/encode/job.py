@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sitcli import names
 from sitcli.autoencoders.load import EMBEDDED, load_autoencoder
 from sitcli.errors import SitError, UsageError
 from sitcli.features.aligners import TIMM
-from sitcli.images.source import Source, open_source
+from sitcli.images.source import FIRST_LISTING, LISTING, Source, open_source
 from sitcli.latents.layout import encode_command, open_rows
 from sitcli.latents.store import LatentStore
 from sitcli.machine.devices import resolve_precision
@@ -70,19 +71,61 @@ def look_at_source(settings: EncodeSettings) -> tuple[Source | None, Rows | None
     made with other settings, SitError if it was begun with other images.
     """
     file = _existing(settings)
-    if file is not None and file.attrs["complete"] and not settings.source.exists():
+    if file is None:
+        return open_source(settings.source, labels=settings.labels), None
+    if file.attrs["complete"] and not settings.source.exists():
         return None, file
-    source = open_source(settings.source)
-    if file is None or file.attrs["source_fingerprint"] == source.fingerprint:
+    try:
+        source = open_source(
+            settings.source,
+            labels=file.attrs.get("labels", "auto"),
+            listing=file.attrs.get("source_listing", FIRST_LISTING),
+        )
+        difference = _other_images(file, source)
+    except UsageError as error:  # its labels have changed
+        difference = error.message
+    # A complete store of a version up to 0.7 does not say of which pictures it is.
+    unknown = file.attrs["complete"] and "source_content" not in file.attrs
+    if not difference and not (unknown and settings.overwrite):
         return source, file
     if settings.overwrite:
-        return source, None
+        return open_source(settings.source, labels=settings.labels), None
     raise SitError(
-        f"{settings.out} was begun with other images than {settings.source} holds: "
-        f"{file.num_rows} then, {len(source)} now"
-        + (", with other names or sizes" if file.num_rows == len(source) else ""),
+        f"{settings.out} was begun with other images than {settings.source} holds: {difference}",
         "restore the images, begin again with --overwrite, or name another OUT",
     )
+
+
+def _other_images(file: Rows, source: Source) -> str:
+    """What tells the source from the one that the store was begun with, '' if nothing does."""
+    attrs = file.attrs
+    if attrs["source_fingerprint"] != source.fingerprint:
+        alike = ", with other names or sizes" if file.num_rows == len(source) else ""
+        return f"{file.num_rows} then, {len(source)} now{alike}"
+    if "source_content" not in attrs:  # by a version up to 0.7
+        return ""
+    if not np.array_equal(file.array("labels"), source.labelled.labels):
+        return "the same, with other labels"
+    if file.texts("class_names") != source.class_names:
+        return "the same, with another list of classes"
+    # The list of a zip has the checksums of all files.
+    zips = "source_members" in attrs and source.members is not None
+    if attrs["source_content"] != source.content or (
+        zips and attrs["source_members"] != source.members
+    ):
+        return "files of the same names and sizes, with other contents"
+    return ""
+
+
+def source_facts(source: Source, labels: names.Labels) -> dict[str, Any]:
+    """The attributes of a new store about its source; labels: the value of --labels."""
+    facts = dict(
+        source_listing=LISTING,
+        labels=labels,
+        labels_from=source.labelled.origin,
+        source_content=source.content,
+    )
+    return facts | ({"source_members": source.members} if source.members else {})
 
 
 def _existing(settings: EncodeSettings) -> Rows | None:
@@ -124,6 +167,7 @@ def _difference(attrs: dict[str, Any], settings: EncodeSettings) -> tuple[str, A
             (attrs.get("align") or {}).get("asked", "none"),
             settings.align_features or "none",
         ),
+        ("--labels", _labels_of(attrs, settings), settings.labels),
     ]
     spec = attrs["autoencoder"]
     if settings.vae in EMBEDDED and settings.vae == spec["kind"]:
@@ -135,6 +179,12 @@ def _difference(attrs: dict[str, Any], settings: EncodeSettings) -> tuple[str, A
         # Weights may have moved. Whether they are the same is checked when they are loaded.
         del pairs[0]
     return next((pair for pair in pairs if pair[1] != pair[2]), None)
+
+
+def _labels_of(attrs: dict[str, Any], settings: EncodeSettings) -> str:
+    """What --labels was for a store: also what it came to, if that is what is asked for now."""
+    came_to = attrs.get("labels_from", "folders")
+    return came_to if came_to == settings.labels else attrs.get("labels", "auto")
 
 
 def precision_of(vae: str, name: str, device: torch.device) -> torch.dtype:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from sitcli.commands.encode.fill import NAMED_BROKEN, strict_error
 from sitcli.commands.newest import newest_store
 from sitcli.errors import SitError
 from sitcli.events import Result
+from sitcli.images.labels import FILE
 from sitcli.images.source import Source
 from sitcli.latents.store import LatentStore
 from sitcli.settings.encode import EncodeSettings
 from sitcli.text import count, format_bytes, format_shape
 
+NAMED = 3  # classes, and files of each, that a warning names
 UNKNOWN = "known when the autoencoder is loaded"
 
 
@@ -39,6 +44,9 @@ def result_of(store: LatentStore, settings: EncodeSettings, *, pace: float | Non
         summary["broken"] = (
             f"{len(broken)} ({named}{'; ...' if len(broken) > NAMED_BROKEN else ''})"
         )
+    if store.empty_classes:
+        names = [f"{i} ({store.class_names[i]})" for i in store.empty_classes]
+        summary["empty"] = f"{count(len(names), 'class', 'classes')}: {_shortened(names)}"
     summary["latents"] = f"{copies}{format_shape(shape)} float16 an image, {format_bytes(size)}"
     summary["autoencoder"] = f"{spec['name']} ({spec['class']}), scaling {store.scaling}"
     if store.align:
@@ -50,6 +58,7 @@ def result_of(store: LatentStore, settings: EncodeSettings, *, pace: float | Non
     data = {
         "images": store.num_items,
         "num_classes": store.num_classes,
+        "empty_classes": store.empty_classes,
         "broken": [{"name": name, "problem": problem} for name, problem in broken],
         "row_shape": list(shape),
         "flips": store.has_flips,
@@ -80,5 +89,47 @@ def describe(source: Source) -> str:
     classes = (
         count(len(source.class_names), "class", "classes") if source.class_names else "no classes"
     )
-    other = f", {source.skipped} other files skipped" if source.skipped else ""
+    if source.labelled.origin == FILE:
+        classes += f" by {FILE}"
+    kinds = ", ".join(f"{n} {ending or 'without an ending'}" for ending, n in
+                      source.others.most_common(4))  # fmt: skip
+    more = ", ..." if len(source.others) > 4 else ""
+    other = f", {count(source.skipped, 'other file')} skipped ({kinds}{more})" if kinds else ""
     return f"{source.path}: {count(len(source), 'image')}, {classes}{other}"
+
+
+def faults(source: Source) -> list[str]:
+    """What a user should know of the source's classes and pictures, a line each."""
+    lines, labelled = [], source.labelled
+    counts = np.bincount(labelled.labels, minlength=len(source.class_names))
+    empty = [source.class_names[i] for i in np.flatnonzero(counts[: len(source.class_names)] == 0)]
+    if empty and labelled.origin == FILE:
+        lines.append(
+            f"{count(len(empty), 'class', 'classes')} of {len(counts)} without an image: "
+            f"{_shortened(empty)}"
+        )
+    elif empty:
+        for name in empty[:NAMED]:
+            files = [file for file in source.unread if file.partition("/")[0] == name]
+            lines.append(
+                f"class {source.class_names.index(name)}, {name}, has no image that can be read, "
+                f"and keeps its number: {count(len(files), 'file')}, {_shortened(files)}"
+            )
+        if len(empty) > NAMED:
+            lines.append(f"so do {len(empty) - NAMED} more classes: {_shortened(empty[NAMED:])}")
+    rest = [file for file in source.unread if file.partition("/")[0] not in set(empty)]
+    if rest:
+        lines.append(
+            f"{count(len(rest), 'picture')} with an ending that sit cannot read skipped: "
+            f"{_shortened(rest)}"
+        )
+    if labelled.absent:
+        lines.append(
+            f"{FILE} has labels for {count(len(labelled.absent), 'image')} that the source lacks: "
+            f"{_shortened(labelled.absent)}"
+        )
+    return lines
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

@@ -12,12 +12,12 @@ import numpy as np
 
 from sitcli.commands.encode.fill import encode_missing
 from sitcli.commands.encode.job import look_at_source, resolve, row_shape_ahead
-from sitcli.commands.encode.report import UNKNOWN, describe, result_of
+from sitcli.commands.encode.report import UNKNOWN, describe, faults, result_of
 from sitcli.commands.encode.resume import unsaid_as_begun
 from sitcli.errors import Interrupted, SitError
-from sitcli.events import Event, Note, Progress, Result, Stage
+from sitcli.events import Event, Note, Progress, Result, Stage, Warn
 from sitcli.images.decode import CROPS
-from sitcli.images.source import Source
+from sitcli.images.source import COMPARED, Source
 from sitcli.latents.readback import ReadBack
 from sitcli.latents.store import LatentStore
 from sitcli.machine.quiet import quiet_libraries
@@ -52,9 +52,11 @@ def encode(settings: EncodeSettings, said: Said | None = None) -> Stage:
                 source, file = on_rank_0(world, look)
                 complete = file is not None and file.attrs["complete"]
                 if complete:
-                    yield Note(f"{settings.out} is complete already")
+                    yield Note(f"{settings.out} is complete already{_same(settings, source)}")
                 else:
                     yield Note(describe(source))
+                    for fault in faults(source):
+                        yield Warn(fault)
                     pace = yield from encode_missing(settings, source, file, world)
             if world.rank:
                 return Result()
@@ -66,6 +68,15 @@ def encode(settings: EncodeSettings, said: Said | None = None) -> Stage:
         raise Interrupted(
             "interrupted", "the same command goes on where it was", signal_number=signal.SIGINT
         ) from None
+
+
+def _same(settings: EncodeSettings, source: Source | None) -> str:
+    """Why --overwrite leaves a complete store as it is, for people."""
+    if not settings.overwrite or source is None:
+        return ""
+    looked = len(source) if source.members else min(COMPARED, len(source))
+    how = f"all {looked}" if looked == len(source) else f"{looked} of {len(source)}"
+    return f" and holds these images ({how} files compared): remove it to encode them again"
 
 
 def plan(settings: EncodeSettings, said: Said | None = None) -> Result:
@@ -92,6 +103,8 @@ def plan(settings: EncodeSettings, said: Said | None = None) -> Result:
         "processes": str(processes),
         "state": f"{done} of {num} images encoded" if file else "new",
     }
+    warnings = faults(source) if source else []
+    summary |= {f"warning {number}": text for number, text in enumerate(warnings, 1)}
     data = dataclasses.asdict(settings) | {
         "processes": processes,
         "images": num,
@@ -99,6 +112,8 @@ def plan(settings: EncodeSettings, said: Said | None = None) -> Result:
         "row_shape": shape,
         "bytes": size,
         "num_classes": None if source is None else len(source.class_names),
+        "labels_from": None if source is None else source.labelled.origin,
+        "warnings": warnings,
     }
     return Result(summary=summary, data=data, path=settings.out)
 

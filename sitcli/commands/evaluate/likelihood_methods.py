@@ -25,6 +25,7 @@ from sitcli.latents.joined import JoinedStores
 from sitcli.latents.store import LatentStore
 from sitcli.machine.seeds import Philox, Stream
 from sitcli.runs.checkpoint import Checkpoint
+from sitcli.runs.compatible import difference_from_trained
 from sitcli.settings.evaluate import EvaluateSettings
 from sitcli.storage.files import hash_json
 from sitcli.text import count
@@ -64,7 +65,7 @@ class Job:
     @property
     def trained_on(self) -> bool:
         """Whether the store is the one that the run was trained on."""
-        return self.store.fingerprint == self.checkpoint.latents["fingerprint"]
+        return not difference_from_trained(self.store, self.checkpoint.latents)
 
     @property
     def data(self) -> str:

@@ -86,7 +86,9 @@ def describe_classes(names: Sequence[str], counts: np.ndarray) -> str:
         return "none (unconditional)"
     low, high = counts.min(), counts.max()
     each = f"{low} to {high}" if low < high else f"{low}"
-    return f"{len(names)} of {each} images: {listed(names)}"
+    empty = [name for name, number in zip(names, counts, strict=True) if not number]
+    without = f"; {len(empty)} without images: {listed(empty)}" if empty else ""
+    return f"{len(names)} of {each} images: {listed(names)}{without}"
 
 
 def listed(values: Sequence[Any], form: str = "") -> str:

@@ -110,7 +110,8 @@ class _Real(NamedTuple):
 
     preparation: how they were cropped and resized, for people; identity: a hash of the images;
     labels: (N,) their classes, named by class_names. read(indices) yields pictures, uint8
-    (H, W, 3); it is None for latents, which are read from `store`.
+    (H, W, 3); it is None for latents, which are read from `store`. first_identity: the hash that
+    sets of versions up to 0.7 keep.
     """
 
     path: Path
@@ -121,6 +122,7 @@ class _Real(NamedTuple):
     class_names: list[str]
     read: Callable[[np.ndarray], Generator[np.ndarray, None, None]] | None = None
     store: LatentStore | None = None
+    first_identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,13 @@ def _open(path: Path, checkpoint: Checkpoint) -> _Real:
         )
     labels = np.zeros(images.num, np.int64) if images.labels is None else images.labels
     facts = path, images.preparation, images.num, images.fingerprint
-    return _Real(*facts, labels, images.class_names, read=images.read)
+    return _Real(
+        *facts,
+        labels,
+        images.class_names,
+        read=images.read,
+        first_identity=images.first_fingerprint,
+    )
 
 
 def _labels(drawn: SamplingJob, real: _Real, items: np.ndarray) -> tuple[np.ndarray, str]:
@@ -254,6 +262,8 @@ def _finished(job: _Job) -> SampleSet | None:
     if not job.file.exists():
         return None
     facts = job.facts() | dict(precision=precision_name(job.drawn.dtype))
+    if job.real.first_identity == SampleSet.open(job.file).meta.get("images"):
+        facts["images"] = job.real.first_identity
     samples = draw.open_begun(job.file, facts, how="made")
     return samples if samples.complete else None
 

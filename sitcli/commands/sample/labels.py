@@ -21,11 +21,18 @@ def labels_of(s: SampleSettings, checkpoint: Checkpoint) -> np.ndarray:
             flag = "classes" if s.classes is not None else "labels"
             raise UsageError(f"--{flag}: this model is unconditional", f"remove --{flag}")
         return np.zeros(s.num, np.int64)
-    classes = np.arange(num_classes)
+    # Nothing was learned of a class without images.
+    empty = checkpoint.latents.get("empty_classes", [])
+    classes = np.setdiff1d(np.arange(num_classes), empty)
     if s.classes is not None:
         classes = np.array(
             _parse_classes(s.classes, num_classes, checkpoint.latents["class_names"])
         )
+        if untrained := np.intersect1d(classes, empty).tolist():
+            raise UsageError(
+                f"--classes: class {untrained[0]} had no image when the model was trained",
+                "name other classes",
+            )
     if s.labels == "balanced":
         return classes[np.arange(s.num) % len(classes)]
     random = Philox(s.seed).draws(Stream.LABELS, np.arange(s.num))

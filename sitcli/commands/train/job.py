@@ -40,6 +40,7 @@ from sitcli.model.compile import resolve_compile
 from sitcli.model.config import TransformerConfig
 from sitcli.model.flops import training_macs
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
+from sitcli.runs.compatible import difference_from_trained
 from sitcli.runs.run_dir import RunDir
 from sitcli.samples.sample_set import FILE as SAMPLES_FILE
 from sitcli.settings.option import Said
@@ -128,6 +129,7 @@ def prepare(settings: TrainSettings, world: World, said: Said | None = None) -> 
     store = open_stores(settings.latents or known or [newest_store()])
     if store.num_items == 0:
         raise SitError(f"{store.path} holds no readable image", "encode another folder")
+    store.check_sample()
     said = said_by_default(settings) if said is None else said
     settings, run, resume = _begun(settings, said, store, device)
     _check_batch_size(settings, world)
@@ -173,6 +175,14 @@ def prepare(settings: TrainSettings, world: World, said: Said | None = None) -> 
     return replace(job, compiled=compiled)
 
 
+def _default_run(settings: TrainSettings, store: LatentStore | JoinedStores) -> Path:
+    """The run's folder where --out names none."""
+    marks = (store.fingerprint, store.first_fingerprint)
+    now, first = (Path("runs") / run_name(settings, mark) for mark in marks)
+    # A run of a version up to 0.7, whose store was encoded again since, has its name from then.
+    return first if first.exists() and not now.exists() else now
+
+
 def _check_batch_size(settings: TrainSettings, world: World) -> None:
     share = world.size * settings.accumulate
     if settings.batch_size % share:
@@ -216,7 +226,7 @@ def _begun(
     Raises UsageError if the run was begun with other settings or on other latents.
     """
     resolved = resolve(settings, store, device) if settings.out is None else None
-    run = RunDir(settings.out or Path("runs") / run_name(resolved, store))
+    run = RunDir(settings.out or _default_run(resolved, store))
     if (run.path / SAMPLES_FILE).exists():
         raise UsageError(f"{run.path} is a sample set", "name another --out for the run")
     resume = _checkpoint_of(run, store)
@@ -267,12 +277,14 @@ def _checkpoint_of(run: RunDir, store: LatentStore | JoinedStores) -> Checkpoint
             f"{run.path} holds {kind}, without an optimizer's state to go on from",
             "name another --out",
         )
-    if resume.latents["fingerprint"] != store.fingerprint:
+    if difference := difference_from_trained(store, resume.latents):
         before = resume.latents.get("stores", [resume.latents["store"]])
         flags = " ".join(f"--latents {shlex.quote(path)}" for path in before)
+        same = before == [str(path.resolve()) for path in store.paths]
         raise UsageError(
-            f"{run.path} was trained on other latents than {', '.join(map(str, store.paths))}",
-            f"use {flags}, or name another --out",
+            f"{run.path} was trained on other latents than {', '.join(map(str, store.paths))} "
+            f"holds now: those are {difference}",
+            f"{'restore them' if same else f'use {flags}'}, or name another --out",
         )
     return resume
 

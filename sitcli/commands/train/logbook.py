@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -201,9 +202,9 @@ class Logbook:
                 dtype=job.dtype,
             )
         network = build_network(job.config, average, job.device)
-        classes = max(1, min(job.config.num_classes, GRID_IMAGES // 2))
-        columns = GRID_IMAGES // classes
-        y = torch.arange(classes).repeat_interleave(columns)
+        classes = np.unique(job.store.labels)[: GRID_IMAGES // 2]  # those that have images
+        columns = GRID_IMAGES // len(classes)
+        y = torch.from_numpy(classes).repeat_interleave(columns)
         noise = job.streams.grid(len(y)).normal(*job.store.latent_shape)
         sampler = Ode(
             solver="heun",
@@ -216,6 +217,6 @@ class Logbook:
             *_, (_, x) = steps
         images = decode_latents(self._autoencoder, x, job.store.scaling)
         path = job.run.path / "samples" / f"{job.run.step_path(step).name}.png"
-        labels = job.store.class_names[:classes] or None
+        labels = [job.store.class_names[c] for c in classes] if job.store.class_names else None
         save_grid(path, images.numpy(), columns=columns, row_labels=labels)
         self.board.picture(step, "samples", path)

@@ -101,15 +101,17 @@ def make_process(settings: TrainSettings) -> Flow:
     return Flow(interpolant=settings.interpolant, **options)
 
 
-def run_name(settings: TrainSettings, store: LatentStore | JoinedStores) -> str:
+def run_name(settings: TrainSettings, fingerprint: str) -> str:
     """A name that is the same for the same resolved settings and store, and differs for others.
+
+    fingerprint: the store's.
 
     Settings at their default do not enter the hash, so a later version with more settings still
     finds this run.
     """
     free, defaults = may_change_on_resume(settings.schedule), as_plain(TrainSettings())
     kept = {k: v for k, v in as_plain(settings).items() if k not in free and v != defaults[k]}
-    mark = hash_json([kept, store.fingerprint])[:6]
+    mark = hash_json([kept, fingerprint])[:6]
     model = settings.model.replace("/", "-")
     if settings.block != TrainSettings.block:
         model += f"-{settings.block}"

@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import torch
 
-from sitcli.commands.train.job import prepare
+from sitcli.commands.train.job import Job, prepare
 from sitcli.commands.train.meter import NotFinite
 from sitcli.commands.train.report import plan_of, result_of
 from sitcli.commands.train.resume import stores_of_run
 from sitcli.commands.train.trainer import Trainer
 from sitcli.engine.engine import join_group
+from sitcli.errors import SitError
 from sitcli.events import Note, Result, Stage, Warn
 from sitcli.machine.devices import tune_cpu
-from sitcli.machine.ranks import all_agree, on_rank_0, process_group
+from sitcli.machine.ranks import all_agree, gathered, on_rank_0, process_group
 from sitcli.machine.signals import signals_noted
 from sitcli.machine.world import World, planned_size, world_for
 from sitcli.settings.option import Said
@@ -39,6 +40,7 @@ def train(settings: TrainSettings, said: Said | None = None) -> Stage:
         job = all_agree(world, lambda: prepare(settings, world, said))
         # All ranks use the dtype that rank 0 chose.
         job = replace(job, dtype=on_rank_0(world, lambda: job.dtype))
+        _check_one_store(job, world)
         if world.rank == 0 and settings.latents is None:
             own = set(job.store.paths) & set(stores_of_run(job.run))
             which = "of the run" if own else "the newest complete store"
@@ -71,6 +73,16 @@ def train(settings: TrainSettings, said: Said | None = None) -> Stage:
                     )
             finally:
                 trainer.close()
+
+
+def _check_one_store(job: Job, world: World) -> None:
+    """Raise SitError if a store was replaced while the ranks opened it, one after the other."""
+    if len(set(gathered(world, (job.store.fingerprint, job.store.written_checksum)))) > 1:
+        raise SitError(
+            f"{job.store.path} was replaced by another file while the processes opened it",
+            "type the same command again",
+            shared=True,
+        )
 
 
 def plan(settings: TrainSettings, said: Said | None = None) -> Result:

@@ -21,7 +21,8 @@ from sitcli.engine import optimizer_state
 from sitcli.engine.engine import gradient_norm, make_engine, own_linear_function
 from sitcli.engine.scaler import load_scaler_state
 from sitcli.errors import Interrupted
-from sitcli.events import Event, Note, Progress
+from sitcli.events import Event, Note, Progress, Warn
+from sitcli.latents.unchanged import StoreChanged
 from sitcli.machine.ranks import all_agree
 from sitcli.machine.world import World
 from sitcli.model.compile import compile_blocks, compile_count
@@ -61,6 +62,7 @@ class Trainer:
         }
         self.meter, self.watch = Meter(job.device, job.extras.names), Stopwatch(job.device)
         self.step = 0
+        self.lost_store = False
         averages = dict(ema=self.ema, tracks=self.tracks, meter=self.meter)
         self.logbook = Logbook(job, world, self.engine, watch=self.watch, **averages)
         self.saver = Saver(job, world, self.engine, committed=self.logbook.draw_curve, **averages)
@@ -82,8 +84,8 @@ class Trainer:
     def run(self, stop: list[int]) -> Iterator[Event]:
         """Train all steps that are left; a signal puts its number into `stop`.
 
-        Raises NotFinite, Interrupted after a signal (with everything saved), and SitError if the
-        last checkpoint cannot be written.
+        Raises NotFinite, Interrupted after a signal (with everything saved), StoreChanged if a
+        store is overwritten meanwhile, and SitError if the last checkpoint cannot be written.
         """
         run = self.job.run
         if self.world.rank == 0:
@@ -95,6 +97,15 @@ class Trainer:
             yield from self._steps(stop)
         except NotFinite as failure:
             yield from self.saver.settle(last=False)  # was begun before the bad step, and is good
+            failure.message += f"; {last_good(self.job)}"
+            raise
+        except StoreChanged as failure:
+            # All steps so far were of the latents as they were. Several ranks cannot agree to save:
+            # the others wait for this one in the middle of a step.
+            if self.world.size == 1:
+                yield from self.saver.settle(last=False)
+                if run.newest() != run.step_path(self.step) and self.step:
+                    yield from self.saver.save(self.step, last=True)
             failure.message += f"; {last_good(self.job)}"
             raise
 
@@ -112,6 +123,7 @@ class Trainer:
             if logged:
                 text = self.logbook.log(self.step, state, self.saver)
                 yield from self.logbook.news()
+                yield from self._lost_store()
             yield self._progress(text)
             signalled = yield from self._exchange(stop)
             last = self.step == s.steps or bool(signalled)
@@ -126,6 +138,17 @@ class Trainer:
                     "the same command goes on from there",
                     signal_number=signalled,
                 )
+
+    def _lost_store(self) -> Iterator[Event]:
+        """Warn once if the path of a store has come to name another file, or none."""
+        change = "" if self.lost_store or self.world.rank else self.job.store.replaced()
+        if change:
+            self.lost_store = True
+            names = ", ".join(map(str, self.job.store.paths))
+            yield Warn(
+                f"{names} was {change} at step {self.step} or before: this run goes on with the "
+                "file it began with, and can be resumed on the same latents only"
+            )
 
     def _is_logged(self, step: int) -> bool:
         return step % self.job.settings.log_every == 0 or step == self.job.settings.steps

@@ -1,13 +1,18 @@
 """What `sit encode-latents` is asked to do, checked before anything is written."""
 
+import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sitcli.commands.encode import fill, job
 from sitcli.commands.encode.stage import encode, plan
 from sitcli.errors import SitError, UsageError
+from sitcli.images.source import open_source
+from sitcli.latents.layout import encode_command
 from sitcli.latents.store import LatentStore
 from sitcli.storage.rows import Rows
 from tests.commands.encode.pictures import encoded, make_images, settings_for, texts
@@ -132,3 +137,126 @@ def test_dry_run_tells_and_touches_nothing(source, out):
     with pytest.raises(UsageError, match="multiple of 8"):
         plan(settings_for(source, out.with_name("x.h5"), vae="stabilityai/sd-vae-ft-ema",
                           image_size=100))  # fmt: skip
+
+
+def by_0_7(monkeypatch, settings, *, until=4):
+    """Begin a store as version 0.7 did: its list of images, and no hash of their contents."""
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "open_source", lambda path, labels: open_source(path, listing=1))
+        patch.setattr(fill, "source_facts", lambda source, labels: {})
+        stage = encode(settings)
+        for event in stage:
+            if getattr(event, "done", 0) >= until:
+                break
+        stage.close()
+
+
+def test_a_store_of_0_7_goes_on_with_its_own_classes(source, out, monkeypatch):
+    """Catches: other images and shifted classes in the second half of an old store, or one that
+    cannot be finished any more."""
+    (source / "cow").mkdir()
+    (source / "cow" / "1.heic").write_bytes(b"x")
+    shutil.copy(source / "cat" / "000.png", source / "cat" / "0.jfif")
+    by_0_7(monkeypatch, settings_for(source, out))
+    assert "source_content" not in Rows(out).attrs
+    _, events = encoded(settings_for(source, out))
+    assert any("going on with" in text for text in texts(events))
+    store = LatentStore.open(out)
+    assert (store.class_names, store.num_items) == (["cat", "dog"], 10)
+    assert store.labels.tolist() == [0] * 5 + [1] * 5
+    _, events = encoded(settings_for(source, out))
+    assert texts(events) == [f"{out} is complete already"]
+    # Begun again, all is listed. Of which pictures the old store is, nothing says.
+    encoded(settings_for(source, out, overwrite=True))
+    store = LatentStore.open(out)
+    assert (store.class_names, store.num_items) == (["cat", "cow", "dog"], 11)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_other_pictures_of_the_same_names_and_sizes(source, out, complete):
+    """Catches: "complete already" for latents of other pictures, with --overwrite too."""
+    changed = source / "dog" / "003.jpg"
+    before = changed.read_bytes()
+    if complete:
+        encoded(settings_for(source, out))
+    else:
+        stage = encode(settings_for(source, out))
+        while getattr(next(stage), "done", 0) < 4:
+            pass
+        stage.close()
+    changed.write_bytes(bytes(len(before)))
+    with pytest.raises(SitError, match="the same names and sizes, with other contents") as failure:
+        encoded(settings_for(source, out))
+    assert "--overwrite" in failure.value.hint
+    encoded(settings_for(source, out, overwrite=True))
+    assert [name for name, _ in LatentStore.open(out).broken()] == ["dog/003.jpg"]
+    _, events = encoded(settings_for(source, out, overwrite=True))
+    assert any("complete already" in text for text in texts(events))
+    assert any("remove it to encode" in text for text in texts(events))
+    changed.write_bytes(before)
+    fingerprint = LatentStore.open(out).fingerprint
+    encoded(settings_for(source, out, overwrite=True))
+    assert LatentStore.open(out).fingerprint != fingerprint
+
+
+def test_a_zip_is_compared_by_all_its_checksums(source, out, tmp_path, monkeypatch):
+    """Catches: one changed picture among many that are not looked into."""
+    monkeypatch.setattr("sitcli.images.source.COMPARED", 2)
+    encoded(settings_for(Path(shutil.make_archive(tmp_path / "x", "zip", source)), out))
+    middle = source / "cat" / "004.png"
+    middle.write_bytes(bytes(middle.stat().st_size))
+    shutil.make_archive(tmp_path / "x", "zip", source)
+    with pytest.raises(SitError, match="with other contents"):
+        encoded(settings_for(tmp_path / "x.zip", out))
+
+
+def test_changed_labels_are_other_images(source, out):
+    """Catches: old labels kept beside a dataset.json that was corrected."""
+    names = [item.name for item in open_source(source).items]
+    sheet = source / "dataset.json"
+    sheet.write_text(json.dumps({"labels": [[name, 2] for name in names]}))
+    encoded(settings_for(source, out))
+    attrs = Rows(out).attrs
+    assert (attrs["labels"], attrs["labels_from"]) == ("auto", "dataset.json")
+    sheet.write_text(json.dumps({"labels": [[name, 1] for name in names]}))
+    with pytest.raises(SitError, match="the same, with other labels"):
+        encoded(settings_for(source, out))
+    sheet.write_text("{}")
+    with pytest.raises(SitError, match="does not have the form"):
+        encoded(settings_for(source, out))
+    sheet.unlink()
+    with pytest.raises(SitError, match="the same, with other labels"):
+        encoded(settings_for(source, out))
+    encoded(settings_for(source, out, overwrite=True))
+    assert LatentStore.open(out).class_names == ["cat", "dog"]
+
+
+def test_labels_are_a_setting_of_the_store(source, out):
+    """Catches: --labels ignored for a store that was begun without it, or lost from the command
+    that a store names."""
+    encoded(settings_for(source, out, labels="none"))
+    store = LatentStore.open(out)
+    assert (store.class_names, set(store.labels)) == ([], {0})
+    assert "--labels none" in encode_command(store.attrs, out)
+    with pytest.raises(UsageError, match="made with --labels none, not folders"):
+        encoded(settings_for(source, out, labels="folders"))
+    encoded(settings_for(source, out, labels="folders", overwrite=True))
+    # What auto would have come to is the same.
+    encoded(settings_for(source, out, overwrite=True))
+    _, events = encoded(settings_for(source, out, labels="folders"))
+    assert texts(events) == [f"{out} is complete already"]
+
+
+def test_counters_are_asked_about_before_anything_is_written(tmp_path, out):
+    """Catches: thousands of classes that are none, or a question after the work."""
+    folder = make_images(tmp_path / "x", num=4, classes=("00000",))
+    for i, path in enumerate(sorted(folder.rglob("*.*"))):
+        place = folder / f"{i // 2:05d}"
+        place.mkdir(exist_ok=True)
+        path.rename(place / f"img{i:08d}.png")
+    for ask in (plan, encoded):
+        with pytest.raises(UsageError, match=r"are the folders 00000, 00001 classes\?"):
+            ask(settings_for(folder, out))
+    assert not out.exists()
+    result, _ = encoded(settings_for(folder, out, labels="none"))
+    assert result.data["num_classes"] == 0

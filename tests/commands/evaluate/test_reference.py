@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from sitcli.commands.encode.stage import encode
 from sitcli.commands.evaluate.stage import evaluate
@@ -14,7 +13,7 @@ from sitcli.errors import SitError, UsageError
 from sitcli.events import Progress, Warn
 from sitcli.features import collect
 from sitcli.features.statistics import save_statistics
-from sitcli.machine.seeds import generator
+from sitcli.machine.seeds import Philox, Stream
 from sitcli.metrics.moments import Moments, gaussian_of
 from sitcli.settings.encode import EncodeSettings
 from tests.commands.evaluate.measuring import events_and_result, pixel_settings, pixels, values
@@ -139,7 +138,7 @@ def test_real_figures_are_those_of_the_images_themselves(pipeline):
         name: found[name]["value"] if name in ("FD", "KD") else None for name in found
     }
     images = np.concatenate([pixels(12, 1), pixels(12, 2)])
-    order = torch.randperm(24, generator=generator(0, "stand-ins")).numpy()
+    order = Philox(0).draws(Stream.STAND_INS, np.zeros(1, np.int64)).permutation(24)[0].numpy()
     chosen = np.isin(np.arange(24), order[:9])
     write_folder(pipeline / "chosen", images[chosen])
     write_folder(pipeline / "others", images[~chosen])

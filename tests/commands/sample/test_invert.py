@@ -13,10 +13,12 @@ import pytest
 from sitcli.commands.inspect.stage import inspect
 from sitcli.commands.sample.invert import invert, plan
 from sitcli.errors import SitError, UsageError
+from sitcli.images.sets import open_images
 from sitcli.latents.store import LatentStore
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.tools import InspectSettings
+from sitcli.storage.rows import Rows
 from tests.commands.sample.inverting import class_folder, go, invert_settings
 from tests.tiny import (
     ENVIRONMENT,
@@ -172,3 +174,18 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
     assert result["path"].startswith("samples/tiny-step-0000007-invert-")
     assert result["num"] == 3
     assert plan(invert_settings(run, tmp_path / "photos")).data["num"] == 6
+
+
+def test_a_set_of_0_7_is_found_again(run: Path, tmp_path: Path) -> None:
+    """Catches: a finished set that is refused because later versions hash the pictures' contents
+    too, and other pictures that are not."""
+    photos = class_folder(tmp_path / "photos")
+    samples, figures = go(run, photos)
+    first = open_images(photos, size=(8, 8), crop="none").first_fingerprint
+    with Rows(samples.path, writable=True) as file:
+        file.set_attrs(meta=file.attrs["meta"] | {"images": first})
+    assert go(run, photos)[1] == figures
+    with Rows(samples.path, writable=True) as file:
+        file.set_attrs(meta=file.attrs["meta"] | {"images": "0" * 64})
+    with pytest.raises(UsageError, match="was made with images 0000"):
+        go(run, photos)

@@ -54,3 +54,14 @@ def test_balanced_labels_differ_by_one_at_most(run: Path) -> None:
     """Catches: one class more often than another by more than the rest of a division."""
     labels = labels_of(SampleSettings(num=10), open_checkpoint(run)).tolist()
     assert sorted(labels.count(label) for label in range(3)) == [3, 3, 4]
+
+
+def test_classes_without_images_are_not_drawn(run: Path) -> None:
+    """Catches: samples of a class of which nothing was learned, drawn unasked or named."""
+    checkpoint = open_checkpoint(run)
+    checkpoint.meta["latents"]["empty_classes"] = [1]
+    assert labels_of(SampleSettings(num=4), checkpoint).tolist() == [0, 2, 0, 2]
+    assert set(labels_of(SampleSettings(num=30, labels="random"), checkpoint)) == {0, 2}
+    for named in ("0,1", "green"):
+        with pytest.raises(UsageError, match="class 1 had no image when the model was trained"):
+            labels_of(SampleSettings(num=4, classes=named), checkpoint)

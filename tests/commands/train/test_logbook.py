@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
+from sitcli.commands.train import logbook
 from sitcli.commands.train.recipe import learning_rate
 from sitcli.commands.train.stage import train
+from sitcli.images.grid import save_grid
 from sitcli.runs.run_dir import RunDir
 from tests.tiny import finish, train_settings
 
@@ -36,3 +39,21 @@ def test_log_lines(store: Path, tmp_path: Path) -> None:
     assert result.data["loss"] == lines[-1]["loss"]
     assert result.data["processes"] == 1
     assert result.summary["loss"].endswith("over the last 3 steps")
+
+
+def test_the_grid_shows_classes_that_have_images(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: rows of a class of which nothing was learned."""
+    with h5py.File(store, "r+") as file:
+        labels = file["labels"][...]
+        file["labels"][...] = np.where(labels == 0, 1, labels)
+    shown = []
+
+    def save(path: Path, images: np.ndarray, **more) -> None:
+        shown.append(more["row_labels"])
+        save_grid(path, images, **more)
+
+    monkeypatch.setattr(logbook, "save_grid", save)
+    finish(train(train_settings(store, tmp_path / "run", steps=1, sample_every=1)))
+    assert shown == [["green", "blue"]]

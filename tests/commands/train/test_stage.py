@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from sitcli import names
+from sitcli.commands.train import stage
 from sitcli.commands.train.stage import train
 from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
-from sitcli.errors import UsageError
+from sitcli.errors import SitError, UsageError
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.runs.run_dir import RunDir
 from tests.tiny import (
@@ -105,3 +106,14 @@ def test_sigterm_saves_and_exits_143(store: Path, tmp_path: Path) -> None:
     assert "Traceback" not in errors
     assert "stopped by a signal, saved at step" in errors
     assert RunDir(tmp_path / "run").steps()
+
+
+def test_ranks_that_opened_two_stores_are_refused(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: half of a batch from the old store and half from the one that replaced it."""
+    other = ("another fingerprint", "another checksum")
+    monkeypatch.setattr(stage, "gathered", lambda world, value: [value, other])
+    with pytest.raises(SitError, match="replaced by another file while the processes opened it"):
+        finish(train(train_settings(store, tmp_path / "run", steps=1)))
+    assert not (tmp_path / "run").exists()

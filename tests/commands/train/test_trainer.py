@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from sitcli.commands.train.job import prepare
 from sitcli.commands.train.stage import train
 from sitcli.errors import SitError
 from sitcli.events import Progress, Warn
+from sitcli.latents.layout import row_checksums
 from sitcli.machine.world import World
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.runs.run_dir import RunDir
 from sitcli.storage.rows import Rows
 from sitcli.storage.tensors import read_tensors
-from tests.tiny import finish, losses, numbered_losses, train_settings
+from tests.tiny import finish, losses, make_store, numbered_losses, train_settings
 
 
 def test_accumulation_equals_the_big_batch(store: Path, tmp_path: Path) -> None:
@@ -82,7 +84,8 @@ def test_nan_stops_and_names_the_last_good_checkpoint(store: Path, tmp_path: Pat
     finish(train(train_settings(store, tmp_path / "run", steps=2)))
     with Rows(store, writable=True) as file:
         poison = np.full((24, 3, 8, 8), np.nan, np.float16)
-        file.write(range(24), latents=poison, latents_flipped=poison)
+        crc = row_checksums(poison, poison)
+        file.write(range(24), latents=poison, latents_flipped=poison, crc32=crc)
     with pytest.raises(SitError, match=r"not finite at step 3.*step-0000002"):
         finish(train(train_settings(store, tmp_path / "run", steps=6)))
     assert RunDir(tmp_path / "run").steps() == [2]
@@ -123,3 +126,54 @@ def test_nan_rolls_back_once(store: Path, tmp_path: Path, after: int, redrawn: l
     finish(train(train_settings(store, run.path, steps=8, on_nan="rollback")))
     assert dict(numbered_losses(run.path)) == a
     assert open_checkpoint(run.path).meta["redrawn"] == [redrawn]
+
+
+def events_until(stage, step: int) -> list:
+    """The events of a training up to the one that tells of `step`."""
+    events = []
+    for event in stage:
+        events.append(event)
+        if isinstance(event, Progress) and event.done >= step:
+            return events
+    return events
+
+
+def test_a_store_overwritten_in_place_stops_the_run(store: Path, tmp_path: Path) -> None:
+    """Catches: steps on a mixture of two stores, and the steps before it lost."""
+    stage = train(train_settings(store, tmp_path / "run", steps=50, save_every=40))
+    events_until(stage, 3)
+    with Rows(store, writable=True) as file:
+        other = np.ones((24, 3, 8, 8), np.float16)
+        file.write(range(24), latents=other, latents_flipped=other)
+    os.utime(store, (2e9, 2e9))  # the clock of the file system may tick too slowly
+    with pytest.raises(SitError, match=r"overwritten in place.*checkpoint is .*step-") as failure:
+        finish(stage)
+    assert "--overwrite and mv" in failure.value.hint
+    (saved,) = RunDir(tmp_path / "run").steps()
+    assert 3 <= saved < 40
+
+
+def test_a_store_cut_short_stops_the_run(store: Path, tmp_path: Path) -> None:
+    """Catches: SIGBUS."""
+    stage = train(train_settings(store, tmp_path / "run", steps=50, save_every=3))
+    events_until(stage, 4)
+    os.truncate(store, 4096)
+    with pytest.raises(SitError, match=r"cut short while it was read.*checkpoint is"):
+        finish(stage)
+    assert RunDir(tmp_path / "run").steps()[-1] >= 4
+
+
+def test_a_store_replaced_as_a_whole_is_trained_on_to_the_end(store: Path, tmp_path: Path) -> None:
+    """Catches: a run that changes over to the new file, or says nothing."""
+    finish(train(train_settings(store, tmp_path / "alone", steps=6)))
+    stage = train(train_settings(store, tmp_path / "run", steps=6))
+    events = events_until(stage, 2)
+    make_store(tmp_path / "new.h5", number=30)
+    os.replace(tmp_path / "new.h5", store)
+    events += list(stage)
+    warnings = [event.text for event in events if isinstance(event, Warn)]
+    assert len(warnings) == 1
+    assert "tiny.h5 was replaced by another file" in warnings[0]
+    assert losses(tmp_path / "run") == losses(tmp_path / "alone")
+    with pytest.raises(SitError, match=r"was trained on other latents than .*tiny\.h5 holds now"):
+        finish(train(train_settings(store, tmp_path / "run", steps=8)))
