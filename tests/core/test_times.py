@@ -59,6 +59,6 @@ def test_training_times() -> None:
 
 def test_the_plain_logit_normal_is_of_a_standard_normal() -> None:
     """Catches: another default width or mean than SD3's rf/lognorm(0.00, 1.00)."""
-    found = Times(distribution="logit-normal").draw(500, torch.Generator().manual_seed(3))
-    normal = torch.randn(500, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(found, 1 / (1 + torch.exp(-normal)))
+    draws = [Draws(3, 0, torch.arange(500)) for _ in range(2)]
+    found = Times(distribution="logit-normal").draw(draws[0])
+    torch.testing.assert_close(found, 1 / (1 + torch.exp(-draws[1].normal())))

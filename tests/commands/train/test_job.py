@@ -18,7 +18,7 @@ from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.runs.run_dir import RunDir
 from sitcli.storage.files import hash_json
 from sitcli.storage.rows import Rows
-from tests.tiny import finish, pictures, train_settings, write_samples
+from tests.tiny import finish, pictures, train_settings, write_meta, write_samples
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_run_without_a_checksum_goes_on_and_gains_it(store: Path, tmp_path: Pa
     meta = RunDir(run).newest() / "meta.json"
     facts = json.loads(meta.read_text())
     facts["latents"]["fingerprint"] = hash_json(identity)
-    meta.write_text(json.dumps(facts))
+    write_meta(meta, facts)
     finish(train(train_settings(store, run, steps=3)))
     latents = open_checkpoint(run).latents
     assert latents["fingerprint"] == LatentStore.open(store).fingerprint
