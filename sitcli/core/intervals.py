@@ -16,8 +16,8 @@ from sitcli.core.wt import WT
 MARGIN = 1e-3  # kept from an end that something divides by
 # Sampling begins where the network's estimate of the data is wrong by at most this, root mean
 # square over the elements. Noise prediction on linear, SiT-Mi/4 after 2,000 steps on CIFAR-10's
-# pixels (std 0.53, of the images' means 0.28): 2 gives 0.62 and 0.15, 4 gives 0.87 and 0.26, 8 gives
-# 1.24 and 0.44, a start at 0.999 gives 26. Too low a start loses the images' means.
+# pixels (std 0.53, of the images' means 0.28): 2 gives 0.62 and 0.15, 4 gives 0.87 and 0.26, 8
+# gives 1.24 and 0.44, a start at 0.999 gives 26. Too low a start loses the images' means.
 MOST_DATA_ERROR = 4.0
 EARLIEST_START = 0.5
 # The noise error is taken at this time: closer to t = 1 the mean over a bin of the loss curve
