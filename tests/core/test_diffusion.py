@@ -252,3 +252,18 @@ def test_bound_of_the_exact_reverse_is_the_entropy(betas, steps, std: float, tai
     variance = spread**2 + 1 - process.chain.table("alpha_bar")[-1]
     gap = gaussian_kl(Moments(mean, variance.log()), Moments(0 * mean, 0 * mean)) / math.log(2)
     assert float(bits.mean()) == pytest.approx(exact_bits + float(gap), abs=0.02)
+
+
+def test_channels_of_a_learned_variance() -> None:
+    """Catches: a head of another size than DiT's, twice the latent's channels."""
+    assert Diffusion(variance="learned-range").out_channels(4) == 8
+    assert Diffusion(variance="fixed-small").out_channels(4) == 4
+
+
+def test_the_bound_keeps_no_graph() -> None:
+    """Catches: the memory of all 1000 evaluations held for a gradient that nobody asks for."""
+    process, weight = Diffusion(betas=(0.1, 0.2)), torch.ones((), requires_grad=True)
+    x, y = torch.zeros(1, 2, 1, 1), torch.zeros(1, dtype=torch.long)
+    network = lambda x, t, y: torch.cat([x, x], dim=1) * weight  # noqa: E731
+    terms = process.bound(network, x, y, tails=True, randn=lambda: torch.ones_like(x))
+    assert not any(value.requires_grad for _, _, value in terms)

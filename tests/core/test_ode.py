@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from scipy.integrate import RK45
 
 from sitcli import names
 from sitcli.commands.sample.options import CHOICES, OPTIONS
@@ -93,6 +94,90 @@ def test_dopri5_equals_torchdiffeq_sample_by_sample() -> None:
         method="dopri5",
     )[-1]
     torch.testing.assert_close(x, theirs, atol=2e-6, rtol=0)
+
+
+class Recorder:
+    """The velocity of x' = 3 x^3 + cos(20 t), with every evaluation of it on record."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, float, float]] = []  # t, x, velocity
+
+    def __call__(self, x, t, rows):
+        v = 3 * x**3 + torch.cos(20 * t.view(-1, 1))
+        self.calls.append((float(t), float(x), float(v)))
+        return v
+
+
+def test_dopri5_is_dormand_and_princes_pair() -> None:
+    """Catches: a wrong entry of the tableau, an accepted step beyond the tolerance, or another rule
+    for the next one.
+
+    The coefficients are scipy's RK45 (Dormand and Prince 1980). A step of error ratio r is accepted
+    for r <= 1. The next is 0.9 r^(-1/5) times as long, within 0.2 and 10, no shorter after a step
+    that was accepted and no longer after one that was not (Hairer, Norsett and Wanner II.4).
+    """
+    nodes, rows = RK45.C.tolist(), RK45.A.tolist()
+    weights, error_weights = RK45.B.tolist(), RK45.E.tolist()
+    rtol, atol, velocity = 1e-5, 1e-6, Recorder()
+    x0 = torch.full((1, 1), 0.7, dtype=torch.float64)
+    *_, (_, end) = solve_dopri5(velocity, None, x0, Interval(1.0, 0.0), rtol=rtol, atol=atol)
+    (t, x, k1), *rest = velocity.calls
+    h, accepted, rejected = 0.01, 0, 0
+    for start in range(0, len(rest), 6):
+        stages, slopes = rest[start : start + 6], [k1]
+        for i in range(1, 6):
+            moved = x - h * sum(a * k for a, k in zip(rows[i], slopes, strict=False))
+            # The error is a difference that loses digits, and the step's length follows it.
+            assert stages[i - 1][:2] == pytest.approx((t - nodes[i] * h, moved), rel=1e-6)
+            slopes.append(stages[i - 1][2])
+        moved = x - h * sum(b * k for b, k in zip(weights, slopes, strict=True))
+        assert stages[5][:2] == pytest.approx((t - h, moved), rel=1e-6, abs=1e-9)
+        slopes.append(stages[5][2])
+        error = h * sum(e * k for e, k in zip(error_weights, slopes, strict=True))
+        ratio = abs(error) / (atol + rtol * max(abs(x), abs(moved)))
+        factor = min(10.0, max(0.2, 0.9 * ratio**-0.2))
+        if ratio <= 1:
+            accepted += 1
+            t, x, k1, factor = t - h, moved, slopes[6], max(1.0, factor)
+        else:
+            rejected += 1
+            factor = min(1.0, factor)
+        h = min(h * factor, t)
+    assert t == pytest.approx(0.0, abs=1e-9)
+    assert float(end) == pytest.approx(x, rel=1e-6)
+    assert min(accepted, rejected) > 0
+
+
+def test_dopri5_bounds_the_change_of_its_step() -> None:
+    """Catches: a step that grows more than tenfold where nothing changes, or shrinks to less than a
+    fifth where much does."""
+    velocity = Recorder()
+    velocity_of_nothing = lambda x, t, rows: velocity(x, t, rows) * 0  # noqa: E731
+    x0 = torch.ones(1, 1, dtype=torch.float64)
+    list(solve_dopri5(velocity_of_nothing, None, x0, Interval(1.0, 0.0), rtol=1e-3, atol=1e-3))
+    ends = [t for t, _, _ in velocity.calls[6::6]]
+    assert ends == pytest.approx([0.99, 0.89, 0.0], abs=1e-12)  # steps 0.01, 0.1 and what is left
+
+    def jump(x, t, rows):
+        velocity.calls.append((float(t), 0.0, 0.0))
+        return torch.where(t.view(-1, 1) < 0.995, 1e6, 0.0).to(x)
+
+    velocity.calls.clear()
+    solving = solve_dopri5(jump, None, x0, Interval(1.0, 0.0), rtol=0.0, atol=1e-3)
+    next(solving)
+    next(solving)
+    assert velocity.calls[6][0] == pytest.approx(0.99)
+    assert velocity.calls[12][0] == pytest.approx(1 - 0.2 * 0.01)
+
+
+def test_dopri5_gives_up_in_the_end() -> None:
+    """Catches: a solve that never ends, and one that gives up early. 600 equal trials of 6
+    evaluations need 3,601 of the 10,000 that are allowed by default."""
+    x0 = torch.ones(1, 1, dtype=torch.float64)
+    noise = torch.Generator().manual_seed(0)
+    rough = lambda x, t, rows: torch.randn(1, 1, generator=noise, dtype=x.dtype) * 1e3  # noqa: E731
+    with pytest.raises(ArithmeticError, match="within 10003 evaluations"):
+        list(solve_dopri5(rough, None, x0, Interval(1.0, 0.0), rtol=1e-8, atol=1e-8))
 
 
 def test_dopri5_samples_are_independent() -> None:

@@ -10,7 +10,7 @@ import torch
 from sitcli import names
 from sitcli.core.flow import Flow
 from sitcli.core.interpolant import path_at
-from sitcli.core.prediction import PREDICTIONS, to_data, to_score, to_velocity
+from sitcli.core.prediction import LOSS_WEIGHTS, PREDICTIONS, to_data, to_score, to_velocity
 from sitcli.core.wt import WT
 from tests.core.gaussian import Gaussian
 
@@ -111,3 +111,8 @@ def test_what_turns_with_time_is_the_velocity(prediction: str) -> None:
     encode, pair = PREDICTIONS[prediction].encode, DATA.posterior(x, path)
     sign = -1 if PREDICTIONS[prediction].turns_with_time else 1
     torch.testing.assert_close(encode(*pair, turned), sign * encode(*pair, path))
+
+
+def test_which_weight_divides() -> None:
+    """Catches: a training interval shortened for a weight that is finite at both ends."""
+    assert {name for name, row in LOSS_WEIGHTS.items() if row.divides} == {"likelihood"}

@@ -191,3 +191,16 @@ def test_drift_is_the_reverse_sde() -> None:
     one = torch.ones(1)
     drift = Drift(velocity=3 * one, score=2 * one, data=one, w=4 * one)
     assert drift.sde.item() == -1.0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("last_step", names.LAST_STEPS)
+def test_steps_are_counted_with_the_last_one(steps: int, last_step: str) -> None:
+    """Catches: one step more or less, a shifted grid by default, or a last step from another time
+    than where the noisy ones ended."""
+    flow, sde = Flow(), Sde(w=wt_of("sigma"), wt="sigma", steps=steps, last_step=last_step)
+    network = DATA.network("linear", "velocity")
+    taken = [t for t, _ in flow.sample(network, states(), Y, sde, randn=states)]
+    end, noisy = (1e-3, steps) if last_step == "none" else (0.04, steps - 1)
+    expected = [1 + (end - 1) * (i + 1) / noisy for i in range(noisy)]
+    assert taken == pytest.approx(expected + [0.0] * (last_step != "none"))

@@ -37,6 +37,14 @@ def test_w_values(wt: str) -> None:
     )
 
 
+def test_the_forms_of_time_alone_beyond_the_middle() -> None:
+    """Catches: a cosine without its sign, which is positive before t = 1/2."""
+    t = torch.tensor([0.75], dtype=torch.float64)
+    path = path_at("linear", t, t)
+    assert float(wt_of("decreasing")(t, path)) == pytest.approx(0.5 * (1 + math.sqrt(0.5)) ** 2)
+    assert float(wt_of("sin2")(t, path)) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("interpolant", names.INTERPOLANTS)
 def test_kl_closed_forms_and_limits(interpolant: str) -> None:
     """Catches: w_KL other than 2t/(1-t), pi tan(pi t/2), beta_t; kl-eta infinite or NaN at t =

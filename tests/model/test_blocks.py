@@ -245,3 +245,32 @@ def test_rms_norm_by_hand() -> None:
     x = torch.tensor([[3.0, 3.0, 3.0, 3.0], [1.0, -1.0, 2.0, 0.0]])
     expected = x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(block.norm1(x), expected)
+
+
+def test_what_count_costs_charges_is_in_the_layers() -> None:
+    """Catches: a number of a Design that is not the layer's own."""
+    style = Style()
+    for design in BLOCKS.values():
+        block, final = design.block(WIDTH, 2, style), design.final(WIDTH, 2, 4, "layer")
+        for module, vectors in ((block, design.vectors), (final, design.final_vectors)):
+            sizes = [w.shape for key, w in module.state_dict().items() if "adaLN" in key]
+            assert [s[0] for s in sizes if len(s) == 2] == [vectors * WIDTH] * bool(vectors)
+        norms = [m for m in block.modules() if isinstance(m, torch.nn.LayerNorm)]
+        assert len(norms) == design.norms
+        tokens, vector = torch.zeros(2, 3, WIDTH), torch.zeros(2, WIDTH)
+        longer, condition = design.condition(tokens, vector, vector)
+        assert longer.shape[1] == 3 + design.appended
+        context = 0 if condition is None or condition.ndim == 2 else condition.shape[1]
+        assert context == design.context
+
+
+def test_the_modulation_of_all_blocks_is_a_product_in_float32() -> None:
+    """Catches: the rounding of bfloat16 in what scales every token of every block."""
+    layers = [torch.nn.Linear(8, n) for n in (4, 6)]
+    c = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    together = blocks.Modulation(layers)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = together(c)
+    expected = torch.cat([layer(torch.nn.functional.silu(c)) for layer in layers], dim=1)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)

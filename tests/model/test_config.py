@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from sitcli.model.config import PRESETS, parse_model
+from sitcli.model.config import PRESETS, parse_model, projector_width
 from tests.model.networks import TINY
 
 
@@ -74,3 +74,29 @@ def test_what_follows_from_the_fields() -> None:
     assert config.beyond == ["SwiGLU", "RoPE"]
     assert TINY.beyond == []
     assert config.null_class == TINY.num_classes
+
+
+def test_our_small_sizes() -> None:
+    """Catches: a size changed by accident, with which a run of an older version does not go on."""
+    assert PRESETS["Mi"] == (4, 128, 4)
+    assert PRESETS["Ti"] == (6, 192, 3)
+
+
+def test_the_projector_is_repas() -> None:
+    """Catches: another width than REPA's 2048, or one that is wider than a narrow network needs."""
+    assert projector_width(dataclasses.replace(TINY, width=1152, heads=16)) == 2048
+    assert projector_width(dataclasses.replace(TINY, width=384, heads=6)) == 768
+
+
+def test_both_sides_are_divided_by_the_patch() -> None:
+    """Catches: rows or columns of latents that are cut off without a word."""
+    with pytest.raises(ValueError, match="does not divide the latent side 9"):
+        dataclasses.replace(TINY, input_size=9, input_width=8)
+    with pytest.raises(ValueError, match="does not divide the latent side 9"):
+        dataclasses.replace(TINY, input_size=8, input_width=9)
+
+
+def test_a_configuration_does_not_change() -> None:
+    """Catches: a field assigned after its check."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TINY.width = 1

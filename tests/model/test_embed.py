@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sitcli.model.embed import PatchEmbed, rotary_embedding
+from sitcli.model.embed import LabelEmbedder, PatchEmbed, rotary_embedding, sinusoid
 from sitcli.model.transformer import Transformer
 from tests.model.networks import TINY
 
@@ -25,8 +25,6 @@ def test_position_embedding_values() -> None:
 
 def test_time_features_are_cosines_first() -> None:
     """Catches: [sin|cos] order, or times multiplied by 1000."""
-    from sitcli.model.embed import sinusoid
-
     features = sinusoid(torch.tensor([0.7]), 256)[0]
     assert math.isclose(features[0].item(), math.cos(0.7), abs_tol=1e-6)
     assert math.isclose(features[128 + 1].item(), math.sin(0.7 * 10000 ** (-1 / 128)), abs_tol=1e-6)
@@ -78,3 +76,19 @@ def test_patches_are_tokens_in_float32() -> None:
     assert found.dtype == torch.float32
     # Sums of 12 products in float32; bf16 would be off by 1e-2.
     torch.testing.assert_close(found[1, 1 * 3 + 2], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_longest_period_is_the_papers() -> None:
+    """Catches: another period than the 10,000 of DiT's timestep_embedding; the angles of times near
+    1,000 show a change of 1 in 10,000."""
+    sines = sinusoid(torch.tensor([999.0]), 8)[0, 4:]
+    expected = [math.sin(999.0 * 10000 ** (-i / 4)) for i in range(4)]
+    assert sines.tolist() == pytest.approx(expected, abs=1e-4)
+    # A period of 9,999 moves the second angle, 99.9, by 99.9 / 4 x 1e-4, and its sine by 2e-3.
+
+
+def test_the_null_class_has_a_row() -> None:
+    """Catches: a table of num_classes rows, in which the null class is none."""
+    table = LabelEmbedder(5, 8).embedding_table
+    assert table.weight.shape == (6, 8)
+    assert LabelEmbedder(5, 8)(torch.tensor([0, 5])).shape == (2, 8)

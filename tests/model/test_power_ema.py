@@ -10,6 +10,7 @@ from torch import nn
 
 from sitcli.model.ema import ShardedEma
 from sitcli.model.power_ema import (
+    TRACKED_STDS,
     Snapshot,
     overlap,
     posthoc_coefficients,
@@ -190,3 +191,8 @@ def test_an_average_nobody_tracked(std: float, tolerance: float) -> None:
     assert float((found - expected).norm()) < tolerance * spread
     assert sum(factors) == pytest.approx(1, abs=1e-12)
     assert posthoc_error(list(snapshots), factors, target) < 0.05
+
+
+def test_the_tracked_widths_are_edm2s() -> None:
+    """Catches: another pair than 0.05 and 0.10 (Karras et al. 2023, section 3.2)."""
+    assert TRACKED_STDS == (0.05, 0.10)
