@@ -21,7 +21,7 @@ from sitcli.runs.run_dir import RunDir
 from sitcli.settings.weights import EmaSettings
 from sitcli.storage import locks
 from sitcli.storage.files import make_folder
-from sitcli.storage.tensors import check_header, write_tensors
+from sitcli.storage.tensors import verify_tensors, write_tensors
 from sitcli.text import count, first_line
 
 # Relative error above which the result is not the average that was asked for (Karras et al. show
@@ -105,9 +105,11 @@ def _add(state: dict[str, Tensor], path: Path, factor: float) -> None:
     """state += factor * the tensors of the file, in float64; `pos_embed` is copied."""
     from safetensors import SafetensorError, safe_open
 
+    # What is made of it gets checksums of its own: damage would not show any more.
+    if problems := verify_tensors(path).problems:
+        raise SitError(f"{path} is damaged: {problems[0]}", f"remove {path} to do without it")
     try:
         with safe_open(path, "pt") as file:
-            check_header(file)
             for name in file.keys():  # noqa: SIM118
                 tensor = file.get_tensor(name)
                 if name == "pos_embed":  # fixed: no average

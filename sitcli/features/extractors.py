@@ -69,7 +69,7 @@ def _missing(kind: Kind, path: Path, *, asked: bool) -> SitError:
     return SitError(
         f"{kind.title}'s weights, {path.name}, are not at {path}",
         f"fetch them: curl -L --create-dirs -o {path} {kind.url} ; or name them with "
-        f"{kind.option} FILE; or compare offline with --features pixels (which is not FID)",
+        f"{kind.option} FILE; or, without a download, measure --features pixels alone",
     )
 
 

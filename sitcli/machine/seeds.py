@@ -41,7 +41,7 @@ class Stream(IntEnum):
     DEQUANTISATION = 11  # item of a store
     PROBES = 12  # of the divergence: draw k is probe k; item of a store
     BOUND = 13  # draw k is the noise of the chain's k-th term; item of a store
-    STAND_INS = 14  # of the reference for samples; only item 0
+    STAND_INS = 14  # of the reference for samples; the number of its images
 
 
 class Streams(Protocol):

@@ -82,7 +82,7 @@ class SampleSettings:
     steps: int | None = option(
         None,
         "Steps in network time, the SDE's last one included; of --ddpm and --ddim how many of the "
-        "chain's 1000. [default: 50; with --sde or --ddpm 250]",
+        "chain's 1000. [default: 50, of euler 100; with --sde or --ddpm 250]",
         group="Sampler",
         low=1,
         role="detail",

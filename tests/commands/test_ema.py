@@ -132,3 +132,15 @@ def test_average_refusals(trained: Path, tmp_path: Path, store: Path) -> None:
     with pytest.raises(SitError, match="cannot read"):
         finish(average(EmaSettings(run=copy, std=0.07, out=tmp_path / "out")))
     assert not (tmp_path / "out").exists()
+
+
+def test_damaged_snapshots_are_not_averaged(trained: Path, tmp_path: Path) -> None:
+    """Catches: damage that gets checksums of its own in what is made of it."""
+    file = next((trained / "averages").rglob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    copy = Path(shutil.copytree(trained, tmp_path / "copy"))
+    content[-5] ^= 1
+    (copy / file.relative_to(trained)).write_bytes(content)
+    with pytest.raises(SitError, match=r"is damaged: .* is not what was written"):
+        finish(average(EmaSettings(run=copy, out=tmp_path / "made", std=0.08)))
+    assert not (tmp_path / "made").exists()

@@ -49,6 +49,8 @@ def interval_of(
                 break
             text = f"{measured.name}: part {computed} for its interval"
             yield Progress(done=count.total, total=count.total, text=text)
+    if error == 0:
+        return None  # no part of so few samples differs from another: nothing is known
     half = NORMAL_95 * error
     low = max(measured.value - half, measured.limits[0])
     high = min(measured.value + half, measured.limits[1])

@@ -76,10 +76,8 @@ def measure_reference(
     if images is None:
         return MeasuredReference(np.empty(0, np.int64)), Count(total=total)
     indices = job.reference.indices
-    only = np.zeros(1, np.int64)
-    random = Philox(settings.seed).draws(Stream.STAND_INS, only)
-    order = random.permutation(len(indices))[0].numpy()
-    found = MeasuredReference(np.argsort(order))
+    labels = None if images.labels is None else images.labels[indices]
+    found = MeasuredReference(random_ranks(len(indices), labels, settings.seed))
     for layer in _layers(job, frechet=True):
         known = yield from events_from_rank_0(
             world, lambda layer=layer: _known(job, layer, settings.seed)
@@ -103,6 +101,24 @@ def measure_reference(
             known.real_distances[num] = distance
             yield from _keep(job, layer, known, settings.seed)
     return found, count
+
+
+def random_ranks(num: int, labels: np.ndarray | None, seed: int) -> np.ndarray:
+    """(num,), the place of each image in a random order, a function of the seed.
+
+    labels: (num,). The first n of the order have every class as often as its share of the images
+    says, to one image: without that, the few stand-ins of a small sample set would be far away for
+    the classes that they happen to be of.
+    """
+    random = Philox(seed).draws(Stream.STAND_INS, np.array([num]))
+    order = random.permutation(num)[0].numpy()
+    if labels is not None:
+        shares = np.empty(num)  # of its class that an image ends, in the random order
+        for label in np.unique(labels):
+            members = np.flatnonzero(labels[order] == label)
+            shares[members] = (np.arange(len(members)) + 0.5) / len(members)
+        order = order[np.argsort(shares, kind="stable")]
+    return np.argsort(order)
 
 
 def by_layer_name(job: Job, collected: Mapping[Layer, Collected]) -> dict[str, Collected]:

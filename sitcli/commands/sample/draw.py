@@ -57,13 +57,18 @@ def open_begun(file: Path, facts: dict[str, Any], *, how: str) -> SampleSet:
     Raises UsageError naming the first of the facts that its meta contradicts.
     """
     samples = SampleSet.open(file, writable=True)
+    check_begun(samples, facts, how=how)
+    return samples
+
+
+def check_begun(samples: SampleSet, facts: dict[str, Any], *, how: str) -> None:
+    """Raise UsageError naming the first of the facts that the set's meta contradicts."""
     for key, value in facts.items():
         if samples.meta.get(key) != value:
             raise UsageError(
-                f"{file} was {how} with {key} {samples.meta.get(key)}, not {value}",
-                f"name another --out, or remove {file}",
+                f"{samples.path} was {how} with {key} {samples.meta.get(key)}, not {value}",
+                f"name another --out, or remove {samples.path}",
             )
-    return samples
 
 
 def facts_of_latents(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,7 @@ def describe(facts: dict[str, Any]) -> str:
     text += (
         f", {count(facts['steps'], 'step')}" if "steps" in facts else f", rtol {facts['rtol']:g}"
     )
-    if facts.get("interval") and facts["interval"][0] < 1:
-        text += f" from t = {facts['interval'][0]:.4g}"
+    text += _interval_text(facts.get("interval"), "t_end" in facts)
     if "wt" in facts:
         text += f", w_t {facts['wt']}"
     if "eta" in facts:
@@ -53,6 +53,16 @@ def describe(facts: dict[str, Any]) -> str:
     if "t_shift" in facts:
         text += f", times shifted by {facts['t_shift']}"
     return text
+
+
+def _interval_text(interval: Sequence[Any] | None, ends_early: bool) -> str:
+    """Where the sampler begins and ends, if it is not at t = 1 or was asked to end early."""
+    if interval is None:
+        return ""
+    start, end = interval[0], interval[1]
+    return (f" from t = {start:.4g}" if start < 1 else "") + (
+        f" to t = {end:.4g}" if ends_early else ""
+    )
 
 
 def result_of(samples: SampleSet, job: Job) -> Result:

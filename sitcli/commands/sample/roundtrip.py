@@ -112,8 +112,11 @@ def save_roundtrip_grid(path: Path, shown: list[tuple[np.ndarray | None, ...]]) 
 
 def describe(facts: dict[str, Any]) -> str:
     """The solver and its steps, for people."""
-    steps = f", {count(facts['steps'], 'step')}" if "steps" in facts else ""
-    return f"ODE {facts['solver']}{steps} up, as many down" if steps else f"ODE {facts['solver']}"
+    text = f"ODE {facts['solver']}"
+    if "steps" in facts:
+        text += f", {count(facts['steps'], 'step')} up, as many down"
+    end = facts["interval"][1]
+    return text + (f", to t = {end:.4g}" if end < 1 else "")
 
 
 def result_of(samples: SampleSet) -> Result:

@@ -89,7 +89,8 @@ def _interval(s: SampleSettings, checkpoint: Checkpoint) -> Interval:
         raise UsageError(
             f"sampling would begin at t = {interval.start:g} and end at t = {interval.end:g}, and "
             "t = 1 is noise",
-            "use a larger --t-start, or a smaller --t-end or --last-step-size",
+            "use a larger --t-start, or a smaller "
+            + ("--last-step-size" if s.last_step_size else "--t-end"),
         )
     return interval
 

@@ -7,7 +7,13 @@ import dataclasses
 
 import numpy as np
 
-from sitcli.commands.sample.draw import as_begun, fill, missing_batches, open_or_create
+from sitcli.commands.sample.draw import (
+    as_begun,
+    check_begun,
+    fill,
+    missing_batches,
+    open_or_create,
+)
 from sitcli.commands.sample.job import chosen_checkpoint, planned_evaluations, prepare
 from sitcli.commands.sample.pictures import save_pictures
 from sitcli.commands.sample.report import describe, evaluations_text, labels_text, result_of
@@ -92,6 +98,10 @@ def plan(settings: SampleSettings, said: Said | None = None) -> Result:
     from sitcli.model.flops import total_cost
 
     job = prepare(unsaid_as_begun(settings, said))
+    if job.file.exists():
+        with SampleSet.open(job.file).rows as rows:
+            check_begun(SampleSet(rows), job.facts(), how="drawn")
+            job = as_begun(job, SampleSet(rows))
     cost, s = total_cost(job.checkpoint.config), job.settings
     planned = planned_evaluations(job)
     evaluations = planned and planned[0]
@@ -101,7 +111,7 @@ def plan(settings: SampleSettings, said: Said | None = None) -> Result:
     summary = {
         "checkpoint": str(job.checkpoint.path),
         "model": f"{job.checkpoint.meta['model']}, {cost.params / 1e6:.1f} M parameters",
-        "sampler": describe(facts),
+        "sampler": describe(facts | {"interval": job.sampler.interval}),
         "evaluations": evaluations_text(planned),
         "cost": f"{cost.macs * evaluations * s.num / 1e12:.3g} TMACs"
         if evaluations

@@ -25,7 +25,13 @@ from sitcli.commands.train.resume import (
     unsaid_as_begun,
     write_config,
 )
-from sitcli.commands.train.run_settings import as_plain, make_process, resolve, run_name
+from sitcli.commands.train.run_settings import (
+    KEPT_ON_RESUME,
+    as_plain,
+    make_process,
+    resolve,
+    run_name,
+)
 from sitcli.core.flow import Flow
 from sitcli.core.objective import Extras
 from sitcli.engine.config import default_stage, engine_config, merge_config, read_file
@@ -234,7 +240,8 @@ def _begun(
         return resolved or resolve(settings, store, device), run, None
     base = settings_of_run(run, resume)
     if resolved is not None:  # the run's name is that of the settings: all of them are compared
-        said = {name: "" for name in as_plain(settings) if name != "steps"} | said
+        compared = as_plain(settings).keys() - {"steps"} - KEPT_ON_RESUME
+        said = dict.fromkeys(compared, "") | said
     filled = unsaid_as_begun(base, settings, said)
     try:
         resolved = resolve(filled, store, device)

@@ -12,7 +12,11 @@ from typing import Any
 
 import yaml
 
-from sitcli.commands.train.run_settings import as_plain, may_change_on_resume
+from sitcli.commands.train.run_settings import (
+    KEPT_ON_RESUME,
+    as_plain,
+    may_change_on_resume,
+)
 from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
@@ -105,8 +109,8 @@ def kept_settings(settings: TrainSettings) -> dict[str, Any]:
 
 
 def unsaid_as_begun(base: dict[str, Any], settings: TrainSettings, said: Said) -> TrainSettings:
-    """The settings with all that must not change, and the steps, as in `base` if not said."""
-    free = may_change_on_resume(base["schedule"]) - {"steps"}
+    """The settings with all that must not change or is kept as in `base`, if it was not said."""
+    free = may_change_on_resume(base["schedule"]) - {"steps"} - KEPT_ON_RESUME
     return dataclasses.replace(
         settings, **{name: base[name] for name in base.keys() - said.keys() - free}
     )

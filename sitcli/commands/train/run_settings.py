@@ -25,6 +25,11 @@ MAY_CHANGE_ON_RESUME = (
     *("sample_every", "log_every", "device", "precision", "gpus", "procs", "offload", "wandb"),
     *("deepspeed_config", "checkpoint_blocks", "compile", "strict", "on_nan", "preset"),
 )
+# Those of them that a run keeps where the user leaves them out: what else may change follows the
+# machine.
+KEPT_ON_RESUME = frozenset(
+    ("save_every", "keep", "keep_every", "sample_every", "log_every", "strict", "on_nan")
+)
 # The options of a family's objective and their defaults; another family refuses them.
 OBJECTIVES: dict[str, dict[str, str]] = {
     "SiT": dict(interpolant="linear", prediction="velocity"),

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from sitcli.commands.encode.stage import encode
+from sitcli.commands.evaluate.reference import random_ranks
 from sitcli.commands.evaluate.stage import evaluate
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Progress, Warn
 from sitcli.features import collect
 from sitcli.features.statistics import save_statistics
-from sitcli.machine.seeds import Philox, Stream
 from sitcli.metrics.moments import Moments, gaussian_of
 from sitcli.settings.encode import EncodeSettings
 from tests.commands.evaluate.measuring import events_and_result, pixel_settings, pixels, values
@@ -138,8 +138,7 @@ def test_real_figures_are_those_of_the_images_themselves(pipeline):
         name: found[name]["value"] if name in ("FD", "KD") else None for name in found
     }
     images = np.concatenate([pixels(12, 1), pixels(12, 2)])
-    order = Philox(0).draws(Stream.STAND_INS, np.zeros(1, np.int64)).permutation(24)[0].numpy()
-    chosen = np.isin(np.arange(24), order[:9])
+    chosen = random_ranks(24, np.repeat([0, 1], 12), 0) < 9
     write_folder(pipeline / "chosen", images[chosen])
     write_folder(pipeline / "others", images[~chosen])
     _, again = events_and_result(
@@ -185,3 +184,20 @@ def test_an_unwritable_reference_folder_only_costs_the_keeping(pipeline):
     events, result = events_and_result(evaluate(pixel_settings()))
     assert values(result)
     assert any("not kept" in event.text for event in events if isinstance(event, Warn))
+
+
+@pytest.mark.parametrize("num", [1, 7, 40, 60])
+def test_stand_ins_have_the_classes_of_the_reference(num: int) -> None:
+    """Catches: stand-ins for a few samples that are of other classes than the reference's shares
+    say, or an order that is none."""
+    labels = np.repeat([0, 1, 2], [30, 20, 10])
+    ranks = random_ranks(60, labels, 3)
+    assert sorted(ranks) == list(range(60))
+    counts = np.bincount(labels[ranks < num], minlength=3)
+    assert np.abs(counts - num * np.array([3, 2, 1]) / 6).max() < 1
+    assert not np.array_equal(ranks, random_ranks(60, labels, 4))
+    alone = random_ranks(60, None, 3)
+    assert sorted(alone) == list(range(60))
+    # Within a class the order is the random one, whatever the labels.
+    members = labels == 0
+    assert np.array_equal(np.argsort(ranks[members]), np.argsort(alone[members]))

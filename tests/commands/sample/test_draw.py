@@ -14,7 +14,7 @@ from sitcli.errors import UsageError
 from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.sample import SampleSettings
 from sitcli.storage.rows import MISSING, Rows
-from tests.tiny import draw, finish
+from tests.tiny import draw, finish, make_run
 
 
 def test_evaluations_are_counted(run: Path) -> None:
@@ -100,3 +100,26 @@ def test_another_setting_is_refused(run: Path) -> None:
         draw(run, "set", steps=5)
     with pytest.raises(UsageError, match="fp32, not bf16"):
         draw(run, "set", precision="bf16")
+
+
+def test_a_dry_run_refuses_what_the_command_refuses(run: Path, tmp_path: Path) -> None:
+    """Catches: a plan for a set that was begun from another checkpoint."""
+    draw(run, "out", num=2)
+    (tmp_path / "other").mkdir()
+    other = make_run(tmp_path / "other")
+    same = dict(out=run.parents[1] / "out", num=2, steps=4, device="cpu", precision="fp32")
+    assert plan(SampleSettings(checkpoint=run, **same)).data["num"] == 2
+    for command in (plan, lambda settings: finish(sample(settings))):
+        with pytest.raises(UsageError, match="was drawn with checkpoint"):
+            command(SampleSettings(checkpoint=other, **same))
+
+
+def test_both_ends_are_told(run: Path) -> None:
+    """Catches: noise left in the images without a word of it."""
+    options = dict(checkpoint=run, num=2, device="cpu", t_start=0.9)
+    assert " from t = 0.9," in plan(SampleSettings(**options)).summary["sampler"] + ","
+    text = plan(SampleSettings(**options, t_end=0.2)).summary["sampler"]
+    assert "from t = 0.9 to t = 0.2" in text
+    text = plan(SampleSettings(**options, sde=True)).summary["sampler"]
+    assert "from t = 0.9" in text
+    assert "to t" not in text

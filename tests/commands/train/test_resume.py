@@ -19,12 +19,13 @@ from sitcli.commands.train.resume import (
     read_config,
     write_config,
 )
-from sitcli.commands.train.run_settings import as_plain
+from sitcli.commands.train.run_settings import KEPT_ON_RESUME, as_plain
 from sitcli.commands.train.stage import train
 from sitcli.core.diffusion import Diffusion
 from sitcli.errors import SitError, UsageError
 from sitcli.machine.world import World
 from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.runs.run_dir import RunDir
 from sitcli.settings.train import TrainSettings
 from tests.tiny import ENVIRONMENT, finish, make_store, train_settings, write_meta
 
@@ -198,7 +199,8 @@ def test_a_run_without_config_goes_on(run, trained):
     (run / "config.yaml").unlink()
     job = going_on(run)
     assert (job.process, job.config) == (before.process, before.config)
-    same = as_plain(before.settings).keys() - {"latents", "save_every", "log_every"}
+    # What a checkpoint's record leaves out is what does not decide what is learned.
+    same = as_plain(before.settings).keys() - {"latents", *KEPT_ON_RESUME}
     now, begun = as_plain(job.settings), as_plain(before.settings)
     assert {n: now[n] for n in same} == {n: begun[n] for n in same}
     with pytest.raises(UsageError, match="--interpolant gvp, not linear"):
@@ -275,3 +277,21 @@ def test_config_yaml_comes_back(tmp_path):
     write_config(tmp_path / "config.yaml", settings)
     assert read_config(tmp_path / "config.yaml") == as_plain(settings)
     assert as_plain(TrainSettings()) == DEFAULTS
+
+
+def test_a_run_keeps_its_checkpoints_as_it_was_told_to(trained, tmp_path):
+    """Catches: checkpoints that were to stay for good deleted, and others saved less often, by a
+    resume that leaves the options out."""
+    out = tmp_path / "run"
+    store = trained / "tiny.h5"
+    kept = dict(save_every=2, keep=1, keep_every=4, sample_every=0, log_every=3, strict=True)
+    finish(train(train_settings(store, out, steps=4, **kept, on_nan="rollback")))
+    bare = TrainSettings(out=out, steps=10, device="cpu")
+    finish(train(bare, {"out": "remove --out", "steps": "remove --steps"}))
+    written = read_config(out / "config.yaml")
+    assert {name: written[name] for name in kept} == kept
+    assert written["on_nan"] == "rollback"
+    assert RunDir(out).steps() == [4, 8, 10]
+    said = replace(bare, steps=11, keep_every=None)
+    finish(train(said, dict.fromkeys(("out", "steps", "keep_every"), "")))
+    assert read_config(out / "config.yaml")["keep_every"] is None
