@@ -11,7 +11,7 @@ from sitcli.commands.sample.options import resolve
 from sitcli.commands.sample.sampler import Sampler, as_recorded, sampler_of, shrinks
 from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
-from sitcli.core.intervals import MARGIN
+from sitcli.core.intervals import MARGIN, MOST_DATA_ERROR
 from sitcli.errors import UsageError
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.samples.sample_set import SampleSet
@@ -54,7 +54,7 @@ def test_the_ends_that_were_asked_for(tmp_path: Path) -> None:
 def test_a_network_of_large_error_begins_later(tmp_path: Path) -> None:
     """Catches: the loss that the run measured not looked at."""
     checkpoint = checkpoint_of(tmp_path, Flow(prediction="noise"), noise_error=0.1)
-    expected = 1 / (1 + 0.1 / 4)  # sigma / alpha is 4 / 0.1 there
+    expected = 1 / (1 + 0.1 / MOST_DATA_ERROR)  # sigma / alpha is MOST_DATA_ERROR / 0.1 there
     for options in ({}, {"solver": "dopri5"}, SDE):
         assert sampler(checkpoint, **options).interval.start == pytest.approx(expected, abs=1e-4)
     assert sampler(checkpoint, t_start=0.999).interval.start == 0.999
