@@ -15,10 +15,10 @@ from sitcli.core.wt import WT
 
 MARGIN = 1e-3  # kept from an end that something divides by
 # Sampling begins where the network's estimate of the data is wrong by at most this, root mean
-# square over the elements. Noise prediction on linear after 2,000 steps on CIFAR-10: at 8 x 8 pixels
-# (SiT-Mi/2) 4 gives a Frechet distance of 32, 2 gives 13, and a start at 0.999 gives 65,000. At
-# 32 x 32 (SiT-Mi/4; data of std 0.53) 8, 4 and 2 give a std of 1.24, 0.87 and 0.62, but that of the
-# images' means, 0.28 in the data, is 0.44, 0.26 and 0.15: a lower start loses them.
+# square over the elements. Noise prediction on linear after 2,000 steps on CIFAR-10, 8 x 8 pixels
+# (SiT-Mi/2): 4 gives a Frechet distance of 32, 2 gives 13, and a start at 0.999 gives 65,000. With
+# 32 x 32 pixels (SiT-Mi/4, data of std 0.53) 8, 4 and 2 give a std of 1.24, 0.87 and 0.62, but that
+# of the images' means, 0.28 in the data, is 0.44, 0.26 and 0.15: a lower start loses them.
 MOST_DATA_ERROR = 2.0
 EARLIEST_START = 0.5
 # The noise error is taken at this time: closer to t = 1 the mean over a bin of the loss curve

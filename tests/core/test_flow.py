@@ -112,7 +112,8 @@ def test_the_sde_begins_with_scaled_noise_too() -> None:
 def test_only_what_divides_by_alpha_begins_later() -> None:
     """Catches: a loss curve that moves the start of a network that needs none, or moves none."""
     curve = LossCurve(values=(400.0,) * 20)
-    # The velocity's error is 20, the noise's thus 20 (1 - 0.925) = 1.5, and the data's 1.5 sigma / alpha = 2.
+    # The velocity's error is 20, the noise's thus 20 (1 - 0.925) = 1.5, and the data's is 2 where
+    # 1.5 sigma / alpha is.
     assert Flow(prediction="noise").ode_interval(curve).start == pytest.approx(4 / 7, abs=1e-4)
     assert Flow(prediction="data").ode_interval(curve).start == 1.0
     assert Flow(prediction="velocity").ode_interval(curve).start == 1.0
