@@ -33,12 +33,15 @@ class Interval(NamedTuple):
     jump: the velocity cannot be evaluated at the end; the last step goes to the posterior mean
     instead, as the last step of DDIM does.
     scale: the state at the start is this times standard normal noise.
+    jump_from: the time at which that last step begins, whatever the number of steps; 0: the grid's
+    last one before the end.
     """
 
     start: float
     end: float
     jump: bool = False
     scale: float = 1.0
+    jump_from: float = 0.0
 
 
 # (alpha, sigma) of a path at one time.

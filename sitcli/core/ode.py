@@ -152,7 +152,8 @@ def solve_multistep(
         if interval.jump and s == interval.end:
             x = now.data
         else:
-            past = None if drops_history_on_last_step and s == interval.end else before
+            last = s in (interval.end, interval.jump_from)  # before a jump too
+            past = None if drops_history_on_last_step and last else before
             x = step(now, past, x, s, alpha_sigma)
         before = now
         yield s, x
@@ -194,10 +195,11 @@ def solve_dopri5(
 
     velocity(x, t, rows) takes the samples still moving, their own times (b,) and their indices in
     the batch (times and indices live on the CPU). Yields (largest time left, state) after each
-    round of trials. A jump interval is integrated to 1e-3 and finished with data(x, t). Raises
+    round of trials. A jump interval is integrated to the jump's beginning, 1e-3 if it says none,
+    and finished with data(x, t). Raises
     ArithmeticError for a state that is not finite or when max_evaluations is reached.
     """
-    end = 1e-3 if interval.jump else interval.end
+    end = interval.jump_from or 1e-3 if interval.jump else interval.end
     rows = torch.arange(len(x))
     t = torch.full((len(x),), interval.start, dtype=torch.float64)
     h = torch.full_like(t, 0.01 * (interval.start - end))

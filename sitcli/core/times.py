@@ -104,8 +104,14 @@ PLAIN = Times()
 
 
 def time_grid(interval: Interval, steps: int, shift: float = 1.0) -> list[float]:
-    """steps + 1 times that are equally spaced before they are shifted, both ends exact."""
-    start, end = interval.start, interval.end
+    """steps + 1 times that are equally spaced before they are shifted, both ends exact.
+
+    If the interval says where its jump begins, the other steps divide the time before that.
+    """
+    start, end, jump_from = interval.start, interval.end, interval.jump_from
+    if jump_from and steps > 1:
+        before = interval._replace(end=min(jump_from, start), jump_from=0.0)
+        return [*time_grid(before, steps - 1, shift), end]
     if shift == 1:
         return [start + (end - start) * (i / steps) for i in range(steps)] + [end]
     first, last = shifted(start, 1 / shift), shifted(end, 1 / shift)

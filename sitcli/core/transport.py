@@ -44,7 +44,7 @@ def ends_of(process: Flow, curve: LossCurve | None = None) -> Ends:
 
     The data's end is the last time before the interval's jump, if it has one.
     """
-    noise, data, jump, scale = process.ode_interval(curve)
+    noise, data, jump, scale, _ = process.ode_interval(curve)
     if jump:
         sigma = time_where(lambda t: process.alpha_sigma(t)[1] > LEAST_SIGMA)
         data = max(sigma, process.least_time)

@@ -153,7 +153,7 @@ class SitPipeline(DiffusionPipeline):
 
     def sample_flow(self, network, x, steps, solver):
         """The probability-flow ODE from noise to data, equal steps."""
-        start, end, jump, scale = self.sit["interval"]
+        start, end, jump, scale, jump_from = self.sit["interval"]
         path, prediction = PATHS[self.sit["interpolant"]], self.sit["prediction"]
         reverse = self.sit["time_convention"] == "reversed"
 
@@ -168,7 +168,9 @@ class SitPipeline(DiffusionPipeline):
             data, eps = PREDICTIONS[prediction](out, x, alpha, sigma)
             return d_alpha * data + d_sigma * eps, data
 
-        times = [start + (end - start) * k / steps for k in range(steps)] + [end]
+        last, equal = (jump_from, steps - 1) if jump_from and steps > 1 else (end, steps)
+        times = [start + (last - start) * k / equal for k in range(equal)] + [last]
+        times += [end] * (equal < steps)
         x = scale * x
         for t, s in self.progress_bar(list(pairwise(times))):
             v, data = decoded(x, t)

@@ -29,11 +29,12 @@ def test_train_intervals() -> None:
 
 def test_the_default_ends() -> None:
     """Catches: an end of SiT's Table 10 that is another one, or noise that is not scaled to it."""
-    assert Flow().ode_interval() == (1.0, 0.0, False, 1.0)
-    assert Flow(prediction="data").ode_interval() == (1.0, 0.0, True, 1.0)
-    assert Flow(interpolant="vp", prediction="score").ode_interval() == (1.0, 1e-5, False, 1.0)
+    assert Flow().ode_interval() == (1.0, 0.0, False, 1.0, 0.0)
+    assert Flow(prediction="data").ode_interval() == (1.0, 0.0, True, 1.0, 0.04)
+    assert Flow(interpolant="vp", prediction="score").ode_interval()[:2] == (1.0, 1e-5)
     # sigma is t on linear.
-    assert Flow(prediction="noise").ode_interval() == (1 - MARGIN, 0.0, False, 1 - MARGIN)
+    assert Flow(prediction="noise").ode_interval()[:2] == (1 - MARGIN, 0.0)
+    assert Flow(prediction="noise").ode_interval().scale == 1 - MARGIN
     assert sde_interval("linear", "velocity", "kl", 0.04)[:2] == (1 - 1e-3, 0.04)
     assert sde_interval("linear", "velocity", "sigma", 0.0)[:2] == (1.0, 1e-3)
 

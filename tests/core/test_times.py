@@ -62,3 +62,15 @@ def test_the_plain_logit_normal_is_of_a_standard_normal() -> None:
     draws = [Draws(3, 0, torch.arange(500)) for _ in range(2)]
     found = Times(distribution="logit-normal").draw(draws[0])
     torch.testing.assert_close(found, 1 / (1 + torch.exp(-draws[1].normal())))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_jump_begins_where_its_interval_says(shift: float) -> None:
+    """Catches: a jump that begins later with more steps, or a step more or less for it."""
+    interval = Interval(1.0, 0.0, jump=True, jump_from=0.04)
+    for steps in (2, 5, 1000):
+        times = time_grid(interval, steps, shift)
+        assert times[-2:] == [0.04, 0.0]
+        assert len(times) == steps + 1
+        assert times[:-1] == time_grid(Interval(1.0, 0.04), steps - 1, shift)
+    assert time_grid(interval, 1, shift) == [1.0, 0.0]

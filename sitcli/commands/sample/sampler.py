@@ -84,7 +84,7 @@ def _interval(s: SampleSettings, checkpoint: Checkpoint) -> Interval:
                 f"--t-end {s.t_end:g}: the sampler divides by sigma, which is 0 at t = 0",
                 f"use at least --t-end {least:g}",
             )
-        interval = interval._replace(end=s.t_end, jump=False)
+        interval = interval._replace(end=s.t_end, jump=False, jump_from=0.0)
     if interval.start <= interval.end:
         raise UsageError(
             f"sampling would begin at t = {interval.start:g} and end at t = {interval.end:g}, and "
@@ -125,4 +125,4 @@ def as_recorded(sampler: Sampler, recorded: list[Any] | None, process: Flow) -> 
         interval = process.ode_interval()
         if interval.start < 1:
             interval = interval._replace(start=ODE_START_BEFORE_0_8)
-    return dataclasses.replace(sampler, interval=interval._replace(scale=1.0))
+    return dataclasses.replace(sampler, interval=interval._replace(scale=1.0, jump_from=0.0))

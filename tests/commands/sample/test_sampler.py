@@ -42,10 +42,10 @@ def sampler(checkpoint: Checkpoint, **options) -> Sampler:
 def test_the_ends_that_were_asked_for(tmp_path: Path) -> None:
     """Catches: an end that is ignored, or noise that is not scaled to the time it stands for."""
     checkpoint = checkpoint_of(tmp_path, Flow(prediction="noise"))
-    assert sampler(checkpoint).interval == (1 - MARGIN, 0.0, False, 1 - MARGIN)
+    assert sampler(checkpoint).interval == (1 - MARGIN, 0.0, False, 1 - MARGIN, 0.0)
     ode = sampler(checkpoint, t_start=0.9, t_end=0.1)
-    assert ode.interval == (0.9, 0.1, False, 0.9)
-    assert sampler(checkpoint, **SDE, t_start=0.9).interval == (0.9, 0.04, False, 0.9)
+    assert ode.interval == (0.9, 0.1, False, 0.9, 0.0)
+    assert sampler(checkpoint, **SDE, t_start=0.9).interval == (0.9, 0.04, False, 0.9, 0.0)
     assert sampler(checkpoint, **SDE, last_step_size=0.1).interval.end == 0.1
     assert sampler(checkpoint, **NO_LAST_STEP).interval.end == MARGIN
     assert sampler(checkpoint, **NO_LAST_STEP, t_end=0.02).interval.end == 0.02
@@ -64,7 +64,7 @@ def test_data_prediction_does_not_jump_where_an_end_was_asked_for(tmp_path: Path
     """Catches: --t-end 0.1 that jumps to the data from there."""
     checkpoint = checkpoint_of(tmp_path, Flow(prediction="data"))
     assert sampler(checkpoint).interval.jump
-    assert sampler(checkpoint, t_end=0.1).interval == (1.0, 0.1, False, 1.0)
+    assert sampler(checkpoint, t_end=0.1).interval == (1.0, 0.1, False, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_ends_that_cannot_be(tmp_path: Path, process: Flow, options: dict, messa
 def test_a_velocity_model_may_begin_and_end_at_the_ends(tmp_path: Path) -> None:
     """Catches: an end refused where nothing divides by zero."""
     checkpoint = checkpoint_of(tmp_path, Flow())
-    assert sampler(checkpoint, t_start=1.0, t_end=0.0).interval == (1.0, 0.0, False, 1.0)
+    assert sampler(checkpoint, t_start=1.0, t_end=0.0).interval == (1.0, 0.0, False, 1.0, 0.0)
 
 
 def test_a_begun_set_keeps_its_interval(tmp_path: Path) -> None:
@@ -98,11 +98,13 @@ def test_a_begun_set_keeps_its_interval(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(tmp_path, Flow(prediction="noise"), noise_error=0.1)
     process = checkpoint.process
     ode, sde = sampler(checkpoint), sampler(checkpoint, **SDE)
-    assert as_recorded(ode, None, process).interval == (1 - 1e-5, 0.0, False, 1.0)
-    assert as_recorded(sde, None, process).interval == (1 - 1e-3, 0.04, False, 1.0)
-    assert as_recorded(ode, [0.7, 0.1, True, 0.5], process).interval == (0.7, 0.1, True, 0.5)
+    assert as_recorded(ode, None, process).interval == (1 - 1e-5, 0.0, False, 1.0, 0.0)
+    assert as_recorded(sde, None, process).interval == (1 - 1e-3, 0.04, False, 1.0, 0.0)
+    assert as_recorded(ode, [0.7, 0.1, True, 0.5, 0.2], process).interval == (
+        0.7, 0.1, True, 0.5, 0.2,
+    )  # fmt: skip
     velocity = sampler(checkpoint_of(tmp_path / "velocity", Flow()))
-    assert as_recorded(velocity, None, Flow()).interval == (1.0, 0.0, False, 1.0)
+    assert as_recorded(velocity, None, Flow()).interval == (1.0, 0.0, False, 1.0, 0.0)
     chain = sampler(checkpoint_of(tmp_path / "chain", Diffusion()))
     assert as_recorded(chain, None, Diffusion()) == chain
 
@@ -111,7 +113,7 @@ def test_the_interval_is_recorded(run: Path) -> None:
     """Catches: a sample set that does not say over which times it was drawn."""
     draw(run, "out", t_start=0.9)
     meta = SampleSet.open(run.parents[1] / "out" / "samples.h5").meta
-    assert meta["interval"] == [0.9, 0.0, False, 0.9]
+    assert meta["interval"] == [0.9, 0.0, False, 0.9, 0.0]
     assert (meta["t_start"], meta.get("t_end")) == (0.9, None)
 
 
