@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sitcli.commands.train.job import prepare
+from sitcli.commands.train.resume import said_by_default
 from sitcli.commands.train.stage import train
 from sitcli.errors import SitError
 from sitcli.events import Event, Progress, Stage, Warn
@@ -69,7 +70,9 @@ def test_a_full_disk_in_the_middle(store: Path, tmp_path: Path) -> None:
         events_on_a_full_disk(train(train_settings(store, run.path, steps=8, strict=True)))
     assert run.steps() == [2]
     assert run.partial() == []
-    events = events_on_a_full_disk(train(train_settings(store, run.path, steps=8, keep=0)))
+    lenient = train_settings(store, run.path, steps=8, keep=0)
+    said = said_by_default(lenient) | {"strict": "remove --no-strict"}  # the run's is True
+    events = events_on_a_full_disk(train(lenient, said))
     (warning,) = (event.text for event in events if isinstance(event, Warn))
     assert "cannot save step 4" in warning
     assert "training goes on, the last good checkpoint is" in warning
