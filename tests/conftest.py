@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +41,14 @@ def seeded() -> None:
     random.seed(0)
 
 
-@pytest.fixture(autouse=True)
-def freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def freed_memory_goes_back() -> Iterator[None]:
     """The process of the tests is that of no command: with the freed memory of all of them it
-    would grow until it cannot be forked."""
-    monkeypatch.setattr("sitcli.machine.devices.keep_freed_memory", lambda: None)
+    would grow until it cannot be forked. Of the session, as fixtures of a module run commands too.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sitcli.machine.devices.keep_freed_memory", lambda: None)
+        yield
 
 
 @pytest.fixture
