@@ -21,8 +21,8 @@ from sitcli.runs.run_dir import RunDir
 from sitcli.settings.weights import EmaSettings
 from sitcli.storage import locks
 from sitcli.storage.files import make_folder
-from sitcli.storage.tensors import verify_tensors, write_tensors
-from sitcli.text import count, first_line
+from sitcli.storage.tensors import verified_tensors, write_tensors
+from sitcli.text import count
 
 # Relative error above which the result is not the average that was asked for (Karras et al. show
 # smaller errors).
@@ -103,24 +103,13 @@ def _is_ours(run: RunDir) -> bool:
 
 def _add(state: dict[str, Tensor], path: Path, factor: float) -> None:
     """state += factor * the tensors of the file, in float64; `pos_embed` is copied."""
-    from safetensors import SafetensorError, safe_open
-
     # What is made of it gets checksums of its own: damage would not show any more.
-    if problems := verify_tensors(path).problems:
-        raise SitError(f"{path} is damaged: {problems[0]}", f"remove {path} to do without it")
-    try:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                tensor = file.get_tensor(name)
-                if name == "pos_embed":  # fixed: no average
-                    state[name] = tensor
-                    continue
-                term = factor * tensor.double()
-                state[name] = state[name] + term if name in state else term
-    except (OSError, SafetensorError, ValueError) as error:
-        raise SitError(
-            f"cannot read {path}: {first_line(error)}", f"remove {path} to do without it"
-        ) from None
+    for name, tensor in verified_tensors(path, hint=f"remove {path} to do without it"):
+        if name == "pos_embed":  # fixed: no average
+            state[name] = tensor
+            continue
+        term = factor * tensor.double()
+        state[name] = state[name] + term if name in state else term
 
 
 def _write(job: _Job, state: dict[str, Tensor]) -> None:

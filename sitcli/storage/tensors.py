@@ -10,7 +10,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,26 +73,49 @@ def verify_tensors(path: Path) -> Verified:
 
     A problem names the tensor. Raises SitError if the file cannot be read.
     """
+    if not has_checksums(path):
+        return Verified(False, [])
+    problems: list[str] = []
+    for _ in _verified(path, problems):
+        pass
+    return Verified(True, problems)
+
+
+def verified_tensors(path: Path, *, hint: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The names and tensors of a safetensors file, one after another, each verified.
+
+    A file without checksums is read as it is. Raises SitError, with `hint`, for a file that is
+    not what was written or cannot be read.
+    """
+    problems: list[str] = []
+    try:
+        for item in _verified(path, problems):
+            if problems:
+                break
+            yield item
+    except SitError as error:
+        raise SitError(str(error), hint) from None
+    if problems:
+        raise SitError(f"{path} is damaged: {problems[0]}", hint)
+
+
+def _verified(path: Path, problems: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """The names and tensors of a file; what contradicts its checksums is added to `problems`."""
     from safetensors import SafetensorError, safe_open
 
-    problems = []
     try:
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
-            sums = _sums_in(metadata)
-            if not sums:
-                return Verified(False, [])
-            shapes = _shapes_in(file)
-            if _header_sum(metadata, shapes.items()) != sums.get(HEADER):
+            sums, shapes = _sums_in(metadata), _shapes_in(file)
+            if sums and _header_sum(metadata, shapes.items()) != sums.get(HEADER):
                 problems.append("its header is not what was written")
-            problems += [
-                f"'{name}' is not what was written"
-                for name in shapes
-                if checksum(file.get_tensor(name)) != sums.get(name)
-            ]
+            for name in shapes:
+                tensor = file.get_tensor(name)
+                if sums and checksum(tensor) != sums.get(name):
+                    problems.append(f"'{name}' is not what was written")
+                yield name, tensor
     except (OSError, SafetensorError, ValueError) as error:
         raise SitError(f"cannot read {path}: {error}") from None
-    return Verified(True, problems)
 
 
 def write_tensors(

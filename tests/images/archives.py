@@ -56,3 +56,14 @@ def tar_of_tars(path, files, top=""):
 
 def prefixed(prefix):
     return {prefix + name: data for name, data in TREE.items()}
+
+
+# Name -> a function of a folder and {name: bytes}, which packs these files there.
+PACKED = {
+    "folder": lambda tmp, files: write_folder(tmp / "x", files),
+    "zip": lambda tmp, files: write_zip(tmp / "x.zip", files),
+    "tar": lambda tmp, files: write_tar(tmp / "x.tar", files),
+    "tar with a top folder": lambda tmp, files: write_tar(
+        tmp / "x.tar", {f"top/{name}": data for name, data in files.items()}
+    ),
+}

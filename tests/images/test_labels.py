@@ -7,6 +7,7 @@ import pytest
 from sitcli.errors import SitError, UsageError
 from sitcli.images.labels import MOST_CLASSES, are_counters, read_labels
 from sitcli.images.source import open_source
+from tests.images import archives
 from tests.images.archives import (
     TREE,
     encoded,
@@ -28,15 +29,9 @@ def sheet(labels, names=NAMES):
 
 
 SET = BARE | sheet(LABELS)
-PACKED = {
-    "folder": lambda tmp, files: write_folder(tmp / "x", files),
-    "zip": lambda tmp, files: write_zip(tmp / "x.zip", files),
+PACKED = archives.PACKED | {
     "zip with a top folder": lambda tmp, files: write_zip(
         tmp / "x.zip", {f"top/{name}": data for name, data in files.items()}
-    ),
-    "tar": lambda tmp, files: write_tar(tmp / "x.tar", files),
-    "tar with a top folder": lambda tmp, files: write_tar(
-        tmp / "x.tar", {f"top/{name}": data for name, data in files.items()}
     ),
 }
 

@@ -9,6 +9,7 @@ import pytest
 
 from sitcli.errors import SitError
 from sitcli.images.source import FIRST_LISTING, open_source
+from tests.images import archives
 from tests.images.archives import (
     TREE,
     encoded,
@@ -133,14 +134,8 @@ def test_sources_that_cannot_be_used_are_named(tmp_path):
 HEIC = b"\0\0\0\x18ftypheic"
 # A class of pictures that cannot be read, a class with one of them, and a folder of notes.
 PARTLY = TREE | {"aa/1.heic": HEIC, "aa/2.HEIC": HEIC, "b/9.heic": HEIC, "notes/x.txt": b"x"}
-PACKED = {
-    "folder": lambda tmp, files: write_folder(tmp / "x", files),
-    "tar": lambda tmp, files: write_tar(tmp / "x.tar", files),
-    "tar with a top folder": lambda tmp, files: write_tar(
-        tmp / "x.tar", {f"top/{name}": data for name, data in files.items()}
-    ),
+PACKED = archives.PACKED | {
     "tar of tars": lambda tmp, files: tar_of_tars(tmp / "x.tar", files),
-    "zip": lambda tmp, files: write_zip(tmp / "x.zip", files),
 }
 
 

@@ -226,7 +226,8 @@ def test_a_set_of_the_earlier_preset_goes_on_with_its_own_numbers(
     stage.close()
     preset = SAMPLE["official-sit"] | common
     typed = SampleSettings(preset="official-sit", **preset)
-    events = list(sample(typed))
+    by_preset = dict.fromkeys(SAMPLE["official-sit"], "remove --preset official-sit")
+    events = list(sample(typed, by_preset | {"num": "remove --num"}))
     assert any("of sit 0.7 or earlier" in e.text for e in events if isinstance(e, Warn))
     assert any("going on: 2 of 4" in e.text for e in events if isinstance(e, Note))
     (file,) = tmp_path.rglob("samples.h5")

@@ -17,6 +17,7 @@ from sitcli.commands.newest import SAMPLES, newest_run
 from sitcli.commands.parsing import parse_interval
 from sitcli.commands.sample.labels import labels_of
 from sitcli.commands.sample.options import ALL_OPTIONS, mode_of, resolve
+from sitcli.commands.sample.resume import earlier_preset
 from sitcli.commands.sample.sampler import Sampler, sampler_of
 from sitcli.core.flow import Flow, Ode
 from sitcli.core.guidance import Guidance, GuidedNetwork
@@ -30,7 +31,6 @@ from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.runs.run_dir import RunDir
 from sitcli.samples.noise import Noise, open_noise
 from sitcli.samples.sample_set import FILE, SampleSet, file_of
-from sitcli.settings.presets import EARLIER_SAMPLE, SAMPLE
 from sitcli.settings.sample import SampleSettings
 from sitcli.storage.files import hash_json
 
@@ -152,12 +152,7 @@ def prepare(settings: SampleSettings) -> Job:
     A sample set that was begun under the preset as it was in an earlier version goes on with that.
     Raises UsageError for options that do not fit the checkpoint or one another.
     """
-    preset = SAMPLE.get(settings.preset or "", {})
-    earlier = {
-        name: value
-        for name, value in EARLIER_SAMPLE.get(settings.preset or "", {}).items()
-        if getattr(settings, name) == preset[name]  # else the user said something else
-    }
+    earlier = earlier_preset(settings)
     if earlier:
         job = _prepare(dataclasses.replace(settings, **earlier))
         if job.file.exists():

@@ -10,6 +10,7 @@ from sitcli.commands.sample.options import ALL_OPTIONS, OPTIONS
 from sitcli.errors import UsageError
 from sitcli.samples.sample_set import SampleSet, file_of
 from sitcli.settings.option import Said
+from sitcli.settings.presets import EARLIER_SAMPLE, SAMPLE
 from sitcli.settings.sample import SampleSettings
 
 # The settings that the set's meta keeps as they were given, under their own names.
@@ -35,6 +36,8 @@ def unsaid_as_begun(settings: SampleSettings, said: Said | None) -> SampleSettin
     if meta.get("mode") not in OPTIONS:
         return settings
     begun = _begun(meta)
+    for name in earlier_preset(settings):  # `prepare` compares them
+        begun.pop(name, None)
     for name in said.keys() & begun.keys() - {"checkpoint", "guide", "cfg_interval", "t_shift"}:
         ours = getattr(settings, name)
         if name in OPTIONS and ours and not begun[name]:
@@ -57,6 +60,16 @@ def unsaid_as_begun(settings: SampleSettings, said: Said | None) -> SampleSettin
     return dataclasses.replace(
         settings, **{name: value for name, value in begun.items() if name not in said}
     )
+
+
+def earlier_preset(settings: SampleSettings) -> dict[str, Any]:
+    """What --preset set in earlier versions, of the options that it has set now."""
+    preset = settings.preset or ""
+    return {
+        name: value
+        for name, value in EARLIER_SAMPLE.get(preset, {}).items()
+        if getattr(settings, name) == SAMPLE[preset][name]  # else the user said something else
+    }
 
 
 def _begun(meta: dict[str, Any]) -> dict[str, Any]:

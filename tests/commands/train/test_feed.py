@@ -17,6 +17,21 @@ from sitcli.core.times import Random
 from sitcli.machine.seeds import STREAMS, Philox, Stream
 
 
+def drawn(random, items: np.ndarray, *, posterior: bool = True):
+    """All that a step can draw."""
+    return randomness_of_step(
+        random,
+        items,
+        shape=(2, 4, 4),
+        draw_times=Flow().draw_times,
+        label_dropout=0.5,
+        flip=True,
+        posterior=posterior,
+        tokens=16,
+        kept=5,
+    )
+
+
 def test_every_image_once_an_epoch_in_another_order():
     """Catches: images left out or read twice within an epoch, or every epoch in the same order."""
     order = Order(10, Philox(3))
@@ -138,17 +153,7 @@ def test_a_process_draws_its_part_of_the_batch(streams: str) -> None:
     """Catches: numbers of a step that depend on how many processes share its batch."""
 
     def draw(part: slice):
-        return randomness_of_step(
-            STREAMS[streams](7).step(3, 8, part),
-            np.arange(8)[part],
-            shape=(2, 4, 4),
-            draw_times=Flow().draw_times,
-            label_dropout=0.5,
-            flip=True,
-            posterior=True,
-            tokens=16,
-            kept=5,
-        )
+        return drawn(STREAMS[streams](7).step(3, 8, part), np.arange(8)[part])
 
     whole, parts = draw(slice(None)), [draw(slice(0, 4)), draw(slice(4, 8))]
     assert whole.posterior.shape == whole.eps.shape == (8, 2, 4, 4)
@@ -164,17 +169,7 @@ def test_a_number_does_not_depend_on_what_else_is_drawn() -> None:
     """Catches: an option that changes the noise or the routes by drawing one thing more."""
 
     def draw(posterior: bool):
-        return randomness_of_step(
-            Philox(7).step(3, 8, slice(None)),
-            np.arange(8),
-            shape=(2, 4, 4),
-            draw_times=Flow().draw_times,
-            label_dropout=0.5,
-            flip=True,
-            posterior=posterior,
-            tokens=16,
-            kept=5,
-        )
+        return drawn(Philox(7).step(3, 8, slice(None)), np.arange(8), posterior=posterior)
 
     without, with_one = draw(False), draw(True)
     assert without.posterior is None
@@ -191,8 +186,5 @@ def test_everything_of_a_step_has_a_stream_of_its_own() -> None:
         asked.append(stream)
         return Philox(7).step(3, 4, slice(None))(stream)
 
-    randomness_of_step(
-        random, np.arange(4), shape=(1, 2, 2), draw_times=Flow().draw_times,
-        label_dropout=0.1, flip=True, posterior=True, tokens=4, kept=2,
-    )  # fmt: skip
+    drawn(random, np.arange(4))
     assert len(asked) == len(set(asked)) == 6
