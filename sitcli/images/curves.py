@@ -6,16 +6,24 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sitcli.storage.files import save_picture
 
 
-def save_curve(path: Path, steps: Sequence[float], values: Sequence[float], *, label: str) -> None:
+def save_curve(
+    path: Path,
+    steps: Sequence[float],
+    values: Sequence[float],
+    *,
+    label: str,
+    marks: Sequence[tuple[int, str]] = (),
+) -> None:
     """Write a curve and its running mean over a fiftieth of its points as a PNG.
 
-    Raises SitError if it cannot be written.
+    marks: see `draw_marks`. Raises SitError if it cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -30,18 +38,33 @@ def save_curve(path: Path, steps: Sequence[float], values: Sequence[float], *, l
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
+    draw_marks(axes, marks)
     save_picture(figure.savefig, path)
+
+
+def draw_marks(axes: Any, marks: Sequence[tuple[int, str]]) -> None:
+    """Draw a line at each (step, words), with the words beside it."""
+    for step, words in marks:
+        axes.axvline(step, color="#b2182b", linestyle=":", linewidth=1)
+        text = "\n".join(textwrap.wrap(words.replace("; ", "\n"), 40))
+        axes.annotate(
+            text, (step, 1), xycoords=("data", "axes fraction"), xytext=(3, -3),
+            textcoords="offset points", rotation=90, va="top", fontsize=7, color="#b2182b",
+            parse_math=False,
+        )  # fmt: skip
 
 
 def save_history(
     path: Path,
     steps: Sequence[int],
     panels: dict[str, tuple[Sequence[float], tuple[float, str] | None]],
+    *,
+    marks: Sequence[tuple[int, str]] = (),
 ) -> None:
     """Write metrics over the training step as a PNG, one panel for each.
 
     panels: label -> (a value for each step, a value to compare with and its name, or None). The
-    latter is a dashed line.
+    latter is a dashed line. marks: see `draw_marks`.
     Raises SitError if it cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -59,6 +82,7 @@ def save_history(
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
+        draw_marks(axes, marks)
     save_picture(figure.savefig, path)
 
 

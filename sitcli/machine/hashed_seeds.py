@@ -38,7 +38,7 @@ class Hashed:
         return torch.randperm(number, generator=generator(self.seed, "epoch", epoch)).numpy()
 
     def step(
-        self, step: int, size: int, part: slice, *, again: bool = False
+        self, step: int, first: int, size: int, part: slice, *, again: bool = False
     ) -> Callable[[object], Random]:
         """What a step draws for the images `part` of its global batch of `size`.
 

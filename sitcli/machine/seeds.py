@@ -23,8 +23,8 @@ class Stream(IntEnum):
     """What random numbers are for, and what their items are. A number never changes its meaning.
 
     The items of a training are its images in the order in which they are drawn, from 0 on through
-    all epochs: position p of step k is number k x batch size + p. Their draw 1 is the second one,
-    after a rollback.
+    all epochs: the number of an image of a step is that of the images drawn before the step, plus
+    its place in the step. Their draw 1 is the second one, after a rollback.
     """
 
     ORDER = 0  # of the images in training; epoch
@@ -51,11 +51,12 @@ class Streams(Protocol):
         """The order of `number` images in an epoch, (number,) int64."""
 
     def step(
-        self, step: int, size: int, part: slice, *, again: bool = False
+        self, step: int, first: int, size: int, part: slice, *, again: bool = False
     ) -> Callable[[Stream], Random]:
         """What a step draws for the images `part` of its global batch of `size`, by its stream.
 
-        again: other numbers, for a step that is repeated after a rollback.
+        first: how many images were drawn before the step; again: other numbers, for a step that is
+        repeated after a rollback.
         """
 
     def grid(self, number: int) -> Random:
@@ -80,10 +81,10 @@ class Philox:
         return self.draws(Stream.ORDER, np.array([epoch])).permutation(number)[0].numpy()
 
     def step(
-        self, step: int, size: int, part: slice, *, again: bool = False
+        self, step: int, first: int, size: int, part: slice, *, again: bool = False
     ) -> Callable[[Stream], Random]:
         """See `Streams`."""
-        images = np.arange(step * size, (step + 1) * size)[part]
+        images = np.arange(first, first + size)[part]
         return lambda stream: self.draws(stream, images, draw=int(again))
 
     def grid(self, number: int) -> Random:

@@ -22,6 +22,7 @@ from sitcli.errors import SitError
 from sitcli.machine.seeds import UNRECORDED
 from sitcli.model.config import TransformerConfig
 from sitcli.model.transformer import Transformer
+from sitcli.runs.history import History, history_in
 from sitcli.runs.meta import PAPER, REVERSED, process_from, wrong_in_meta
 from sitcli.runs.run_dir import FORMAT, FORMAT_VERSION, RunDir
 from sitcli.storage.files import check_version, checksum_holds
@@ -67,6 +68,17 @@ class Checkpoint:
         """The velocity loss over t as measured in training, None if it was not measured."""
         bins = self.meta["loss_by_t"]
         return LossCurve.from_bins(bins["sums"], bins["counts"]) if any(bins["counts"]) else None
+
+    @property
+    def history(self) -> History:
+        """What its training changed on the way."""
+        return history_in(self.meta)
+
+    @property
+    def images_seen(self) -> int:
+        """How many images its training has drawn."""
+        settings = self.meta.get("settings", {})
+        return self.meta.get("images_seen", self.step * settings.get("batch_size", 0))
 
     @property
     def streams_name(self) -> str:

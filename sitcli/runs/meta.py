@@ -12,6 +12,7 @@ from sitcli.latents.joined import JoinedStores
 from sitcli.latents.store import LatentStore
 from sitcli.machine.seeds import STREAMS, UNRECORDED
 from sitcli.model.config import TransformerConfig
+from sitcli.runs.history import is_history
 from sitcli.text import first_line
 
 PAPER, REVERSED = "paper", "reversed"  # the network's t = 0 is the data, or the noise
@@ -114,6 +115,8 @@ def wrong_in_meta(meta: dict[str, Any]) -> str:
             return f"its latents' {key} is {str(meta['latents'].get(key))[:40]!r}"
     if "power_ema" in meta and not _is_average(meta["power_ema"]):
         return "its record of sit ema"
+    if not is_history(meta.get("history", [])):
+        return "its history"
     if meta.get("streams", UNRECORDED) not in STREAMS:
         return f"streams is {meta['streams'][:40]!r}"
     spec, bins = meta["latents"]["autoencoder"], meta["loss_by_t"]

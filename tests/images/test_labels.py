@@ -14,7 +14,6 @@ from tests.images.archives import (
     flat_image,
     tar_of_tars,
     write_folder,
-    write_tar,
     write_zip,
 )
 

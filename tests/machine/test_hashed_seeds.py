@@ -26,7 +26,7 @@ def test_a_step_draws_as_0_7_drew_it() -> None:
         steps = torch.randint(1000, (8,), generator=random)
         order = torch.rand(8, 4, generator=random).argsort(1)
         part = slice(2, 5)
-        step = STREAMS.step(5, 8, part, again=again)
+        step = STREAMS.step(5, 40, 8, part, again=again)
         assert torch.equal(step(Stream.NOISE).normal(2, 3), noise[part])
         assert torch.equal(step(Stream.TIMES).uniform(), times[part])
         assert torch.equal(step(Stream.TIMES).integers(1000), steps[part])

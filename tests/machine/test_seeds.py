@@ -41,12 +41,12 @@ def test_a_step_draws_for_its_images_alone() -> None:
     """Catches: numbers that depend on how many processes share a batch, or an image of one step
     with the numbers of another's."""
     streams = Philox(4)
-    whole = streams.step(2, 6, slice(None))(Stream.NOISE).normal(5)
+    whole = streams.step(2, 12, 6, slice(None))(Stream.NOISE).normal(5)
     for part in (slice(0, 3), slice(3, 6), slice(4, 5)):
-        assert torch.equal(streams.step(2, 6, part)(Stream.NOISE).normal(5), whole[part])
+        assert torch.equal(streams.step(2, 12, 6, part)(Stream.NOISE).normal(5), whole[part])
     # The images of a training are numbered through.
     assert torch.equal(whole, Draws(4, Stream.NOISE, torch.arange(12, 18)).normal(5))
-    again = streams.step(2, 6, slice(None), again=True)(Stream.NOISE).normal(5)
+    again = streams.step(2, 12, 6, slice(None), again=True)(Stream.NOISE).normal(5)
     assert not (again == whole).any()
 
 

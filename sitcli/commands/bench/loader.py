@@ -231,7 +231,10 @@ def _batches(job: _Job, worker: int, num_items: int) -> list[tuple[np.ndarray, n
     random = np.random.default_rng(worker)
     mine = slice(worker * size, (worker + 1) * size)
     return [
-        (order.batch(step, job.workers * size)[mine], random.random(size) < 0.5)
+        (
+            order.batch(step * job.workers * size, job.workers * size)[mine],
+            random.random(size) < 0.5,
+        )
         for step in range(job.batches)
     ]
 
@@ -275,8 +278,8 @@ def _open_feed(job: _Job, worker: int) -> Callable[[], int]:
 
         def prepare(step: int) -> tuple[torch.Tensor, ...]:
             draw = randomness_of_step(
-                streams.step(step, size, mine),
-                order.batch(step, size)[mine],
+                streams.step(step, step * size, size, mine),
+                order.batch(step * size, size)[mine],
                 shape=store.latent_shape,
                 draw_times=process.draw_times,
                 label_dropout=TrainSettings.label_dropout,

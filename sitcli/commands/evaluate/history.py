@@ -15,6 +15,7 @@ from sitcli.events import Event, Note, Progress, Result, Stage, Table
 from sitcli.images.curves import save_history
 from sitcli.machine.ranks import all_agree, on_rank_0, process_group
 from sitcli.machine.world import world_for
+from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.runs.run_dir import RunDir
 from sitcli.settings.evaluate import EvaluateSettings
 from sitcli.settings.sample import SampleSettings
@@ -115,7 +116,9 @@ def _write(run: RunDir, scored: list[dict[str, Any]]) -> None:
         figure["metric"]: ([each["figures"][i]["value"] for each in scored], _real_line(figure))
         for i, figure in enumerate(scored[0]["figures"])
     }
-    save_history(run.path / "history.png", [each["step"] for each in scored], panels)
+    marks = open_checkpoint(run.path).history.marks
+    file, steps = run.path / "history.png", [each["step"] for each in scored]
+    save_history(file, steps, panels, marks=marks)
 
 
 def _real_line(figure: dict[str, Any]) -> tuple[float, str] | None:

@@ -53,6 +53,10 @@ def describe_run(run: RunDir) -> Result:
     result = Result(summary=summary, data=data, next=f"sit sample {quote(str(run.path))}")
     if steps:
         result.tables.append(_steps_table(run, metrics))
+        if changes := open_checkpoint(run.path).history.changes:
+            lines = [[str(change.step), change.words] for change in changes]
+            table = Table(title="Changes", header=["after step", "from there on"], rows=lines)
+            result.tables.append(table)
     else:
         result.next = f"sit train --out {quote(str(run.path))}"
     return result

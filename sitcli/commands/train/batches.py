@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sitcli.commands.train.feed import Order, StepRandomness, randomness_of_step
+from sitcli.commands.train.feed import StepRandomness, randomness_of_step
 from sitcli.commands.train.job import Job
 from sitcli.commands.train.recipe import make_times
 from sitcli.core.objective import to_tokens
@@ -43,7 +43,7 @@ class Batches:
 
     def __init__(self, job: Job, world: World) -> None:
         self.job, self.world = job, world
-        self.order = Order(job.store.num_items, job.streams)
+        self.order = job.order
         self.labels = torch.from_numpy(job.store.labels)
 
     def of_step(self, step: int) -> list[Batch]:
@@ -67,11 +67,11 @@ class Batches:
     def _draw(self, step: int) -> StepRandomness:
         """The random numbers of this rank's images of the step."""
         s, store = self.job.settings, self.job.store
-        mine = self.world.slice(s.batch_size)
+        mine, first = self.world.slice(s.batch_size), self.job.images_at(step)
         again = any(first <= step < last for first, last in self.job.redrawn)
         return randomness_of_step(
-            self.job.streams.step(step, s.batch_size, mine, again=again),
-            self.order.batch(step, s.batch_size)[mine],
+            self.job.streams.step(step, first, s.batch_size, mine, again=again),
+            self.order.batch(first, s.batch_size)[mine],
             shape=store.latent_shape,
             draw_times=partial(self.job.process.draw_times, times=make_times(s, step)),
             label_dropout=s.label_dropout if store.num_classes else 1.0,

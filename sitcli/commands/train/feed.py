@@ -19,16 +19,27 @@ T = TypeVar("T")
 
 
 class Order:
-    """Every image once an epoch, in an order that is a function of (seed, epoch)."""
+    """Every image once an epoch, in an order that is a function of (seed, epoch).
 
-    def __init__(self, num_items: int, streams: Streams) -> None:
-        self.num_items, self.streams = num_items, streams
+    began: (images drawn, epochs begun) before these images, where a run had others before.
+    """
+
+    def __init__(
+        self, num_items: int, streams: Streams, *, began: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.num_items, self.streams, self.began = num_items, streams, began
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def batch(self, step: int, size: int) -> np.ndarray:
-        """Items of positions step*size .. (step+1)*size in the endless sequence of epochs."""
-        positions = np.arange(step * size, (step + 1) * size)
-        epochs, places = np.divmod(positions, self.num_items)
+    def epochs(self, images: int) -> float:
+        """How many epochs have passed when `images` images were drawn."""
+        first, epochs = self.began
+        return epochs + (images - first) / self.num_items
+
+    def batch(self, first: int, size: int) -> np.ndarray:
+        """Items of positions first .. first + size in the endless sequence of epochs."""
+        start, begun = self.began
+        epochs, places = np.divmod(np.arange(first, first + size) - start, self.num_items)
+        epochs += begun
         items = np.empty(size, np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch

@@ -15,10 +15,13 @@ import torch
 from sitcli.commands.newest import newest_store
 from sitcli.commands.parsing import parse_checkpoint_blocks, transformer_config
 from sitcli.commands.train.board import check_wandb
+from sitcli.commands.train.feed import Order
 from sitcli.commands.train.recipe import Routing, make_extras, make_routing, network_parts
 from sitcli.commands.train.resume import (
+    check_latents,
     check_same,
     check_same_model,
+    history_of,
     said_by_default,
     settings_of_run,
     stores_of_run,
@@ -46,7 +49,7 @@ from sitcli.model.compile import resolve_compile
 from sitcli.model.config import TransformerConfig
 from sitcli.model.flops import training_macs
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
-from sitcli.runs.compatible import difference_from_trained
+from sitcli.runs.history import Change, History
 from sitcli.runs.run_dir import RunDir
 from sitcli.samples.sample_set import FILE as SAMPLES_FILE
 from sitcli.settings.option import Said
@@ -70,6 +73,7 @@ class Job:
     compiled: bool
     run: RunDir
     resume: Checkpoint | None
+    history: History  # what the run changed on the way
     # (first, last) steps to repeat with other random numbers after a rollback
     redrawn: tuple[tuple[int, int], ...]
     extras: Extras
@@ -80,6 +84,23 @@ class Job:
     def streams(self) -> Streams:
         """The random streams of the run's seed."""
         return STREAMS[self.streams_name](self.settings.seed)
+
+    @property
+    def order(self) -> Order:
+        """The order of the images."""
+        return Order(self.store.num_items, self.streams, began=self.history.data_began)
+
+    @property
+    def change_now(self) -> Change | None:
+        """What the run changes as it goes on, None if nothing."""
+        changes = self.history.changes
+        known = self.resume.history.changes if self.resume else ()
+        return changes[-1] if len(changes) > len(known) else None
+
+    def images_at(self, step: int) -> int:
+        """How many images are drawn before step `step` (from 0), one that is to come."""
+        first, images = (self.resume.step, self.resume.images_seen) if self.resume else (0, 0)
+        return images + (step - first) * self.settings.batch_size
 
     @property
     def kept_tokens(self) -> int:
@@ -137,7 +158,7 @@ def prepare(settings: TrainSettings, world: World, said: Said | None = None) -> 
         raise SitError(f"{store.path} holds no readable image", "encode another folder")
     store.check_sample()
     said = said_by_default(settings) if said is None else said
-    settings, run, resume = _begun(settings, said, store, device)
+    settings, run, resume, history = _begun(settings, said, store, device)
     _check_batch_size(settings, world)
     process = make_process(settings)
     config = _config(settings, store, process)
@@ -162,6 +183,7 @@ def prepare(settings: TrainSettings, world: World, said: Said | None = None) -> 
         compiled=False,
         run=run,
         resume=resume,
+        history=history,
         redrawn=tuple(map(tuple, resume.meta.get("redrawn", ()))) if resume else (),
         extras=make_extras(settings),
         routing=make_routing(settings),
@@ -226,18 +248,21 @@ def _begun(
     said: Said,
     store: LatentStore | JoinedStores,
     device: torch.device,
-) -> tuple[TrainSettings, RunDir, Checkpoint | None]:
-    """The resolved settings, their run, and the checkpoint to go on from, None for a new run.
+) -> tuple[TrainSettings, RunDir, Checkpoint | None, History]:
+    """The resolved settings, their run, the checkpoint to go on from, None for a new run, and what
+    the run changed and changes now.
 
-    Raises UsageError if the run was begun with other settings or on other latents.
+    Raises UsageError for a change of what must not change.
     """
     resolved = resolve(settings, store, device) if settings.out is None else None
     run = RunDir(settings.out or _default_run(resolved, store))
     if (run.path / SAMPLES_FILE).exists():
         raise UsageError(f"{run.path} is a sample set", "name another --out for the run")
-    resume = _checkpoint_of(run, store)
+    resume = _checkpoint_of(run)
+    if resume:
+        check_latents(run, resume, store, said="latents" in said)
     if resume is None and not run.config.exists():
-        return resolved or resolve(settings, store, device), run, None
+        return resolved or resolve(settings, store, device), run, None, History()
     base = settings_of_run(run, resume)
     if resolved is not None:  # the run's name is that of the settings: all of them are compared
         compared = as_plain(settings).keys() - {"steps"} - KEPT_ON_RESUME
@@ -249,30 +274,16 @@ def _begun(
         check_same(run, base, filled, said)  # a contradiction with the run explains more
         raise
     check_same(run, base, resolved, said)
-    precision = _precision_of(run, base, resolved, resume)
-    return replace(resolved, precision=precision), run, resume
+    if resolved.precision == "auto":  # which may resolve differently another day
+        kept = resume.meta.get("precision", base["precision"]) if resume else base["precision"]
+        resolved = replace(resolved, precision=kept)
+    return resolved, run, resume, history_of(resume, base, resolved, store)
 
 
-def _precision_of(
-    run: RunDir, base: dict[str, Any], settings: TrainSettings, resume: Checkpoint | None
-) -> str:
-    """The precision to train in: the one of the run, as `auto` may resolve differently another day.
-
-    Raises UsageError if the settings ask for another than the run's checkpoints were made in.
-    """
-    kept = resume.meta.get("precision", base["precision"]) if resume else base["precision"]
-    if settings.precision not in ("auto", kept) and resume:
-        raise UsageError(
-            f"{run.path} was trained in {kept}, not {settings.precision}",
-            "name another --out, or remove --precision",
-        )
-    return kept if settings.precision == "auto" else settings.precision
-
-
-def _checkpoint_of(run: RunDir, store: LatentStore | JoinedStores) -> Checkpoint | None:
+def _checkpoint_of(run: RunDir) -> Checkpoint | None:
     """The checkpoint to go on from, None for a new run.
 
-    Raises UsageError if it has no optimizer state, or was trained on other latents.
+    Raises UsageError if it has no optimizer state.
     """
     newest = run.newest()
     if newest is None:
@@ -282,16 +293,8 @@ def _checkpoint_of(run: RunDir, store: LatentStore | JoinedStores) -> Checkpoint
         kind = "imported weights" if "lineage" in resume.meta else "an average of another run"
         raise UsageError(
             f"{run.path} holds {kind}, without an optimizer's state to go on from",
-            "name another --out",
-        )
-    if difference := difference_from_trained(store, resume.latents):
-        before = resume.latents.get("stores", [resume.latents["store"]])
-        flags = " ".join(f"--latents {shlex.quote(path)}" for path in before)
-        same = before == [str(path.resolve()) for path in store.paths]
-        raise UsageError(
-            f"{run.path} was trained on other latents than {', '.join(map(str, store.paths))} "
-            f"holds now: those are {difference}",
-            f"{'restore them' if same else f'use {flags}'}, or name another --out",
+            f"begin a run from them, with another --out: sit train --init "
+            f"{shlex.quote(str(run.path))} ...",
         )
     return resume
 

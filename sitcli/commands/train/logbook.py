@@ -122,8 +122,8 @@ class Logbook:
             step=step,
             time=time.time(),
             loss=state["loss_sum"] / steps,
-            lr=learning_rate(s, step - 1),
-            epoch=step * s.batch_size / job.store.num_items,
+            lr=learning_rate(s, step - 1, since=job.history.schedule_from),
+            epoch=job.order.epochs(job.images_at(step)),
             images_per_second=rate * s.batch_size,
             mfu=rate * job.step_flops / (self._peak * self.world.size),
             peak_memory_bytes=peak_memory(job.device),
@@ -174,7 +174,8 @@ class Logbook:
         entries = self.job.run.read_metrics()
         if len(entries) > 1:
             steps, losses = zip(*((e["step"], e["loss"]) for e in entries), strict=True)
-            save_curve(self.job.run.path / "loss.png", steps, losses, label="loss")
+            marks, file = self.job.history.marks, self.job.run.path / "loss.png"
+            save_curve(file, steps, losses, label="loss", marks=marks)
         self.board.flush()
 
     def draw_grid(self, step: int) -> Iterator[Event]:

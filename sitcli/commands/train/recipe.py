@@ -181,9 +181,13 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
-def learning_rate(settings: TrainSettings, step: int) -> float:
-    """The learning rate of update `step` (from 0): linear warm-up, then the schedule."""
+def learning_rate(settings: TrainSettings, step: int, *, since: int = 0) -> float:
+    """The learning rate of update `step` (from 0): linear warm-up, then the schedule.
+
+    since: the step from which both count.
+    """
+    step, steps = step - since, settings.steps - since
     if step < settings.warmup:
         return settings.lr * (step + 1) / settings.warmup
-    left = 1 - (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    left = 1 - (step - settings.warmup) / max(1, steps - settings.warmup)
     return settings.lr * SCHEDULES[settings.schedule].factor(left)

@@ -12,16 +12,23 @@ from typing import Any
 
 import yaml
 
+from sitcli.commands.train.recipe import SCHEDULES
 from sitcli.commands.train.run_settings import (
     KEPT_ON_RESUME,
+    MAY_CHANGE,
+    UNNAMED,
     as_plain,
-    may_change_on_resume,
+    unnamed,
 )
 from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
+from sitcli.latents.joined import JoinedStores
+from sitcli.latents.store import LatentStore
 from sitcli.model.config import PRESETS, TransformerConfig, parse_model
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
+from sitcli.runs.compatible import check_same_latents, difference_from_trained
+from sitcli.runs.history import DATA, Change, History
 from sitcli.runs.run_dir import RunDir
 from sitcli.settings.files import parse_yaml, typed
 from sitcli.settings.option import Said
@@ -104,13 +111,14 @@ def stores_of_run(run: RunDir) -> list[Path]:
 def kept_settings(settings: TrainSettings) -> dict[str, Any]:
     """The resolved settings that a checkpoint's meta.json keeps: those that decide what is learned,
     and the number of steps."""
-    free = may_change_on_resume(settings.schedule) - {"steps"}
-    return {name: value for name, value in as_plain(settings).items() if name not in free}
+    left_out = unnamed(settings.schedule) - {"steps"}
+    return {name: value for name, value in as_plain(settings).items() if name not in left_out}
 
 
 def unsaid_as_begun(base: dict[str, Any], settings: TrainSettings, said: Said) -> TrainSettings:
-    """The settings with all that must not change or is kept as in `base`, if it was not said."""
-    free = may_change_on_resume(base["schedule"]) - {"steps"} - KEPT_ON_RESUME
+    """The settings with all that decides what is learned or is kept as in `base`, if it was not
+    said."""
+    free = set(UNNAMED) - {"steps", *MAY_CHANGE} - KEPT_ON_RESUME
     return dataclasses.replace(
         settings, **{name: base[name] for name in base.keys() - said.keys() - free}
     )
@@ -126,11 +134,18 @@ def settings_of_run(run: RunDir, resume: Checkpoint | None) -> dict[str, Any]:
     if run.config.exists():
         config = read_config(run.config)
         if resume:
-            for name, ours, theirs in contradictions(config, resume):
+            wrong = contradictions(config, resume)
+            if config_as_written(run.config):
+                # What was said when the run went on, and then no checkpoint was saved.
+                wrong = [each for each in wrong if each[0] not in MAY_CHANGE]
+            for name, ours, theirs in wrong:
+                other = "name another --out"
+                if name in MAY_CHANGE:
+                    other = f"say --{name.replace('_', '-')} to change it from here on"
                 raise UsageError(
                     f"{run.config} says {name} {_text(theirs)}, but {resume.path.name} was trained "
                     f"with {_text(ours)}",
-                    f"write {name}: {_text(ours)} into {run.config}, or name another --out",
+                    f"write {name}: {_text(ours)} into {run.config}, or {other}",
                 )
         # A run of an older version has the defaults of the options that came later.
         return DEFAULTS | recorded | config
@@ -200,31 +215,104 @@ def _known(resume: Checkpoint) -> dict[str, Any]:
 
 
 def check_same(run: RunDir, base: dict[str, Any], settings: TrainSettings, said: Said) -> None:
-    """Raise UsageError for the first setting that would change what the run learns.
+    """Raise UsageError for the first setting that would change network, process or streams.
 
     base: the run's settings, see `settings_of_run`; settings: resolved; said: the options to
     compare, each with how to take it back, "" if it is only in the run's name.
     """
     new = as_plain(settings)
-    free = may_change_on_resume(new["schedule"])
     for key, value in new.items():
-        if key in free or key not in said or base[key] == value:
+        if key not in said or base[key] == value:
             continue
         flag = key.replace("_", "-")
-        if not said[key]:
-            # The run's name follows from its settings, so that config.yaml was changed since.
+        if not said[key] and key not in unnamed(new["schedule"]):
+            # The run's name follows from its settings: it was told to change this one since, or
+            # config.yaml was changed.
+            action = f"write {key}: {_text(value)} into {run.config}"
+            if config_as_written(run.config) and key in MAY_CHANGE:
+                action = f"go on with what it has now: sit train --out {quote(str(run.path))}"
             raise UsageError(
                 f"{run.config} says {key} {_text(base[key])}, but the run's name is that of {key} "
                 f"{_text(value)}",
-                f"write {key}: {_text(value)} into {run.config}, or name another --out",
+                f"{action}, or name another --out",
             )
+        if key in MAY_CHANGE or key in UNNAMED:
+            continue
         old = base[key]
         how = f"--{flag} {old}, not {value}"
         if isinstance(value, bool) or old is None:
             how = f"--{flag}"
         word = "with" if old not in (None, False) else "without"
         raise UsageError(
-            f"{run.path} was trained {word} {how}", f"name another --out, or {said[key]}"
+            f"{run.path} was trained {word} {how}",
+            f"begin another run from its weights: sit train --init {quote(str(run.path))} ..., or "
+            f"{said[key]}",
+        )
+
+
+def history_of(
+    resume: Checkpoint | None,
+    base: dict[str, Any],
+    settings: TrainSettings,
+    store: LatentStore | JoinedStores,
+) -> History:
+    """The history of a run that goes on from `resume`, with the change that comes now, if any.
+
+    base: the run's settings, see `settings_of_run`; settings: those that hold from now on.
+    """
+    if resume is None:
+        return History()
+    new, meta = as_plain(settings), resume.meta
+    recorded = base | _recorded(resume)
+    recorded["precision"] = meta.get("precision", new["precision"])
+    compared = set(MAY_CHANGE)
+    # More steps are more of the same, unless the learning rate is a function of them.
+    if any(SCHEDULES[each["schedule"]].whole_run for each in (recorded, new)):
+        compared.add("steps")
+    changed = {
+        name: (recorded[name], new[name])
+        for name in new
+        if name in compared and recorded[name] != new[name]
+    }
+    if difference_from_trained(store, resume.latents):
+        changed[DATA] = (resume.latents["num_items"], store.num_items)
+    changes = resume.history.changes
+    if changed:
+        changes = (*changes, Change(resume.step, resume.images_seen, changed))
+    return History(changes)
+
+
+def check_latents(
+    run: RunDir, resume: Checkpoint, store: LatentStore | JoinedStores, *, said: bool
+) -> None:
+    """Raise UsageError if the run cannot go on with this store, which is not the one it had.
+
+    said: whether the user named the store; without it a run takes no other one. Raises SitError
+    for latents of another space.
+    """
+    difference = difference_from_trained(store, resume.latents)
+    if not difference:
+        return
+    before = resume.latents.get("stores", [resume.latents["store"]])
+    here = [str(path.resolve()) for path in store.paths]
+    if before == here or not said:
+        flags = " ".join(f"--latents {quote(path)}" for path in before)
+        raise UsageError(
+            f"{run.path} was trained on other latents than {', '.join(map(str, store.paths))} "
+            f"holds now: those are {difference}",
+            f"{'restore them' if before == here else f'use {flags}'}, or begin another run from "
+            f"its weights: sit train --init {quote(str(run.path))} ...",
+        )
+    check_same_latents(store, resume)
+    for what, theirs, ours in (
+        ("classes", resume.latents["class_names"], store.class_names),
+        ("kind of latents", resume.latents["kind"], store.kind),
+    ):
+        if theirs == ours:
+            continue
+        raise UsageError(
+            f"{store.path} has not the {what} of {run.path}",
+            f"begin another run from its weights: sit train --init {quote(str(run.path))} ...",
         )
 
 

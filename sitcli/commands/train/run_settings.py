@@ -19,13 +19,21 @@ from sitcli.model.config import PRESETS
 from sitcli.settings.train import TrainSettings
 from sitcli.storage.files import hash_json
 
-# Settings that may differ when a run goes on. The others decide what is learned, and must not.
-MAY_CHANGE_ON_RESUME = (
+# Settings that do not decide what is learned: they are not in a run's name, and a checkpoint does
+# not keep them.
+UNNAMED = (
     *("latents", "out", "steps", "zero", "accumulate", "save_every", "keep", "keep_every"),
     *("sample_every", "log_every", "device", "precision", "gpus", "procs", "offload", "wandb"),
     *("deepspeed_config", "checkpoint_blocks", "compile", "strict", "on_nan", "preset"),
 )
-# Those of them that a run keeps where the user leaves them out: what else may change follows the
+# Settings that decide it, and may change when a run goes on: the run's history has them. All others
+# make the network, the process or the random numbers, and must not change.
+MAY_CHANGE = (
+    *("lr", "schedule", "warmup", "weight_decay", "beta2", "clip", "ema", "ema_warmup"),
+    *("batch_size", "precision", "t_dist", "t_mean", "t_std", "t_dist_until", "t_shift"),
+    *("layer_sync", "sync_blocks", "tread", "tread_blocks", "label_dropout", "flip", "posterior"),
+)
+# Those of UNNAMED that a run keeps where the user leaves them out: what else may change follows the
 # machine.
 KEPT_ON_RESUME = frozenset(
     ("save_every", "keep", "keep_every", "sample_every", "log_every", "strict", "on_nan")
@@ -114,7 +122,7 @@ def run_name(settings: TrainSettings, fingerprint: str) -> str:
     Settings at their default do not enter the hash, so a later version with more settings still
     finds this run.
     """
-    free, defaults = may_change_on_resume(settings.schedule), as_plain(TrainSettings())
+    free, defaults = unnamed(settings.schedule), as_plain(TrainSettings())
     kept = {k: v for k, v in as_plain(settings).items() if k not in free and v != defaults[k]}
     mark = hash_json([kept, fingerprint])[:6]
     model = settings.model.replace("/", "-")
@@ -124,9 +132,14 @@ def run_name(settings: TrainSettings, fingerprint: str) -> str:
     return f"{model}-{path}-{settings.prediction}-{mark}"
 
 
-def may_change_on_resume(schedule: str) -> set[str]:
-    """MAY_CHANGE_ON_RESUME, without `steps` if the learning rate is a function of them."""
-    return set(MAY_CHANGE_ON_RESUME) - ({"steps"} if SCHEDULES[schedule].whole_run else set())
+def unnamed(schedule: str) -> set[str]:
+    """UNNAMED, without `steps` if the learning rate is a function of them."""
+    return set(UNNAMED) - ({"steps"} if SCHEDULES[schedule].whole_run else set())
+
+
+def may_change(name: str) -> bool:
+    """Whether this setting decides what is learned, and may change when a run goes on."""
+    return name in MAY_CHANGE
 
 
 def as_plain(settings: Any) -> dict[str, Any]:

@@ -187,7 +187,7 @@ class Saver:
 
     def _meta(self, step: int, state: dict[str, Any]) -> dict[str, Any]:
         """The facts of the checkpoint; state is the meter's."""
-        job, s = self.job, self.job.settings
+        job, s, history = self.job, self.job.settings, self.job.history.as_plain()
         return checkpoint_meta(
             job.config,
             job.process,
@@ -203,7 +203,8 @@ class Saver:
             scaler=scaler_state(self.engine),
             redrawn=job.redrawn,
             **({"streams": job.streams_name} if job.streams_name != UNRECORDED else {}),
-            images_seen=step * s.batch_size,
+            images_seen=job.images_at(step),
+            **({"history": history} if history else {}),
             latents=latent_facts(job.store),
             meter=state,
             loss_by_t=dict(sums=state["sums"], counts=state["counts"]),

@@ -45,6 +45,8 @@ def train(settings: TrainSettings, said: Said | None = None) -> Stage:
             own = set(job.store.paths) & set(stores_of_run(job.run))
             which = "of the run" if own else "the newest complete store"
             yield Note(f"latents: {job.store.path} ({which})")
+        if world.rank == 0 and (now := job.change_now):
+            yield Note(f"from step {now.step} on: {now.words}")
         if job.resume and job.resume.step >= job.settings.steps:
             yield Note(f"all {job.settings.steps} steps of {job.run.path} are done already")
             return result_of(job, {}, {})

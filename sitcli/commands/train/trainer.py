@@ -165,7 +165,7 @@ class Trainer:
         """One optimizer step on this rank's share of the global batch."""
         job, s = self.job, self.job.settings
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate(s, self.step)
+            group["lr"] = learning_rate(s, self.step, since=job.history.schedule_from)
         began = time.perf_counter()
         batches = self.feed.get(self.step)
         self.watch.data += time.perf_counter() - began

@@ -65,7 +65,7 @@ def test_data_are_the_stores(store: Path) -> None:
     """Catches: labels of other images, or mirrored images where nobody asked for them."""
     opened = LatentStore.open(store)
     batches = Batches(job_of(store, flip=False, label_dropout=0.0), ALONE)
-    items = batches.order.batch(3, 8)
+    items = batches.order.batch(24, 8)
     (batch,) = batches.of_step(3)
     assert torch.equal(batch.x, opened.batch(items))
     assert batch.y.tolist() == opened.labels[items].tolist()

@@ -35,7 +35,7 @@ def drawn(random, items: np.ndarray, *, posterior: bool = True):
 def test_every_image_once_an_epoch_in_another_order():
     """Catches: images left out or read twice within an epoch, or every epoch in the same order."""
     order = Order(10, Philox(3))
-    items = np.concatenate([order.batch(step, 4) for step in range(5)])
+    items = np.concatenate([order.batch(4 * step, 4) for step in range(5)])
     epochs = items.reshape(2, 10)
     assert np.sort(epochs).tolist() == [list(range(10))] * 2
     assert epochs[0].tolist() != epochs[1].tolist()
@@ -43,9 +43,11 @@ def test_every_image_once_an_epoch_in_another_order():
 
 def test_the_order_is_a_function_of_seed_and_step():
     """Catches: a resumed run that reads other images than the one it goes on for."""
-    expected = [Order(10, Philox(3)).batch(step, 7).tolist() for step in range(6)]
+    expected = [Order(10, Philox(3)).batch(7 * step, 7).tolist() for step in range(6)]
     order = Order(10, Philox(3))
-    assert [order.batch(step, 7).tolist() for step in (5, 0, 3)] == [expected[i] for i in (5, 0, 3)]
+    assert [order.batch(7 * step, 7).tolist() for step in (5, 0, 3)] == [
+        expected[i] for i in (5, 0, 3)
+    ]
     assert Order(10, Philox(4)).batch(0, 7).tolist() != expected[0]
 
 
@@ -140,11 +142,11 @@ def test_other_threads_keep_their_number_of_threads():
 def test_order_visits_everything_once_an_epoch() -> None:
     """Catches: an order that repeats or drops items, or is the same every epoch."""
     order = Order(10, Philox(3))
-    seen = np.concatenate([order.batch(step, 4) for step in range(5)])
+    seen = np.concatenate([order.batch(4 * step, 4) for step in range(5)])
     assert sorted(seen[:10]) == list(range(10))
     assert sorted(seen[10:]) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()
-    assert Order(10, Philox(3)).batch(3, 4).tolist() == seen[12:16].tolist()
+    assert Order(10, Philox(3)).batch(12, 4).tolist() == seen[12:16].tolist()
     assert Order(3, Philox(0)).batch(0, 8).shape == (8,)
 
 
@@ -153,7 +155,7 @@ def test_a_process_draws_its_part_of_the_batch(streams: str) -> None:
     """Catches: numbers of a step that depend on how many processes share its batch."""
 
     def draw(part: slice):
-        return drawn(STREAMS[streams](7).step(3, 8, part), np.arange(8)[part])
+        return drawn(STREAMS[streams](7).step(3, 24, 8, part), np.arange(8)[part])
 
     whole, parts = draw(slice(None)), [draw(slice(0, 4)), draw(slice(4, 8))]
     assert whole.posterior.shape == whole.eps.shape == (8, 2, 4, 4)
@@ -169,7 +171,7 @@ def test_a_number_does_not_depend_on_what_else_is_drawn() -> None:
     """Catches: an option that changes the noise or the routes by drawing one thing more."""
 
     def draw(posterior: bool):
-        return drawn(Philox(7).step(3, 8, slice(None)), np.arange(8), posterior=posterior)
+        return drawn(Philox(7).step(3, 24, 8, slice(None)), np.arange(8), posterior=posterior)
 
     without, with_one = draw(False), draw(True)
     assert without.posterior is None
@@ -184,7 +186,7 @@ def test_everything_of_a_step_has_a_stream_of_its_own() -> None:
 
     def random(stream: Stream) -> Random:
         asked.append(stream)
-        return Philox(7).step(3, 4, slice(None))(stream)
+        return Philox(7).step(3, 12, 4, slice(None))(stream)
 
     drawn(random, np.arange(4))
     assert len(asked) == len(set(asked)) == 6

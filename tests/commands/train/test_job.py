@@ -98,7 +98,7 @@ def test_a_changed_store_of_the_same_name_is_refused(store: Path, tmp_path: Path
     rewrite(store, factor=0.5)
     with pytest.raises(UsageError, match="holds now: those are with other values") as failure:
         finish(train(train_settings(store, run, steps=4)))
-    assert failure.value.hint == "restore them, or name another --out"
+    assert failure.value.hint.startswith("restore them, or begin another run from its weights: ")
     assert RunDir(run).steps()[-1] == 3
 
 

@@ -85,11 +85,11 @@ def test_options_left_out_are_the_run_s(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(lr=1e-4), "with --lr 0.001, not 0.0001"),
+        (dict(seed=0), "with --seed 3, not 0"),
         (dict(interpolant="linear"), "with --interpolant gvp, not linear"),
         (dict(mlp="gelu"), "with --mlp swiglu, not gelu"),
         (dict(rope=True), "without --rope"),
-        (dict(flip=False), "with --flip"),
+        (dict(power_ema=True), "without --power-ema"),
         (dict(repa="0.5,1"), "without --repa"),
     ],
     ids=str,
@@ -109,7 +109,7 @@ def test_hints_name_what_was_given(run, trained):
         (["--preset", "lightning"], {}, "remove --preset lightning"),
         (["--config", run.parent / "c.yaml"], {}, "remove seed from the --config file"),
         ([], {"SIT_TRAIN_SEED": "5"}, "unset SIT_TRAIN_SEED"),
-        (["--no-flip"], {}, "remove --no-flip"),
+        (["--qk-norm"], {}, "remove --qk-norm"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "sitcli", "train", "--out", run, "--dry-run", *arguments],

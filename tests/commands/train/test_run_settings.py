@@ -69,10 +69,10 @@ def test_settings_that_change_the_run_are_refused(store: Path, tmp_path: Path) -
     finish(train(train_settings(store, tmp_path / "run", steps=2)))
     with pytest.raises(UsageError, match="--interpolant linear, not gvp"):
         finish(train(train_settings(store, tmp_path / "run", steps=4, interpolant="gvp")))
-    with pytest.raises(UsageError, match="fp32, not bf16"):
-        finish(train(train_settings(store, tmp_path / "run", steps=4, precision="bf16")))
-    other = make_store(tmp_path / "other.h5", number=30).path
-    with pytest.raises(UsageError, match="other latents"):
+    with pytest.raises(UsageError, match="--seed 0, not 1"):
+        finish(train(train_settings(store, tmp_path / "run", steps=4, seed=1)))
+    other = make_store(tmp_path / "other.h5", number=30, classes=False).path
+    with pytest.raises(UsageError, match="has not the classes"):
         finish(train(train_settings(other, tmp_path / "run", steps=4)))
     assert losses(tmp_path / "run")[-1][0] == 2
 
