@@ -80,8 +80,20 @@ def plan(settings: ImportSettings) -> Result:
     return result
 
 
+def described(weights: Path) -> _Job:
+    """The weights that `sit import` would write for this file or folder, and their meta.json.
+
+    Raises SitError or UsageError as `import_weights` does.
+    """
+    quiet_libraries()
+    return _described(ImportSettings(weights=weights, out_dir=Path()), RunDir(Path()))
+
+
 def _prepare(settings: ImportSettings) -> _Job:
-    run = _empty_run(settings)
+    return _described(settings, _empty_run(settings))
+
+
+def _described(settings: ImportSettings, run: RunDir) -> _Job:
     found = read_source(only_file(local_path(settings.weights)))
     if settings.ignore_args:
         _drop_args(found)

@@ -65,12 +65,15 @@ def make_engine(
 ) -> Any:
     """A DeepSpeed engine over `network` with torch's AdamW; float32 parameters throughout.
 
+    Parameters that require no gradient are not trained.
+
     config: from `engine_config`. Under a dtype other than float32 matrix products run under
     torch autocast.
     """
     deepspeed = import_deepspeed(device)
+    trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True
+        trained, lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True
     )
     config = {"steps_per_print": 10**9, **config}
     with contextlib.redirect_stdout(sys.stderr):
@@ -121,20 +124,22 @@ def gradient_norm(engine: Any) -> torch.Tensor | None:
 
 
 @torch.no_grad()
-def whole_weights(engine: Any, *, keep: bool) -> dict[str, torch.Tensor]:
+def whole_weights(engine: Any, *, keep: bool, trained: bool = False) -> dict[str, torch.Tensor]:
     """All parameters and buffers as float32 copies on the CPU if `keep`, else {}.
 
-    Every rank must call it.
+    trained: the parameters that are trained alone. Every rank must call it.
     """
     import deepspeed
 
     state = {}
     for name, parameter in engine.module.named_parameters():
+        if trained and not parameter.requires_grad:
+            continue
         sharded = [parameter] if hasattr(parameter, "ds_id") else []
         with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
             if keep:
                 state[name] = parameter.detach().float().to("cpu", copy=True)
-    buffers = engine.module.named_buffers() if keep else ()
+    buffers = engine.module.named_buffers() if keep and not trained else ()
     return state | {name: b.detach().to("cpu", copy=True) for name, b in buffers}
 
 

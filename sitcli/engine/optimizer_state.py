@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sitcli.errors import SitError
+from sitcli.model.lora import file_name
 from sitcli.storage.tensors import check_header, write_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -37,10 +38,16 @@ class Piece(NamedTuple):
 
 
 def pieces_of(engine: Any) -> list[Piece]:
-    """The pieces that this rank's optimizer holds: all under stage 0, else its partition."""
+    """The pieces that this rank's optimizer holds: all under stage 0, else its partition.
+
+    A parameter that is not trained has none.
+    """
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     pieces = []
     for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        name = file_name(name)
         numel = getattr(parameter, "ds_numel", parameter.numel())
         if stage == 0:
             pieces.append(Piece(name, 0, numel, parameter, 0))

@@ -17,6 +17,7 @@ class ShardedEma:
 
     The slice of rank r is flat[r n : (r+1) n] with n = ceil(numel / world size), which is also how
     ZeRO-3 partitions a parameter, so updating never gathers anything under any ZeRO stage.
+    A parameter that is not trained is its own average, and takes no memory.
     """
 
     def __init__(self, module: nn.Module, *, rank: int = 0, world_size: int = 1) -> None:
@@ -24,24 +25,32 @@ class ShardedEma:
         self.module = module
         self.parameters = dict(module.named_parameters())
         self.shards = {
-            name: self._slice(p).detach().clone().float() for name, p in self.parameters.items()
+            name: self._slice(p).detach().clone().float()
+            for name, p in self.parameters.items()
+            if p.requires_grad
         }
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """shard <- decay * shard + (1 - decay) * parameter, in one fused call."""
-        live = [self._slice(p).float() for p in self.parameters.values()]
+        live = [self._slice(self.parameters[name]).float() for name in self.shards]
         torch._foreach_lerp_(list(self.shards.values()), live, 1 - decay)
 
     @torch.no_grad()
-    def gather(self) -> dict[str, Tensor]:
+    def gather(self, *, trained: bool = False) -> dict[str, Tensor]:
         """The whole average, copied to the CPU of rank 0, with the module's buffers; {} elsewhere.
 
-        Every rank must call it.
+        trained: of the parameters that are trained alone, without buffers. Every rank must call it.
         """
-        state = {name: self._whole(self.shards[name], p) for name, p in self.parameters.items()}
+        state = {
+            name: self._whole(self._share(name), parameter)
+            for name, parameter in self.parameters.items()
+            if name in self.shards or not trained
+        }
         if self.rank:
             return {}
+        if trained:
+            return state
         buffers = {name: b.detach().to("cpu", copy=True) for name, b in self.module.named_buffers()}
         return state | buffers
 
@@ -59,6 +68,12 @@ class ShardedEma:
         """Take this rank's slices of a whole average, of any world size."""
         for name, shard in self.shards.items():
             shard.copy_(self._cut(state[name].to(shard.device, torch.float32)))
+
+    def _share(self, name: str) -> Tensor:
+        """This rank's slice of a parameter's average."""
+        if name in self.shards:
+            return self.shards[name]
+        return self._slice(self.parameters[name]).detach().float()
 
     def _slice(self, parameter: nn.Parameter) -> Tensor:
         partition = getattr(parameter, "ds_tensor", None)  # set by ZeRO-3

@@ -21,13 +21,14 @@ from sitcli.core.wt import LossCurve
 from sitcli.errors import SitError
 from sitcli.machine.seeds import UNRECORDED
 from sitcli.model.config import TransformerConfig
+from sitcli.model.lora import merged
 from sitcli.model.transformer import Transformer
 from sitcli.runs.history import History, history_in
 from sitcli.runs.meta import PAPER, REVERSED, process_from, wrong_in_meta
 from sitcli.runs.run_dir import FORMAT, FORMAT_VERSION, RunDir
 from sitcli.storage.files import check_version, checksum_holds
 from sitcli.storage.hub import local_path
-from sitcli.storage.tensors import read_tensors
+from sitcli.storage.tensors import identity, read_tensors
 
 # Relative. Factors that sum to 1 do so to 1e-13; a float32 weight itself is rounded by 6e-8.
 LARGEST_SUM_ERROR = 1e-6
@@ -123,7 +124,7 @@ class Checkpoint:
         both = ["model", "ema"]
         if self.trainable:
             return both
-        return [which for which in both if self._file(which).exists()]
+        return [which for which in both if self.file_of(which).exists()]
 
     def weights(self, which: str) -> dict[str, Tensor]:
         """The tensors of kind `which`, 'ema' or 'model', by name.
@@ -133,13 +134,24 @@ class Checkpoint:
         if self.kinds not in ([], ["model", "ema"], [which]):
             (other,) = self.kinds
             raise SitError(f"{self.path} holds no {which} weights", f"use --weights {other}")
-        return self.tensors(self._file(which).name)
+        tensors = self.tensors(self.file_of(which).name)
+        return merged(self.base(), tensors) if "lora" in self.meta else tensors
+
+    def base(self) -> dict[str, Tensor]:
+        """The weights that its adapters are added to. Raises SitError if they are not there."""
+        file = RunDir(self.path.parent).base
+        if identity(file) != self.meta["lora"]["base"]:
+            raise SitError(
+                f"{file} is not what {self.path.name} was trained on", "restore it, or train again"
+            )
+        return read_tensors(file)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors in its file `name`. Raises SitError if it cannot be read."""
         return read_tensors(self.path / name, hint=use_another_step(self.path))
 
-    def _file(self, which: str) -> Path:
+    def file_of(self, which: str) -> Path:
+        """The file of the weights of kind `which`."""
         return self.path / f"{which}.safetensors"
 
     def network(

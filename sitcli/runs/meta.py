@@ -20,6 +20,7 @@ NEEDED = ("format_version", "step", "transformer", "process", "latents", "loss_b
 META: dict[str, type | tuple] = dict(
     step=int, transformer=dict, process=dict, latents=dict, loss_by_t=dict, model=str,
     time_convention=str, lineage=str, guided_channels=str, weights_source=dict, streams=str,
+    trained=list, lora=dict,
 )  # fmt: skip
 LATENTS: dict[str, type | tuple] = dict(
     image_size=(int, list), scaling=(int, float, list), autoencoder=dict, class_names=list,
@@ -115,6 +116,10 @@ def wrong_in_meta(meta: dict[str, Any]) -> str:
             return f"its latents' {key} is {str(meta['latents'].get(key))[:40]!r}"
     if "power_ema" in meta and not _is_average(meta["power_ema"]):
         return "its record of sit ema"
+    if "lora" in meta and not {"rank", "base"} <= meta["lora"].keys():
+        return "its record of --lora"
+    if "init" in meta and not _is_beginning(meta["init"]):
+        return "its record of --init"
     if not is_history(meta.get("history", [])):
         return "its history"
     if meta.get("streams", UNRECORDED) not in STREAMS:
@@ -148,6 +153,15 @@ def wrong_in_meta(meta: dict[str, Any]) -> str:
         if value not in known and not (key == "betas" and isinstance(value, (list, tuple))):
             return f"its process' {key} is {str(value)[:40]!r}"
     return ""
+
+
+def _is_beginning(init: Any) -> bool:
+    """Whether `sit train --init` can have written this record."""
+    return (
+        isinstance(init, dict)
+        and {"path", "step", "weights", "sha256", "fates"} <= init.keys()
+        and isinstance(init["sha256"], (str, type(None)))
+    )
 
 
 def _is_average(made: Any) -> bool:

@@ -18,7 +18,7 @@ from sitcli.storage.files import replacing, sync_folder, with_checksum, write_js
 FORMAT = "sit-checkpoint"
 # Format 1 had DeepSpeed's pickles in state/: training cannot go on from them. Format 3 names the
 # random streams of its training, which older versions do not have: they would draw other numbers.
-# Format 4 has a history: older versions would take other images.
+# Format 4 has a history, or adapters: older versions would take other images, or lack weights.
 FORMAT_VERSION = 4
 STEP_NAME = re.compile(r"step-(\d{7,})")
 SNAPSHOT_NAME = re.compile(r"ema-std(0\.\d+)\.safetensors")
@@ -42,6 +42,7 @@ class RunDir:
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.averages = path / "averages"
+        self.base = path / "base.safetensors"  # what the adapters of --lora are added to
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, oldest first."""
@@ -85,7 +86,7 @@ class RunDir:
         Writes meta.json and renames the folder. Every other file in it must be on the disk already.
         """
         path = self.saving_path(step)
-        version = 4 if "history" in meta else 3 if "streams" in meta else 2
+        version = 4 if {"history", "lora"} & meta.keys() else 3 if "streams" in meta else 2
         meta = {"format": FORMAT, "format_version": version, "step": step, **meta}
         write_json(path / "meta.json", with_checksum({**meta, "sit_version": __version__}))
         sync_folder(path / "state")

@@ -73,7 +73,7 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
     if value is None:
         return None
     kinds = {hint, *typing.get_args(hint)}
-    if list[Path] in kinds:
+    if kinds & {list[Path], list[str]}:
         return [as_text(item) for item in value] if isinstance(value, list) else [as_text(value)]
     if isinstance(value, (dict, list)):
         raise ValueError(f"{name} takes one value")

@@ -43,6 +43,31 @@ class TrainSettings:
         "XL. [default: SiT-XL/2 on a GPU, SiT-Ti on a CPU]",
         group="Model",
     )
+    init: str | None = option(
+        None,
+        "Begin a new run from these weights: a run, a step of one, an imported folder, or what sit "
+        "import takes (a file, hf:OWNER/NAME). Network and objective are the source's, where no "
+        "option says otherwise.",
+        group="Model",
+    )
+    weights: names.Weights = option("ema", "With --init: averaged or last weights.", group="Model")
+    freeze: list[str] | None = option(
+        None,
+        "Do not train these parameters, by name or pattern: 'blocks.[0-5].*'; may be repeated.",
+        group="Model",
+    )
+    train_only: list[str] | None = option(
+        None,
+        "Train these parameters alone, by name or pattern: '*adaLN*'; may be repeated.",
+        group="Model",
+    )
+    lora: int | None = option(
+        None,
+        "With --init: train low-rank adapters of this rank beside the blocks' layers, and what is "
+        "new; checkpoints keep these alone (pip install 'sitcli[lora]').",
+        group="Model",
+        low=1,
+    )
     patch: int | None = option(None, "Override the patch side.", group="Model", low=1)
     depth: int | None = option(None, "Override the number of blocks.", group="Model", low=1)
     width: int | None = option(None, "Override the hidden size.", group="Model", low=4)

@@ -6,6 +6,7 @@ own header, under the key `crc32`: readers that do not know of it ignore it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -66,6 +67,22 @@ def has_checksums(path: Path) -> bool:
             return CHECKSUMS in (file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise SitError(f"cannot read {path}: {error}") from None
+
+
+def identity(path: Path) -> str | None:
+    """What tells the contents of a file from those of others, by its checksums; None without any.
+
+    Raises SitError if it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            sums = (file.metadata() or {}).get(CHECKSUMS)
+    except (OSError, SafetensorError) as error:
+        reason = error if path.exists() else "there is no such file"
+        raise SitError(f"cannot read {path}: {reason}") from None
+    return None if sums is None else hashlib.sha256(sums.encode()).hexdigest()
 
 
 def verify_tensors(path: Path) -> Verified:

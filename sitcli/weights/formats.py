@@ -276,7 +276,9 @@ def _save_state(path: Path, state: dict[str, Tensor], config: TransformerConfig)
 
 
 def _meta_text(export: Export) -> str:
-    return json.dumps(export.checkpoint.meta | {"exported_weights": export.which})
+    # The weights are whole: what tells of adapters belongs to the run.
+    meta = {k: v for k, v in export.checkpoint.meta.items() if k not in ("lora", "trained")}
+    return json.dumps(meta | {"exported_weights": export.which})
 
 
 def _arrays(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ def verify_step(checkpoint: Checkpoint) -> Problems:
 def verify_beside_steps(run: RunDir) -> Problems:
     """Problems with the bytes of a run's settings, log, pictures and kept averages."""
     problems = []
-    files = _tensor_files(run.averages)
+    files = _tensor_files(run.averages) + ([run.base] if run.base.exists() else [])
     for done, path in enumerate(files, start=1):
         problems += [
             f"{path.relative_to(run.path)}: {problem}" for problem in verify_tensors(path).problems
@@ -49,7 +49,8 @@ def verify_beside_steps(run: RunDir) -> Problems:
         written = config_as_written(run.config)
         if written is False or (written is None and newest and "settings" in newest.meta):
             problems.append("config.yaml is not what sit wrote: it was edited or damaged")
-        for name, ours, theirs in contradictions(read_config(run.config), newest) if newest else ():
+        known = newest and (newest, read_config(run.config))
+        for name, ours, theirs in contradictions(*known, changed=bool(written)) if known else ():
             problems.append(
                 f"config.yaml says {name} {theirs}, but {newest.path.name} was trained with {ours}"
             )
@@ -93,7 +94,7 @@ def without_checksums(artefact: RunDir | Checkpoint) -> list[str]:
 
 def uncovered(run: RunDir) -> list[str]:
     """Files and folders in a run directory that `sit inspect --verify` does not look at."""
-    known = {run.config, run.metrics, run.averages, lock_path(run.config)}
+    known = {run.config, run.metrics, run.averages, run.base, lock_path(run.config)}
     known |= {run.step_path(step) for step in run.steps()} | set(run.partial())
     pictures = _pictures(run.path)
     return sorted(

@@ -131,6 +131,14 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Result:
         summary["average"] = f"power function, std {made['std']:g}, of {made['run']}"
         if checkpoint.weights_warning:
             summary["warning"] = checkpoint.weights_warning
+    if "lora" in meta:
+        summary["adapters"] = f"rank {meta['lora']['rank']}, added to {checkpoint.path.parent}"
+    if "init" in meta:
+        begun = meta["init"]
+        summary["begun from"] = (
+            f"{begun['path']}, step {begun['step']}, {begun['weights']} weights, sha256 "
+            f"{(begun['sha256'] or 'unknown')[:12]}"
+        )
     if "lineage" in meta:
         summary["imported"] = f"{meta['lineage']}, from {meta['weights_source']['path']}"
     data = {
@@ -176,8 +184,6 @@ def verify_checkpoint(checkpoint: Checkpoint) -> Problems:
 
 def _check_moments(checkpoint: Checkpoint) -> list[str]:
     """Problems with the optimizer's moments that would keep training from going on."""
-    with torch.device("meta"):
-        network = Transformer(checkpoint.config)
     state = checkpoint.path / "state"
     if checkpoint.meta["format_version"] < 2 or not checkpoint.trainable or not state.exists():
         return []  # DeepSpeed's own files, which this version does not read, or weights only
@@ -186,13 +192,23 @@ def _check_moments(checkpoint: Checkpoint) -> list[str]:
             files = StateFiles(checkpoint.path, stack)
             wrong = [
                 name
-                for name, parameter in network.named_parameters()
+                for name, size in _trained_sizes(checkpoint).items()
                 for moment in MOMENTS
-                if not torch.isfinite(files.read(moment, name, 0, parameter.numel())).all()
+                if not torch.isfinite(files.read(moment, name, 0, size)).all()
             ]
     except SitError as error:
         return [error.message]
     return [f"the optimizer's moments are not finite: {listed(wrong)}"] if wrong else []
+
+
+def _trained_sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    """The number of elements of every parameter that is trained."""
+    if "lora" in checkpoint.meta:
+        return {n: t.numel() for n, t in checkpoint.tensors("model.safetensors").items()}
+    with torch.device("meta"):
+        sizes = {n: p.numel() for n, p in Transformer(checkpoint.config).named_parameters()}
+    trained = checkpoint.meta.get("trained")
+    return sizes if trained is None else {n: size for n, size in sizes.items() if n in trained}
 
 
 def bytes_below(path: Path) -> int:

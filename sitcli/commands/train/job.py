@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sitcli.commands.newest import newest_store
 from sitcli.commands.parsing import parse_checkpoint_blocks, transformer_config
+from sitcli.commands.train.adapters import adapter_names, check_peft
+from sitcli.commands.train.begun import begun, from_source
 from sitcli.commands.train.board import check_wandb
 from sitcli.commands.train.feed import Order
+from sitcli.commands.train.init import begin, open_source
 from sitcli.commands.train.recipe import Routing, make_extras, make_routing, network_parts
 from sitcli.commands.train.resume import (
-    check_latents,
-    check_same,
     check_same_model,
-    history_of,
     said_by_default,
-    settings_of_run,
     stores_of_run,
-    unsaid_as_begun,
     write_config,
 )
 from sitcli.commands.train.run_settings import (
-    KEPT_ON_RESUME,
-    as_plain,
     make_process,
-    resolve,
-    run_name,
 )
+from sitcli.commands.train.trainable import trained_names
 from sitcli.core.flow import Flow
 from sitcli.core.objective import Extras
 from sitcli.engine.config import default_stage, engine_config, merge_config, read_file
@@ -48,14 +41,15 @@ from sitcli.machine.world import World, device_name
 from sitcli.model.compile import resolve_compile
 from sitcli.model.config import TransformerConfig
 from sitcli.model.flops import training_macs
+from sitcli.model.transformer import Transformer
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.runs.history import Change, History
 from sitcli.runs.run_dir import RunDir
-from sitcli.samples.sample_set import FILE as SAMPLES_FILE
 from sitcli.settings.option import Said
 from sitcli.settings.train import TrainSettings
 from sitcli.storage import locks
 from sitcli.storage.files import make_folder
+from sitcli.weights.start import Start
 
 
 @dataclass(frozen=True)
@@ -73,6 +67,9 @@ class Job:
     compiled: bool
     run: RunDir
     resume: Checkpoint | None
+    start: Start | None  # of a new run from other weights
+    init: dict[str, Any] | None  # what meta.json says of these
+    trained: frozenset[str] | None  # the names of the parameters that are trained; None: all
     history: History  # what the run changed on the way
     # (first, last) steps to repeat with other random numbers after a rollback
     redrawn: tuple[tuple[int, int], ...]
@@ -158,18 +155,26 @@ def prepare(settings: TrainSettings, world: World, said: Said | None = None) -> 
         raise SitError(f"{store.path} holds no readable image", "encode another folder")
     store.check_sample()
     said = said_by_default(settings) if said is None else said
-    settings, run, resume, history = _begun(settings, said, store, device)
+    settings, source = from_source(settings, said)
+    settings, run, resume, history = begun(settings, said, store, device)
     _check_batch_size(settings, world)
     process = make_process(settings)
     config = _config(settings, store, process)
+    start, init = None, resume.meta.get("init") if resume else None
     if resume:
         check_same_model(run, resume, config, process)
+    elif settings.init is not None:
+        source = source or open_source(settings)
+        start = begin(source, config, process, store)
+        init = source.facts(start)
     try:
         checkpoint_every = parse_checkpoint_blocks(settings.checkpoint_blocks)
     except ValueError as error:
         raise UsageError(f"--checkpoint-blocks: {error}", "use none, all, or every-2") from None
     if settings.wandb:
         check_wandb()
+    if settings.lora:
+        check_peft()
     dtype = resolve_precision(settings.precision, device)
     job = Job(
         settings=settings,
@@ -183,12 +188,21 @@ def prepare(settings: TrainSettings, world: World, said: Said | None = None) -> 
         compiled=False,
         run=run,
         resume=resume,
+        start=start,
+        init=init,
+        trained=_trained(settings, config, start, resume),
         history=history,
         redrawn=tuple(map(tuple, resume.meta.get("redrawn", ()))) if resume else (),
         extras=make_extras(settings),
         routing=make_routing(settings),
         streams_name=resume.streams_name if resume else NEW,
     )
+    return replace(job, compiled=_compiled(job))
+
+
+def _compiled(job: Job) -> bool:
+    """Whether the blocks are compiled. Raises UsageError where they must be and cannot."""
+    settings, device = job.settings, job.device
     # Counted over all steps, not those that are left: a resumed run is compiled as it was at first.
     flops = job.step_flops * settings.steps
     compiled = resolve_compile(settings.compile, device, flops=flops)
@@ -200,15 +214,33 @@ def prepare(settings: TrainSettings, world: World, said: Said | None = None) -> 
                 "use --compile off, or update torch",
             )
         compiled = False
-    return replace(job, compiled=compiled)
+    return compiled
 
 
-def _default_run(settings: TrainSettings, store: LatentStore | JoinedStores) -> Path:
-    """The run's folder where --out names none."""
-    marks = (store.fingerprint, store.first_fingerprint)
-    now, first = (Path("runs") / run_name(settings, mark) for mark in marks)
-    # A run of a version up to 0.7, whose store was encoded again since, has its name from then.
-    return first if first.exists() and not now.exists() else now
+def _trained(
+    settings: TrainSettings,
+    config: TransformerConfig,
+    start: Start | None,
+    resume: Checkpoint | None,
+) -> frozenset[str] | None:
+    """The names of the parameters that are trained; None: all of them."""
+    if resume:
+        kept = resume.meta.get("trained")
+        return None if kept is None else frozenset(kept)
+    if not settings.freeze and not settings.train_only and not settings.lora:
+        return None
+    with torch.device("meta"):
+        network = Transformer(config)
+    names = [name for name, _ in network.named_parameters()]
+    chosen = dict(freeze=settings.freeze, train_only=settings.train_only)
+    if not settings.lora:
+        return frozenset(trained_names(names, **chosen))
+    new = start.new & set(names) if start else set()
+    if settings.train_only:
+        new |= trained_names(names, freeze=None, train_only=settings.train_only)
+    adapters = adapter_names(network)
+    left = trained_names([*names, *adapters], freeze=settings.freeze, train_only=None)
+    return frozenset(left & {*adapters, *new})
 
 
 def _check_batch_size(settings: TrainSettings, world: World) -> None:
@@ -241,62 +273,6 @@ def _config(
         block=settings.block,
         **network_parts(settings, store),
     )
-
-
-def _begun(
-    settings: TrainSettings,
-    said: Said,
-    store: LatentStore | JoinedStores,
-    device: torch.device,
-) -> tuple[TrainSettings, RunDir, Checkpoint | None, History]:
-    """The resolved settings, their run, the checkpoint to go on from, None for a new run, and what
-    the run changed and changes now.
-
-    Raises UsageError for a change of what must not change.
-    """
-    resolved = resolve(settings, store, device) if settings.out is None else None
-    run = RunDir(settings.out or _default_run(resolved, store))
-    if (run.path / SAMPLES_FILE).exists():
-        raise UsageError(f"{run.path} is a sample set", "name another --out for the run")
-    resume = _checkpoint_of(run)
-    if resume:
-        check_latents(run, resume, store, said="latents" in said)
-    if resume is None and not run.config.exists():
-        return resolved or resolve(settings, store, device), run, None, History()
-    base = settings_of_run(run, resume)
-    if resolved is not None:  # the run's name is that of the settings: all of them are compared
-        compared = as_plain(settings).keys() - {"steps"} - KEPT_ON_RESUME
-        said = dict.fromkeys(compared, "") | said
-    filled = unsaid_as_begun(base, settings, said)
-    try:
-        resolved = resolve(filled, store, device)
-    except UsageError:
-        check_same(run, base, filled, said)  # a contradiction with the run explains more
-        raise
-    check_same(run, base, resolved, said)
-    if resolved.precision == "auto":  # which may resolve differently another day
-        kept = resume.meta.get("precision", base["precision"]) if resume else base["precision"]
-        resolved = replace(resolved, precision=kept)
-    return resolved, run, resume, history_of(resume, base, resolved, store)
-
-
-def _checkpoint_of(run: RunDir) -> Checkpoint | None:
-    """The checkpoint to go on from, None for a new run.
-
-    Raises UsageError if it has no optimizer state.
-    """
-    newest = run.newest()
-    if newest is None:
-        return None
-    resume = open_checkpoint(newest)
-    if not resume.trainable:
-        kind = "imported weights" if "lineage" in resume.meta else "an average of another run"
-        raise UsageError(
-            f"{run.path} holds {kind}, without an optimizer's state to go on from",
-            f"begin a run from them, with another --out: sit train --init "
-            f"{shlex.quote(str(run.path))} ...",
-        )
-    return resume
 
 
 def _engine_config(settings: TrainSettings, world: World, dtype: torch.dtype) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from sitcli.machine.ranks import gathered
 from sitcli.machine.world import World
 from sitcli.model.compile import compile_count
 from sitcli.model.ema import ShardedEma
+from sitcli.model.lora import whole
 from sitcli.runs.checkpoint import build_network
 from sitcli.text import count, format_bytes, spread
 
@@ -202,7 +203,7 @@ class Logbook:
                 device=job.device,
                 dtype=job.dtype,
             )
-        network = build_network(job.config, average, job.device)
+        network = build_network(job.config, whole(average), job.device)
         classes = np.unique(job.store.labels)[: GRID_IMAGES // 2]  # those that have images
         columns = GRID_IMAGES // len(classes)
         y = torch.from_numpy(classes).repeat_interleave(columns)

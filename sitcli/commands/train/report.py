@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sitcli.commands.newest import newest_run
+from sitcli.commands.train.init import fates_table
 from sitcli.commands.train.job import Job
 from sitcli.core.times import PLAIN
 from sitcli.errors import SitError
@@ -60,7 +61,13 @@ def plan_of(job: Job, world: World) -> Result:
         checkpoint_bytes=checkpoint_bytes,
         precision=precision_name(job.dtype),
     )
-    return Result(summary=summary, data=data, next="the same command without --dry-run")
+    if job.trained is not None:
+        summary["trained"] = f"{count(len(job.trained), 'tensor')} of the network"
+    result = Result(summary=summary, data=data, next="the same command without --dry-run")
+    if job.start:
+        result.tables.append(fates_table(job.init["path"], job.init["fates"]))
+        data["init"] = job.init
+    return result
 
 
 def _beyond_the_papers(job: Job) -> list[str]:

@@ -134,11 +134,8 @@ def settings_of_run(run: RunDir, resume: Checkpoint | None) -> dict[str, Any]:
     if run.config.exists():
         config = read_config(run.config)
         if resume:
-            wrong = contradictions(config, resume)
-            if config_as_written(run.config):
-                # What was said when the run went on, and then no checkpoint was saved.
-                wrong = [each for each in wrong if each[0] not in MAY_CHANGE]
-            for name, ours, theirs in wrong:
+            written = bool(config_as_written(run.config))
+            for name, ours, theirs in contradictions(resume, config, changed=written):
                 other = "name another --out"
                 if name in MAY_CHANGE:
                     other = f"say --{name.replace('_', '-')} to change it from here on"
@@ -161,10 +158,16 @@ def settings_of_run(run: RunDir, resume: Checkpoint | None) -> dict[str, Any]:
     return DEFAULTS | recorded
 
 
-def contradictions(config: dict[str, Any], resume: Checkpoint) -> list[tuple[str, Any, Any]]:
-    """(name, value of the checkpoint, value of config.yaml) of the settings that must not change
-    and in which the two differ."""
-    recorded, free = resume.meta.get("settings", {}), {"steps"}
+def contradictions(
+    resume: Checkpoint, config: dict[str, Any], *, changed: bool
+) -> list[tuple[str, Any, Any]]:
+    """(name, value of the checkpoint, value of config.yaml) of the settings in which the two must
+    not differ and do.
+
+    changed: whether the run may have changed what may change since, without a checkpoint.
+    """
+    recorded = resume.meta.get("settings", {})
+    free = {"steps", *(MAY_CHANGE if changed else ())}
     full = DEFAULTS | config
     differing = [
         (name, value, full[name])
@@ -172,7 +175,8 @@ def contradictions(config: dict[str, Any], resume: Checkpoint) -> list[tuple[str
         if name in full and name not in free and full[name] != value
     ]
     precision = resume.meta.get("precision")
-    if precision and config.get("precision", "auto") not in ("auto", precision):
+    free_precision = "precision" in free or config.get("precision", "auto") == "auto"
+    if precision and not free_precision and config["precision"] != precision:
         differing.append(("precision", precision, config["precision"]))
     return differing
 

@@ -52,6 +52,13 @@ def resolve(
 
     Raises UsageError for settings that do not fit the store or the model.
     """
+    for name in ("weights", "lora"):
+        if settings.init is None and getattr(settings, name) != getattr(TrainSettings, name):
+            raise UsageError(f"--{name} has no effect without --init", f"remove --{name}")
+    if settings.lora and settings.power_ema:
+        raise UsageError(
+            "--power-ema averages whole networks, and --lora trains adapters", "remove one of them"
+        )
     for name, useless, why in (
         ("label_dropout", store.num_classes == 0, "holds no classes"),
         ("posterior", store.kind != "moments", "holds latents without a posterior"),

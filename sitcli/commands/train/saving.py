@@ -22,9 +22,10 @@ from sitcli.machine.ranks import gathered, on_rank_0
 from sitcli.machine.seeds import UNRECORDED
 from sitcli.machine.world import World
 from sitcli.model.ema import ShardedEma
+from sitcli.model.lora import file_name
 from sitcli.runs.meta import checkpoint_meta, latent_facts
 from sitcli.runs.run_dir import snapshot_name
-from sitcli.storage.tensors import write_tensors
+from sitcli.storage.tensors import identity, write_tensors
 
 
 class Saving:
@@ -162,8 +163,14 @@ class Saver:
     def _snapshot(self, step: int) -> Callable[[], None]:
         """Copy all that the checkpoint holds; returns the function that writes it."""
         world, folder = self.world, self.job.run.saving_path(step)
-        weights = whole_weights(self.engine, keep=world.rank == 0)
-        average = self.ema.gather()
+        adapted = self.job.settings.lora is not None  # the rest is in the run's base
+        weights = whole_weights(self.engine, keep=world.rank == 0, trained=adapted)
+        average = self.ema.gather(trained=adapted)
+        if adapted:
+            weights, average = (
+                {file_name(name): tensor for name, tensor in state.items()}
+                for state in (weights, average)
+            )
         averages = {std: track.gather() for std, track in self.tracks.items()}
         moments, facts = optimizer_state.snapshot(
             self.engine, rank=world.rank, world_size=world.size
@@ -205,6 +212,9 @@ class Saver:
             **({"streams": job.streams_name} if job.streams_name != UNRECORDED else {}),
             images_seen=job.images_at(step),
             **({"history": history} if history else {}),
+            **({"init": job.init} if job.init else {}),
+            **({"lora": dict(rank=s.lora, base=identity(job.run.base))} if s.lora else {}),
+            **({"trained": sorted(job.trained)} if job.trained is not None else {}),
             latents=latent_facts(job.store),
             meter=state,
             loss_by_t=dict(sums=state["sums"], counts=state["counts"]),

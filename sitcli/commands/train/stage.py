@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
+from sitcli.commands.train.init import fates_lines
 from sitcli.commands.train.job import Job, prepare
 from sitcli.commands.train.meter import NotFinite
 from sitcli.commands.train.report import plan_of, result_of
@@ -14,7 +16,7 @@ from sitcli.commands.train.resume import stores_of_run
 from sitcli.commands.train.trainer import Trainer
 from sitcli.engine.engine import join_group
 from sitcli.errors import SitError
-from sitcli.events import Note, Result, Stage, Warn
+from sitcli.events import Event, Note, Result, Stage, Warn
 from sitcli.machine.devices import tune_cpu
 from sitcli.machine.ranks import all_agree, gathered, on_rank_0, process_group
 from sitcli.machine.signals import signals_noted
@@ -45,6 +47,8 @@ def train(settings: TrainSettings, said: Said | None = None) -> Stage:
             own = set(job.store.paths) & set(stores_of_run(job.run))
             which = "of the run" if own else "the newest complete store"
             yield Note(f"latents: {job.store.path} ({which})")
+        if world.rank == 0 and job.start:
+            yield from _told(job)
         if world.rank == 0 and (now := job.change_now):
             yield Note(f"from step {now.step} on: {now.words}")
         if job.resume and job.resume.step >= job.settings.steps:
@@ -75,6 +79,14 @@ def train(settings: TrainSettings, said: Said | None = None) -> Stage:
                     )
             finally:
                 trainer.close()
+
+
+def _told(job: Job) -> Iterator[Event]:
+    """What becomes of the weights that the run begins from."""
+    init = job.init
+    yield Note(f"begun from {init['path']}, step {init['step']}, {init['weights']} weights:")
+    for line in fates_lines(init["fates"]):
+        yield Note(line)
 
 
 def _check_one_store(job: Job, world: World) -> None:

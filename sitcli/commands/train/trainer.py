@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from sitcli.commands.train.adapters import add_adapters
 from sitcli.commands.train.batches import Batch, Batches
 from sitcli.commands.train.feed import Feed
 from sitcli.commands.train.job import Job
@@ -27,9 +28,11 @@ from sitcli.machine.ranks import all_agree
 from sitcli.machine.world import World
 from sitcli.model.compile import compile_blocks, compile_count
 from sitcli.model.ema import ShardedEma, ema_decay
+from sitcli.model.lora import file_name
 from sitcli.model.power_ema import TRACKED_STDS, power_decay, power_exponent
 from sitcli.model.transformer import Route, Transformer
 from sitcli.runs.run_dir import snapshot_name
+from sitcli.storage.tensors import write_tensors
 
 
 class Trainer:
@@ -39,10 +42,7 @@ class Trainer:
         self.job, self.world = job, world
         s = job.settings
         torch.manual_seed(s.seed)  # of which it takes the low 32 bits
-        network = Transformer(job.config)
-        network.checkpoint_every = job.checkpoint_every
-        if job.resume:
-            network.load_state_dict(job.resume.weights("model"))
+        network = self._network()
         self.until_closed = contextlib.ExitStack()
         self.until_closed.enter_context(own_linear_function())
         self.engine = make_engine(
@@ -70,11 +70,38 @@ class Trainer:
             self._restore()
         self.feed = Feed(Batches(job, world).of_step, self.step, s.steps)
 
+    def _network(self) -> Transformer:
+        """The network with the weights to go on or to begin from, and what is trained of it."""
+        job = self.job
+        network = Transformer(job.config)
+        network.checkpoint_every = job.checkpoint_every
+        if job.settings.lora:
+            network.load_state_dict(job.resume.base() if job.resume else job.start.of(network))
+            if not job.resume and self.world.rank == 0:
+                write_tensors(job.run.base, network.state_dict())
+            add_adapters(network, job.settings.lora)
+            if job.resume:
+                network.load_state_dict(self._of_file(network, "model"), strict=False)
+        elif job.resume:
+            network.load_state_dict(job.resume.weights("model"))
+        elif job.start:
+            network.load_state_dict(job.start.of(network))
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(job.trained is None or file_name(name) in job.trained)
+        return network
+
+    def _of_file(self, network: Transformer, which: str) -> dict[str, torch.Tensor]:
+        """The tensors of a file of the checkpoint, by their names in the network."""
+        resume = self.job.resume
+        tensors = resume.tensors(resume.file_of(which).name)
+        names = [name for name, _ in network.named_parameters()]
+        return {name: tensors[file_name(name)] for name in names if file_name(name) in tensors}
+
     def _restore(self) -> None:
         """Restore the optimizer's state, the averages and the meter from the job's checkpoint."""
         resume = self.job.resume
         all_agree(self.world, lambda: optimizer_state.restore(self.engine, resume.path))
-        self.ema.load(resume.weights("ema"))
+        self.ema.load(self._of_file(self.engine.module, "ema"))
         for std, track in self.tracks.items():
             track.load(resume.tensors(snapshot_name(std)))
         self.meter.load(resume.meta["meter"], self.world)
