@@ -15,10 +15,9 @@ from torch import Tensor
 from sitcli.autoencoders.diffusers_vae import KINDS, find_folder
 from sitcli.autoencoders.load import is_identity
 from sitcli.core.diffusion import Diffusion
-from sitcli.core.prediction import PREDICTIONS
 from sitcli.errors import UsageError
 from sitcli.model.config import TransformerConfig
-from sitcli.model.embed import TimestepEmbedder, frequencies, position_embedding
+from sitcli.model.embed import position_embedding
 from sitcli.model.transformer import Transformer
 from sitcli.runs.checkpoint import Checkpoint
 from sitcli.runs.meta import PAPER, REVERSED
@@ -30,6 +29,7 @@ from sitcli.weights.diffusers_dit import (
     write_folder,
 )
 from sitcli.weights.official import AUTOENCODER, PROJECTORS
+from sitcli.weights.start import turn_time
 
 TRAINING_ONLY = ("aux_", PROJECTORS)
 SIDE_512 = 64  # for latents of this side the official sampler's network has no learned sigma
@@ -96,7 +96,7 @@ def _official_sit(export: Export) -> Callable[[Path], None]:
             f"the official code lacks {process.prediction} prediction",
         )
     if checkpoint.meta.get("time_convention", PAPER) != REVERSED:
-        state = _reverse_time(state, negate=PREDICTIONS[process.prediction].turns_with_time)
+        state = turn_time(state, process.prediction)
     config = checkpoint.config
     if config.out_channels == config.channels and config.input_size != SIDE_512:
         state = _with_learned_sigma(state, config.patch, config.channels)
@@ -231,27 +231,6 @@ def _check_layout(checkpoint: Checkpoint, layout: str) -> None:
 
 def _refused(checkpoint: Checkpoint, layout: str, why: str) -> UsageError:
     return UsageError(f"{checkpoint.path} cannot be written as {layout}: {why}", KEEPS_ALL)
-
-
-def _reverse_time(state: dict[str, Tensor], *, negate: bool) -> dict[str, Tensor]:
-    """The weights of a network that is fed 1 - t and computes what the given one does at t.
-
-    negate: change the sign of the output too, as a velocity needs. The features
-    [cos w t | sin w t] of 1 - t are a rotation and a reflection of those of t, which is absorbed
-    into the first linear map of the time embedder. Exact but for the rounding of its sums.
-    """
-    state = dict(state)
-    half = TimestepEmbedder.frequency_dim // 2
-    omega = frequencies(TimestepEmbedder.frequency_dim).double()
-    weight = state["t_embedder.mlp.0.weight"].double()
-    cos, sin = weight[:, :half], weight[:, half:]
-    # cos w(1-t) = cos w cos wt + sin w sin wt; sin w(1-t) = sin w cos wt - cos w sin wt.
-    turned = [cos * omega.cos() + sin * omega.sin(), cos * omega.sin() - sin * omega.cos()]
-    state["t_embedder.mlp.0.weight"] = torch.cat(turned, dim=1).float()
-    if negate:
-        for key in ("final_layer.linear.weight", "final_layer.linear.bias"):
-            state[key] = -state[key]
-    return state
 
 
 def _with_learned_sigma(state: dict[str, Tensor], patch: int, channels: int) -> dict[str, Tensor]:

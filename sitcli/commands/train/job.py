@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -109,14 +110,33 @@ class Job:
         """DeepSpeed's ZeRO stage."""
         return self.engine["zero_optimization"]["stage"]
 
+    @cached_property
+    def trained_share(self) -> float:
+        """The share of the network's parameters that get gradients; adapters count as none."""
+        if self.trained is None:
+            return 1.0
+        with torch.device("meta"):
+            sizes = {n: p.numel() for n, p in Transformer(self.config).named_parameters()}
+        return sum(sizes.get(name, 0) for name in self.trained) / sum(sizes.values())
+
+    @property
+    def untrained(self) -> set[str]:
+        """The parameters that begin anew, and that --freeze or --train-only leave so."""
+        if self.trained is None or self.start is None:
+            return set()
+        return set(self.start.new) - self.trained - {"pos_embed"}
+
     @property
     def step_flops(self) -> float:
-        """Operations of a step: three forward passes (backward counts as two), 2 per MAC."""
+        """Operations of a step, 2 per MAC: a forward pass, and two as long backward.
+
+        The second of these is of the gradients of the weights, of those that are trained.
+        """
         routed = self.routing and (self.kept_tokens, self.routing.start, self.routing.stop)
         macs = training_macs(
             self.config, routed=routed, aux=self.extras.internal > 0, align=self.extras.repa > 0
         )
-        return 3 * 2 * macs * self.settings.batch_size
+        return (2 + self.trained_share) * 2 * macs * self.settings.batch_size
 
     @contextlib.contextmanager
     def owned_run(self) -> Iterator[None]:

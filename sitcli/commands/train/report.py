@@ -62,7 +62,8 @@ def plan_of(job: Job, world: World) -> Result:
         precision=precision_name(job.dtype),
     )
     if job.trained is not None:
-        summary["trained"] = f"{count(len(job.trained), 'tensor')} of the network"
+        adapters = f"adapters of rank {s.lora} and " if s.lora else ""
+        summary["trained"] = f"{adapters}{job.trained_share:.2%} of the network's parameters"
     result = Result(summary=summary, data=data, next="the same command without --dry-run")
     if job.start:
         result.tables.append(fates_table(job.init["path"], job.init["fates"]))

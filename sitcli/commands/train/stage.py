@@ -87,6 +87,10 @@ def _told(job: Job) -> Iterator[Event]:
     yield Note(f"begun from {init['path']}, step {init['step']}, {init['weights']} weights:")
     for line in fates_lines(init["fates"]):
         yield Note(line)
+    if untrained := sorted(job.untrained):
+        yield Warn(
+            f"{', '.join(untrained)}: new, and not trained; add --train-only '{untrained[0]}'"
+        )
 
 
 def _check_one_store(job: Job, world: World) -> None:
