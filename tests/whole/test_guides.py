@@ -63,6 +63,7 @@ HOW = (
     Rule("inspect", REAL),
     Rule("watch", REAL, "--once"),
     Rule("encode-latents", DRY),
+    Rule("train --init SiT-XL-2-256x256.pt", HELP),  # the tiny file does not tell its autoencoder
     Rule("train", DRY, "--device cpu"),
     Rule("sample .*imagenet256-dit.yaml", DRY, "runs/DiT-NAME --device cpu"),
     Rule("sample", DRY, "--device cpu"),
@@ -248,7 +249,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         call(f"encode-latents photos aligned.h5 {encode} {more}".split())
         call(f"encode-latents photos a.h5 {encode}".split())
         call(f"encode-latents imagenet/train in256.h5 {encode}".split())
-        for copy in ("b.h5", "test.h5", "photos.h5"):
+        for copy in ("b.h5", "test.h5", "photos.h5", "mine.h5", "bigger.h5"):
             shutil.copy("in256.h5", copy)
         small = "--model SiT-Mi/4 --width 32 --depth 2 --heads 2 --batch-size 8 --device cpu"
         steps = "--steps 2 --save-every 1 --power-ema"

@@ -27,7 +27,8 @@ def trained_names(
 
 
 def _matching(names: Sequence[str], pattern: str, flag: str) -> list[str]:
-    found = [name for name in names if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
+    patterns = pattern, f"{pattern}.*"
+    found = [name for name in names if any(fnmatchcase(name, each) for each in patterns)]
     if not found:
         parts = sorted({name.split(".")[0] for name in names})
         raise UsageError(

@@ -14,6 +14,7 @@ NAMES = ["x_embedder.weight", "blocks.0.attn.qkv.weight", "blocks.1.attn.qkv.wei
         (["blocks"], None, [0]),
         (["blocks.1"], None, [0, 1, 3]),
         (["blocks.[01].*"], None, [0, 3]),
+        (["blocks.[01]"], None, [0, 3]),
         (None, ["*qkv*"], [1, 2]),
         (["blocks.0"], ["*qkv*"], [2]),
         (["x_embedder", "blocks.10"], None, [1, 2]),
