@@ -14,7 +14,9 @@ from sitcli import names
 from sitcli.autoencoders.load import EMBEDDED, load_autoencoder
 from sitcli.errors import SitError, UsageError
 from sitcli.features.aligners import TIMM
+from sitcli.images.shards import is_there
 from sitcli.images.source import FIRST_LISTING, LISTING, Source, open_source
+from sitcli.images.webdataset import is_shard
 from sitcli.latents.layout import encode_command, open_rows
 from sitcli.latents.store import LatentStore
 from sitcli.machine.devices import resolve_precision
@@ -73,7 +75,7 @@ def look_at_source(settings: EncodeSettings) -> tuple[Source | None, Rows | None
     file = _existing(settings)
     if file is None:
         return open_source(settings.source, labels=settings.labels), None
-    if file.attrs["complete"] and not settings.source.exists():
+    if file.attrs["complete"] and not is_there(settings.source):
         return None, file
     try:
         source = open_source(
@@ -86,7 +88,8 @@ def look_at_source(settings: EncodeSettings) -> tuple[Source | None, Rows | None
         difference = error.message
     # A complete store of a version up to 0.7 does not say of which pictures it is.
     unknown = file.attrs["complete"] and "source_content" not in file.attrs
-    if not difference and not (unknown and settings.overwrite):
+    outdated = settings.overwrite and (unknown or bool(lost_labels(settings, file)))
+    if not difference and not outdated:
         return source, file
     if settings.overwrite:
         return open_source(settings.source, labels=settings.labels), None
@@ -115,6 +118,19 @@ def _other_images(file: Rows, source: Source) -> str:
     ):
         return "files of the same names and sizes, with other contents"
     return ""
+
+
+def lost_labels(settings: EncodeSettings, file: Rows) -> str:
+    """What to know of a store of a version up to 0.8 that lacks a shard's labels, else ''."""
+    source = settings.source
+    if file.attrs.get("source_listing", FIRST_LISTING) >= LISTING or not source.is_file():
+        return ""
+    if settings.labels != "auto" or not is_shard(source):
+        return ""
+    return (
+        f"{settings.out} is without the labels of {source.name}, which versions up to 0.8 did not "
+        "read: --overwrite encodes it again with its classes"
+    )
 
 
 def source_facts(source: Source, labels: names.Labels) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sitcli.commands.encode.fill import encode_missing
-from sitcli.commands.encode.job import look_at_source, resolve, row_shape_ahead
+from sitcli.commands.encode.job import look_at_source, lost_labels, resolve, row_shape_ahead
 from sitcli.commands.encode.report import UNKNOWN, describe, faults, result_of
 from sitcli.commands.encode.resume import unsaid_as_begun
 from sitcli.errors import Interrupted, SitError
@@ -53,6 +53,8 @@ def encode(settings: EncodeSettings, said: Said | None = None) -> Stage:
                 complete = file is not None and file.attrs["complete"]
                 if complete:
                     yield Note(f"{settings.out} is complete already{_same(settings, source)}")
+                    if lost := lost_labels(settings, file):
+                        yield Warn(lost)
                 else:
                     yield Note(describe(source))
                     for fault in faults(source):
