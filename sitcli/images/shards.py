@@ -32,7 +32,9 @@ def is_there(path: Path) -> bool:
     """Whether the path is that of a file or folder, or a pattern of at least one."""
     return path.exists() or (
         is_pattern(path)
-        and any(glob.has_magic(t) and glob.glob(t) or os.path.exists(t) for t in _braces(str(path)))
+        and any(
+            (glob.has_magic(t) and glob.glob(t)) or os.path.exists(t) for t in _braces(str(path))
+        )
     )
 
 

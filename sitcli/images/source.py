@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import takewhile
@@ -228,6 +228,36 @@ class Source:
         except (OSError, BrokenImage):
             data = b"unreadable"
         return hashlib.sha256(data).digest()
+
+    def arranged(self, names: Sequence[str], class_names: Sequence[str]) -> Source | None:
+        """The source with the images `names` first, in this order, and with the classes numbered as
+        in `class_names`, new ones after them. None if it lacks one of the images or classes.
+        """
+        own = [item.name for item in self.items]
+        if own == list(names) and self.class_names == list(class_names):
+            return self
+        known, number = set(names), {name: i for i, name in enumerate(own)}
+        lacking = known - number.keys() or set(class_names) - set(self.class_names)
+        if lacking or (self.class_names and not class_names):
+            return None
+        order = [number[name] for name in names]
+        order += [i for i, name in enumerate(own) if name not in known]
+        classes = list(dict.fromkeys([*class_names, *self.class_names]))
+        label = {name: i for i, name in enumerate(classes)}
+        renumbered = [label[name] for name in self.class_names] or [0]
+        return self._of(
+            [self.items[i]._replace(label=renumbered[self.items[i].label]) for i in order], classes
+        )
+
+    def beginning(self, num: int, num_classes: int) -> Source:
+        """The source's first `num` images, with its first classes."""
+        return self._of(self.items[:num], self.class_names[:num_classes])
+
+    def _of(self, items: list[Item], class_names: list[str]) -> Source:
+        labels = [item.label for item in items]
+        labelled = self.labelled._replace(labels=labels, class_names=class_names)
+        row = FORMATS[self._format]
+        return Source(self.path, items, labelled, row, others=self.others, unread=self.unread)
 
     def read(self, index: int) -> Image.Image:
         """Image `index` as upright 8-bit RGB. Raises BrokenImage if it cannot be decoded."""

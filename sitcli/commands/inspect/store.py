@@ -55,6 +55,9 @@ def describe_store(store: LatentStore) -> Result:
         "encoded in": f"{attrs['precision']}, batches of {attrs['batch_size']}",
         "size": format_bytes(size),
     }
+    grown = attrs.get("grown", [])
+    if grown:
+        summary["grown"] = f"from {' and '.join(str(r['rows']) for r in grown)} images"
     if store.complete:
         summary["checksum"] = attrs["checksum"]
     data = {
@@ -75,6 +78,7 @@ def describe_store(store: LatentStore) -> Result:
         "autoencoder": spec,
         **{name: attrs[name] for name in ("source", "source_fingerprint", "fingerprint")},
         **{name: attrs[name] for name in ("batch_size", "precision", "checksum")},
+        "grown": grown,
         "bytes": size,
     }
     following = f"sit train --latents {quote(str(store.path))}"
