@@ -6,6 +6,7 @@ as text) and `000012.json` are one sample.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from sitcli.names import Labels
 
 PEEKED = 64  # members of a tar that tell whether it is a shard: those of a sample are neighbours
 LABEL_FILES = ("cls", "class", "label")
+USED = frozenset((*LABEL_FILES, "json"))
 # Fields of a .json, as timm's and img2dataset's shards and others have them.
 LABEL_FIELDS = ("label", "cls", "class", "class_id", "class_idx", "class_index", "target")
 NAME_FIELDS = ("class_name", "classname", "label_name", "class_label", "label_text")
@@ -34,9 +36,12 @@ LARGEST = 1 << 24  # bytes of a label's file
 
 
 class _Sample(NamedTuple):
-    """One sample: image is None if it has none; labels: its other members by ending."""
+    """One sample. name: its image's, below its shard's; image: None if it has none; others: its
+    other members by ending.
+    """
 
     shard: str
+    name: str
     image: Place | None
     others: dict[str, Place]
 
@@ -71,6 +76,7 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + stem, ending.lower()
 
 
+@functools.cache
 def _is_image(ending: str) -> bool:
     return ending_of(f"x.{ending}") in ENDINGS
 
@@ -82,18 +88,19 @@ def _listed(path: Path, labels: Labels) -> Listed:
     unread: list[str] = []
     for shard in shards:
         _check_tar(shard)
-        name = shard_name(shard, folder)
+        name, path_of_shard = shard_name(shard, folder), str(shard)
         for key, members in _samples(shard, others).items():
             image = _image_of(members, f"{name}/{key}")
             if image is None:
                 unread += [f"{name}/{p.file}" for e, p in members.items()
                            if ending_of(f"x.{e}") in UNREAD_ENDINGS]  # fmt: skip
             else:
-                image = image._replace(more=(str(shard),))
+                image = image._replace(more=(path_of_shard,))
                 members = {e: p for e, p in members.items() if not _is_image(e)}
-            used = {*LABEL_FILES, "json"} if labels == "auto" and image else set()
+            used = USED if labels == "auto" and image else frozenset()
             others.update(f".{ending}" for ending in members.keys() - used)
-            samples[f"{name}/{key}"] = _Sample(str(shard), image, members)
+            file = f"{name}/{image.file}" if image else ""
+            samples[f"{name}/{key}"] = _Sample(path_of_shard, file, image, members)
     return _labelled(path, folder, samples, labels, others, unread)
 
 
@@ -149,8 +156,7 @@ def _labelled(
 ) -> Listed:
     whole_samples = {key: s for key, s in samples.items() if s.image is not None}
     images = [s.image for s in whole_samples.values()]
-    # The shard's name is the first folder of an image's name.
-    names = [f"{shard_name(Path(s.shard), folder)}/{s.image.file}" for s in whole_samples.values()]
+    names = [s.name for s in whole_samples.values()]
     if not names or labels == "none":
         labelled = Labelled([0] * len(names), [], "none")
     elif labels == "folders":
@@ -159,7 +165,7 @@ def _labelled(
         labelled = _by_members(folder, whole_samples)
         absent = [
             key for key, s in samples.items()
-            if s.image is None and {*LABEL_FILES} & s.others.keys()
+            if s.image is None and s.others.keys() & set(LABEL_FILES)
         ]  # fmt: skip
         labelled = labelled._replace(absent=absent)
     return Listed(names, images, labelled, others, unread)
