@@ -49,4 +49,6 @@ FORMAT = Format(
     places=lambda path: (list_folder(path), False),
     read=lambda path, descriptor, place: (path / place.file).read_bytes(),
     piece=_piece,
+    file=lambda path, place: path / place.file,
+    open=lambda path: path,
 )

@@ -14,6 +14,8 @@ FILE = "dataset.json"
 MOST_CLASSES = 100_000  # ImageNet-21k has 21,841
 FORM = '{"labels": [["00000/img00000000.png", 6], ...]}'
 HINT = "repair it, or say what the labels are: --labels folders, --labels none"
+# Images of ImageNet's validation set as they are shipped: flat, with the classes in another file.
+VALIDATION = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
 LAST_NUMBER = re.compile(r"(\d+)\D*$")
 
 
@@ -37,8 +39,8 @@ class Labelled(NamedTuple):
     """The labels of a source's images.
 
     labels: one for each image, 0 if there are no classes. class_names: [] if there are none.
-    origin: what says so: folders, dataset.json or none. absent: images that the dataset.json labels
-    and the source lacks.
+    origin: what says so: folders, none, or the name of what holds them: dataset.json, .cls, ...
+    absent: images that are labelled there and that the source lacks.
     """
 
     labels: list[int]
@@ -50,8 +52,24 @@ class Labelled(NamedTuple):
 def by_file_or_folders(files: Files) -> Labelled:
     """Labels by the dataset.json beside the images, else by their folders.
 
-    Raises UsageError for a dataset.json that cannot be used or is of a part of the images, and for
-    folders that seem to count the images; SitError for images in folders and beside them.
+    Raises UsageError for a dataset.json that cannot be used or is of a part of the images, for
+    folders that seem to count the images, and for ImageNet's validation set without its classes;
+    SitError for images in folders and beside them.
+    """
+    labelled = by_second_listing(files)
+    if not labelled.class_names and not files.sheets and all(map(VALIDATION.match, files.names)):
+        raise UsageError(
+            f"{files.where} is ImageNet's validation set as it is shipped: the images' names do "
+            "not tell their classes",
+            "move them into a folder per class, named as the training set's, as its ground truth "
+            "says; or encode without classes: --labels none",
+        )
+    return labelled
+
+
+def by_second_listing(files: Files) -> Labelled:
+    """As version 0.8 counted the classes: by the dataset.json beside the images, else by their
+    folders. It raises what `by_file_or_folders` raises, but for the validation set.
     """
     first, last = (files.prefix + name for name in (files.names[0], files.names[-1]))
     # The names are sorted: what the first and the last begin with, all begin with.
@@ -165,14 +183,14 @@ def read_labels(data: bytes, where: str) -> dict[str, int] | None:
         raise UsageError(f"{where} does not have the form {FORM}", HINT)
     found: dict[str, int] = {}
     for name, label in labels:
-        if wrong := _wrong_label(label):
+        if wrong := wrong_label(label):
             raise UsageError(f"{where}: the label of {name} is {wrong}", HINT)
         if found.setdefault(name, label) != label:
             raise UsageError(f"{where} gives {name} two labels, {found[name]} and {label}", HINT)
     return found
 
 
-def _wrong_label(label: Any) -> str:
+def wrong_label(label: Any) -> str:
     """Why this is not a class's number, '' if it is one."""
     if isinstance(label, list):
         return f"a list of {len(label)} numbers; sit trains on class numbers, not on vectors"

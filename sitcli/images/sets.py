@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from PIL import Image
 from sitcli.errors import SitError, UsageError
 from sitcli.images.decode import to_square
 from sitcli.images.place import BrokenImage
+from sitcli.images.shards import is_pattern
 from sitcli.images.source import ARCHIVE_ENDINGS, Source, open_source
 from sitcli.latents.store import LatentStore
 from sitcli.names import Crop
@@ -34,11 +36,12 @@ from sitcli.storage.rows import Rows
 
 READ_AHEAD = 4  # pictures per reading thread
 NAME_LENGTH = 100  # of the name of several sets
+PATTERN_MARKS = re.compile(r"[*?\[\]{},]+")  # they do not go into a file's name
 LARGEST = 1 << 26  # pixels of an image in an npz
 
 
 def open_images(path: Path, *, size: tuple[int, int] | None = None, crop: Crop = "adm") -> ImageSet:
-    """The images at `path`: sample set, latent store, npz, folder or archive of pictures.
+    """The images at `path`: sample set, latent store, npz, folder, archive or shards of pictures.
 
     size: (height, width) of the images they will be compared with. Pictures in a folder or archive
         are cropped to a square size by `crop`, as in `sit encode-latents`; images of the other
@@ -57,10 +60,13 @@ def open_images(path: Path, *, size: tuple[int, int] | None = None, crop: Crop =
 
 
 def kind_of(path: Path) -> str:
-    """The kind of `path`: `sample set`, `latent store`, `npz` or `folder` (also for an archive).
+    """The kind of `path`: `sample set`, `latent store`, `npz` or `folder` (also for an archive and
+    shards).
 
     Raises SitError if the path does not exist or is none of these.
     """
+    if is_pattern(path):
+        return "folder"
     if not path.exists():
         raise SitError(f"{path} does not exist")
     if path.is_dir():
@@ -76,7 +82,7 @@ def kind_of(path: Path) -> str:
         return "latent store"
     raise SitError(
         f"{path} holds no images sit can read",
-        "give a sample set, a latent store, a folder or archive of pictures, or an .npz",
+        "give a sample set, a latent store, a folder, archive or shards of pictures, or an .npz",
     )
 
 
@@ -279,11 +285,10 @@ def _read_pictures(
 
 def _stamp(source: Source) -> str:
     """A text that changes whenever a file changes or is copied; the fingerprint survives copies."""
-    if not source.path.is_dir():
+    if source.path.is_file():
         return str(source.path.stat().st_mtime_ns)
     digest = hashlib.sha256()
-    for item in source.items:
-        file = source.path / item.place.file
+    for file in source.files():
         digest.update(str(file.stat().st_mtime_ns if file.exists() else 0).encode())
     return digest.hexdigest()
 
@@ -377,6 +382,8 @@ class ImageSet:
     def stats_folder(self) -> Path:
         """The folder for their features and statistics: STORE.stats beside STORE.h5."""
         path = self.path.resolve()
+        if is_pattern(self.path):
+            return path.with_name(f"{PATTERN_MARKS.sub('_', path.stem)}.stats")
         if self.kind == "sample set" and (path.is_dir() or path.name == "samples.h5"):
             return (path if path.is_dir() else path.parent) / "stats"
         return path.with_name(f"{path.name if path.is_dir() else path.stem}.stats")

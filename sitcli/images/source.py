@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,18 +26,36 @@ from sitcli.images.endings import (
 )
 from sitcli.images.folder import FORMAT as FOLDER
 from sitcli.images.labels import FILE as LABELS_FILE
-from sitcli.images.labels import LABELLINGS, Files, Labelled, by_image_folders
-from sitcli.images.place import BrokenImage, Format, Place
+from sitcli.images.labels import (
+    LABELLINGS,
+    Files,
+    Labelled,
+    by_file_or_folders,
+    by_image_folders,
+    by_second_listing,
+)
+from sitcli.images.parquet import FORMAT as PARQUET
+from sitcli.images.place import BrokenImage, Format, Listed, Place
+from sitcli.images.shards import is_pattern
 from sitcli.images.tar import FORMAT as TAR
+from sitcli.images.webdataset import FORMAT as WEBDATASET
 from sitcli.images.zip import FORMAT as ZIP
 from sitcli.names import Labels
 
 # How a source is listed. Versions up to 0.7 list it the first way: fewer endings, a class for each
-# folder that has images, no dataset.json. A store keeps the number, and goes on in its way.
-FIRST_LISTING, LISTING = 1, 2
+# folder that has images, no dataset.json. Version 0.8 lists it the second way: a WebDataset shard
+# is a tar of images without classes. A store keeps the number, and goes on in its way.
+FIRST_LISTING, SECOND_LISTING, LISTING = 1, 2, 3
 # Files compared by content, spread evenly over all, and bytes read at three places of each.
 COMPARED, PIECE = 2048, 16384
-FORMATS: dict[str, Format] = {"folder": FOLDER, "zip": ZIP, "tar": TAR}
+# The first that recognises a path reads it: those that keep labels come before what they lie in.
+FORMATS: dict[str, Format] = {
+    "parquet": PARQUET,
+    "webdataset": WEBDATASET,
+    "folder": FOLDER,
+    "zip": ZIP,
+    "tar": TAR,
+}
 # Archives that are compressed as a whole: first bytes -> the program that unpacks them.
 COMPRESSED = {
     b"\x1f\x8b": "gunzip",
@@ -65,10 +82,11 @@ class Item(NamedTuple):
 
 
 def open_source(path: Path | str, *, labels: Labels = "auto", listing: int = LISTING) -> Source:
-    """List the images of a folder per class, a flat folder, or a .tar or .zip of either.
+    """List the images of a folder per class, a flat folder, a .tar or .zip of either, or shards of
+    WebDataset or parquet: a file, a folder or a pattern of them.
 
-    A tar may hold one tar per class, as ImageNet's does. Images are sorted by name. Hidden files
-    and files without an image's ending are skipped and counted.
+    A tar may hold one tar per class, as ImageNet's does. Images are sorted by name, those of shards
+    in the shards' order. Hidden files and files without an image's ending are skipped and counted.
 
     labels: a row of `LABELLINGS`. With "folders" classes are numbered in the sorted order of their
     folders; a folder whose pictures all have endings that sit cannot read is a class too. listing:
@@ -76,17 +94,24 @@ def open_source(path: Path | str, *, labels: Labels = "auto", listing: int = LIS
 
     Raises SitError for a source that is absent, unreadable or compressed as a whole, that holds no
     images, images that this Pillow cannot read, or images both in folders and beside them;
-    UsageError for a dataset.json that cannot be used, and for folders that may be no classes.
+    UsageError for labels that cannot be used, and for folders that may be no classes.
     """
     path = Path(path).expanduser().absolute()
-    head = b"" if path.is_dir() else _head(path)
+    head = b"" if path.is_dir() or is_pattern(path) else _head(path)
     for row in FORMATS.values():
-        if row.recognises(path, head):
-            places, wrapped = row.places(path)
-            if listing == FIRST_LISTING:
-                return _source(path, places, row, wrapped, FIRST_ENDINGS, by_image_folders)
-            return _source(path, places, row, wrapped, ENDINGS, LABELLINGS[labels])
-    endings = " or ".join(ending for row in FORMATS.values() for ending in row.endings)
+        if (row.listed and listing < LISTING) or not row.recognises(path, head):
+            continue
+        if row.listed:
+            return _sharded(path, row.listed(path, labels), row)
+        places, wrapped = row.places(path)
+        if listing == FIRST_LISTING:
+            return _source(path, places, row, wrapped, FIRST_ENDINGS, by_image_folders)
+        labelling = LABELLINGS[labels]
+        if listing == SECOND_LISTING and labelling is by_file_or_folders:
+            labelling = by_second_listing
+        return _source(path, places, row, wrapped, ENDINGS, labelling)
+    endings = sorted({ending for row in FORMATS.values() for ending in row.endings})
+    endings = f"{', '.join(endings[:-1])} or {endings[-1]}"
     raise SitError(f"{path} is neither a folder nor a {endings} of images")
 
 
@@ -100,7 +125,7 @@ def _head(path: Path) -> bytes:
             head = file.read(512)
     except FileNotFoundError:
         raise SitError(
-            f"{path} does not exist", "give a folder of images, a .tar or a .zip"
+            f"{path} does not exist", "give a folder of images, a .tar, a .zip or a .parquet"
         ) from None
     except OSError as error:
         raise SitError(f"cannot read {path}: {error.strerror}") from None
@@ -135,7 +160,7 @@ class Source:
         self.path, self.items, self.labelled = path, items, labelled
         self.others, self.unread = others, unread
         self._format = next(name for name, other in FORMATS.items() if other is row)
-        self._descriptor: int | None = None
+        self._opened: Any = None
         digest = hashlib.sha256()
         for item in items:
             digest.update(f"{item.name}\0{item.place.size}\n".encode("utf-8", "surrogateescape"))
@@ -145,7 +170,7 @@ class Source:
         return len(self.items)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_descriptor": None}
+        return {**self.__dict__, "_opened": None}
 
     @property
     def class_names(self) -> list[str]:
@@ -169,8 +194,7 @@ class Source:
         digest.update("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
         count = min(COMPARED, len(self))
         chosen = np.linspace(0, len(self) - 1, count).astype(int).tolist()
-        if not self.path.is_dir():
-            self._open()  # once, before the threads
+        self._open()  # once, before the threads
         # They mostly wait for a disk, often one behind a network.
         with ThreadPoolExecutor(16) as pool:
             for part in pool.map(self._digest_of, chosen):
@@ -191,7 +215,9 @@ class Source:
         last = place.size - PIECE
         starts = (0, last // 2, last)
         try:
-            if last <= 2 * PIECE:
+            if row.sample:
+                data = row.sample(place)
+            elif last <= 2 * PIECE:
                 data = row.read(self.path, self._open, place)
             elif row.piece is None:
                 whole = row.read(self.path, self._open, place)
@@ -202,6 +228,36 @@ class Source:
         except (OSError, BrokenImage):
             data = b"unreadable"
         return hashlib.sha256(data).digest()
+
+    def arranged(self, names: Sequence[str], class_names: Sequence[str]) -> Source | None:
+        """The source with the images `names` first, in this order, and with the classes numbered as
+        in `class_names`, new ones after them. None if it lacks one of the images or classes.
+        """
+        own = [item.name for item in self.items]
+        if own == list(names) and self.class_names == list(class_names):
+            return self
+        known, number = set(names), {name: i for i, name in enumerate(own)}
+        lacking = known - number.keys() or set(class_names) - set(self.class_names)
+        if lacking or (self.class_names and not class_names):
+            return None
+        order = [number[name] for name in names]
+        order += [i for i, name in enumerate(own) if name not in known]
+        classes = list(dict.fromkeys([*class_names, *self.class_names]))
+        label = {name: i for i, name in enumerate(classes)}
+        renumbered = [label[name] for name in self.class_names] or [0]
+        return self._of(
+            [self.items[i]._replace(label=renumbered[self.items[i].label]) for i in order], classes
+        )
+
+    def beginning(self, num: int, num_classes: int) -> Source:
+        """The source's first `num` images, with its first classes."""
+        return self._of(self.items[:num], self.class_names[:num_classes])
+
+    def _of(self, items: list[Item], class_names: list[str]) -> Source:
+        labels = [item.label for item in items]
+        labelled = self.labelled._replace(labels=labels, class_names=class_names)
+        row = FORMATS[self._format]
+        return Source(self.path, items, labelled, row, others=self.others, unread=self.unread)
 
     def read(self, index: int) -> Image.Image:
         """Image `index` as upright 8-bit RGB. Raises BrokenImage if it cannot be decoded."""
@@ -215,10 +271,26 @@ class Source:
         except OSError as error:
             raise BrokenImage(error.strerror or str(error)) from None
 
-    def _open(self) -> int:
-        if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
-        return self._descriptor
+    def files(self) -> Iterator[Path]:
+        """The files that hold the images, each once: the images' own, the archive or the shards."""
+        row = FORMATS[self._format]
+        return iter(dict.fromkeys(row.file(self.path, item.place) for item in self.items))
+
+    def _open(self) -> Any:
+        if self._opened is None:
+            self._opened = FORMATS[self._format].open(self.path)
+        return self._opened
+
+
+def _sharded(path: Path, listed: Listed, row: Format) -> Source:
+    """The source of a format that keeps labels itself."""
+    rows = zip(listed.names, listed.labelled.labels, listed.places, strict=True)
+    items = [Item(*values) for values in rows]
+    if not items:
+        raise _no_images(path, listed.others)
+    check_readable({ending_of(item.name) for item in items} & ENDINGS)
+    unread = sorted(listed.unread)
+    return Source(path, items, listed.labelled, row, others=listed.others, unread=unread)
 
 
 def _source(
@@ -289,6 +361,12 @@ def _no_images(path: Path, others: Counter) -> SitError:
             "tools of EDM2, REPA and fast-DiT write them",
             "give the images they were made from",
         )
+    for ending in (".parquet", ".tar"):
+        if others[ending]:
+            return SitError(
+                f"{path} holds no images beside its {others[ending]} {ending} files",
+                f"give one of these, the folder they lie in, or a pattern: 'FOLDER/*{ending}'",
+            )
     only = f", only {others.total()} other files" if others else ""
     return SitError(
         f"{path} holds no images{only}", f"images are files ending in {', '.join(sorted(ENDINGS))}"

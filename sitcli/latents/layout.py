@@ -32,9 +32,16 @@ ATTRS: dict[str, type | tuple] = dict(
     source_fingerprint=str, batch_size=int, precision=str, sit_version=str,
 )  # fmt: skip
 # Optional attributes about the source, which stores of versions up to 0.7 lack: how it was listed,
-# the value of --labels, what gave the labels, and hashes of the contents of its files.
+# the value of --labels, what gave the labels, and hashes of the contents of its files. grown: what
+# the store was before images were added to it, the oldest first: {"rows": their number, "classes",
+# "fingerprint", "checksum"}. Row i stayed row i and class k class k.
 SOURCE_FACTS: dict[str, type | tuple] = dict(
-    source_listing=int, labels=str, labels_from=str, source_content=str, source_members=str
+    source_listing=int,
+    labels=str,
+    labels_from=str,
+    source_content=str,
+    source_members=str,
+    grown=list,
 )
 NO_FACTS: Mapping[str, Any] = {}
 DATASETS = {"latents": "f2:4", "crc32": "u4:2", "problems": "S", "labels": "i8", "paths": "S"}
@@ -113,6 +120,13 @@ def _datasets(
         datasets |= dict.fromkeys(FEATURES[:copies], ((num, *align["shape"]), "float16"))
         datasets[FEATURES_CRC] = ((num, copies), "uint32")
     return datasets | {"problems": ((num,), f"S{PROBLEM_BYTES}")}
+
+
+def row_datasets(file: Rows) -> list[str]:
+    """The datasets whose rows are written as the images are encoded."""
+    shape = file.shape("latents")[1:]
+    flips, align = file.attrs["flips"], file.attrs.get("align")
+    return list(_datasets(file.num_rows, shape, copies=2 if flips else 1, align=align))
 
 
 def encode_command(attrs: Mapping[str, Any], path: Path) -> str:

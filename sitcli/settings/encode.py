@@ -16,7 +16,8 @@ class EncodeSettings:
     source: Path = option(
         ...,
         "Images: a folder per class, a flat folder, a set with a dataset.json, a .tar or .zip of "
-        "these, or a tar of tars.",
+        "these, a tar of tars, or shards of WebDataset or parquet: a file, a folder or a pattern "
+        "such as 'x-{000..146}.tar'.",
         argument=True,
     )
     out: Path = option(..., "The latent store to write, e.g. out.h5.", argument=True)
@@ -54,8 +55,9 @@ class EncodeSettings:
     )
     labels: names.Labels = option(
         "auto",
-        "auto: by the dataset.json beside the images (EDM2's, REPA's), else by folders; folders: a "
-        "class per folder; none: encode without classes.",
+        "auto: by the dataset.json beside the images (EDM2's, REPA's), the .cls or .json in shards "
+        "or the column of a parquet, else by folders; folders: a class per folder; none: encode "
+        "without classes.",
         group="Images",
     )
     strict: bool = option(False, "Stop at the first broken image.", group="Images")

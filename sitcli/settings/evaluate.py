@@ -22,7 +22,7 @@ class EvaluateSettings:
     )
     reference: Path | None = option(
         None,
-        "Reference: a folder, latent store, sample set or ADM .npz. "
+        "Reference: a folder, archive or shards of images, a latent store, sample set or ADM .npz. "
         "[default: the images the run's latent store was made from] "
         "With --nll a latent store. [default: the run's]",
         group="Data",

@@ -1,6 +1,7 @@
 """The same image files in folders, tars and zips."""
 
 import io
+import json
 import tarfile
 import zipfile
 
@@ -67,3 +68,39 @@ PACKED = {
         tmp / "x.tar", {f"top/{name}": data for name, data in files.items()}
     ),
 }
+
+
+def write_shard(path, samples, **members):
+    """A WebDataset shard: {key: {ending: bytes}} in this order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = {f"{key}.{e}": data for key, parts in samples.items() for e, data in parts.items()}
+    return write_tar(path, files | members)
+
+
+def samples_of(numbers, classes=3):
+    """Samples of flat PNGs, `i` of grey i and class i % classes, as `write_shard` takes them."""
+    return {
+        f"{i:06d}": {"png": encoded(flat_image(i)), "cls": b"%d\n" % (i % classes)} for i in numbers
+    }
+
+
+def write_parquet(path, numbers, *, labels=None, names=None, images=None, group=4, **columns):
+    """A shard as `datasets` writes it: {bytes, path} of flat PNGs, `i` of grey i, in row groups.
+
+    labels: i % 3 unless said; names: the ClassLabel's; images: the column's values; columns: more.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = list(numbers)
+    if images is None:
+        images = [{"bytes": encoded(flat_image(i)), "path": f"{i}.png"} for i in numbers]
+    labels = [i % 3 for i in numbers] if labels is None else labels
+    table = pa.table({"image": images, "label": labels, **columns})
+    if names is not None:
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+        facts = {"huggingface": json.dumps({"info": {"features": features}})}
+        table = table.replace_schema_metadata(facts)
+    pq.write_table(table, path, row_group_size=group)
+    return path

@@ -6,7 +6,7 @@ import pytest
 
 from sitcli.errors import SitError, UsageError
 from sitcli.images.labels import MOST_CLASSES, are_counters, read_labels
-from sitcli.images.source import open_source
+from sitcli.images.source import SECOND_LISTING, open_source
 from tests.images import archives
 from tests.images.archives import (
     TREE,
@@ -211,3 +211,19 @@ def test_counters_are_told_from_classes(of):
     """Catches: data sets with numbered classes that are asked about, and counters that are not."""
     names, classes = (COUNTERS | CLASSES)[of]
     assert are_counters(sorted(names), sorted(classes)) == (of in COUNTERS)
+
+
+def test_the_validation_set_without_its_classes_is_a_question(tmp_path):
+    """Catches: ImageNet's validation images as they are shipped, encoded without classes."""
+    flat = {f"ILSVRC2012_val_{i:08d}.JPEG": BARE[NAMES[i]] for i in range(1, 4)}
+    for path in (write_folder(tmp_path / "val", flat), write_zip(tmp_path / "val.zip", flat)):
+        with pytest.raises(UsageError, match="do not tell their classes") as failure:
+            open_source(path)
+        assert "--labels none" in failure.value.hint
+        assert open_source(path, labels="none").class_names == []
+        # A store that version 0.8 began goes on.
+        assert len(open_source(path, listing=SECOND_LISTING)) == 3
+    sorted_ones = {f"n0/{name}": data for name, data in flat.items()}
+    assert open_source(write_folder(tmp_path / "x", sorted_ones)).class_names == ["n0"]
+    told = flat | {"dataset.json": b'{"labels": null}'}
+    assert open_source(write_folder(tmp_path / "y", told)).class_names == []

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sitcli.errors import SitError
 from sitcli.images.sets import batches, kind_of, open_images
+from tests.images.archives import samples_of, write_parquet, write_shard
 from tests.tiny import write_folder, write_samples
 
 
@@ -161,3 +162,29 @@ def test_labels_of_a_folder(tmp_path):
         opened = open_images(folder)
         assert (opened.labels.tolist(), opened.class_names) == (labels, class_names)
         np.testing.assert_array_equal(read_all(opened), pixels(6))
+
+
+@pytest.mark.parametrize("form", ["wds", "wds/x-{0..2}.tar", "hf", "hf/*.parquet", "hf/1.parquet"])
+def test_shards_are_a_reference(tmp_path, form):
+    """Catches: shards that cannot be compared with, in another order, or without their classes."""
+    for shard in range(3):
+        numbers = range(40 * shard, 40 * shard + 40)
+        write_shard(tmp_path / "wds" / f"x-{shard}.tar", samples_of(numbers))
+        write_parquet(tmp_path / "hf" / f"{shard}.parquet", numbers, names=["a", "b", "c"])
+    opened = open_images(tmp_path / form, size=(4, 4))
+    numbers = np.arange(40, 80) if form == "hf/1.parquet" else np.arange(120)
+    assert (kind_of(opened.path), opened.num) == ("folder", len(numbers))
+    np.testing.assert_array_equal(read_all(opened)[:, 0, 0, 0], numbers)
+    np.testing.assert_array_equal(read_all(opened, [1, 30, 39])[:, 0, 0, 0], numbers[[1, 30, 39]])
+    np.testing.assert_array_equal(opened.labels, numbers % 3)
+    assert opened.class_names == (["a", "b", "c"] if "hf" in form else ["0", "1", "2"])
+    before, folder = opened.version, opened.stats_folder
+    assert folder.parent == opened.path.parent
+    assert not set("*{}") & set(folder.name)
+    (tmp_path / form.partition("/")[0]).joinpath("1.parquet" if "hf" in form else "x-1.tar").touch()
+    assert open_images(tmp_path / form, size=(4, 4)).version != before
+
+
+def test_labels_in_doubt_do_not_hinder_a_comparison(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", range(3), labels=[-1, -1, -1])
+    assert open_images(path, size=(4, 4)).class_names == []

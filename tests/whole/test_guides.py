@@ -33,6 +33,7 @@ from sitcli.core.diffusion import Diffusion
 from sitcli.errors import SitError
 from sitcli.latents.store import LatentStore
 from tests import tiny
+from tests.images.archives import samples_of, write_parquet, write_shard
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -241,6 +242,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tiny.write_folder(folder / name / "one", images[:12])
         shutil.make_archive("photos", "zip", "photos")
         shutil.make_archive("cifar10", "tar", "photos")
+        for i in range(3):
+            write_shard(folder / "shards" / f"train-{i:06d}.tar", samples_of(range(4)))
+            write_parquet(folder / "hub" / "data" / f"train-{i}.parquet", range(4))
         scripted = torch.jit.script(Features())
         torch.jit.save(scripted, "map.pt")
         shutil.copy("map.pt", "my.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,29 @@ def test_repa_learns_the_features(images: tuple[Path, Path], tmp_path: Path) -> 
     config = open_checkpoint(tmp_path / "run").config
     assert (config.align_block, config.align_width) == (1, 6)
     assert drawn(tmp_path / "run", tmp_path / "drawn").complete
+
+
+def test_features_grow_with_their_images(images: tuple[Path, Path], tmp_path: Path) -> None:
+    """Catches: a grown store whose old rows have no features, or those of other rows."""
+    names = sorted(images[0].rglob("*.png"))
+    part = tmp_path / "part"
+    for number, some in enumerate((names[::2], names[1::2])):
+        for name in some:
+            place = part / name.relative_to(images[0])
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(name, place)
+        finish(encode(encoding((part, images[1]), tmp_path / "part.h5")))
+        assert len(LatentStore.open(tmp_path / "part.h5").attrs.get("grown", [])) == number
+    finish(encode(encoding(images, tmp_path / "whole.h5")))
+    whole, grown = (LatentStore.open(tmp_path / name) for name in ("whole.h5", "part.h5"))
+    number = {name: i for i, name in enumerate(grown.image_paths())}
+    order = np.array([number[name] for name in whole.image_paths()])
+    everything = np.arange(whole.num_items)
+    assert len(order) == grown.num_items
+    for flip in (np.zeros(len(order), bool), np.ones(len(order), bool)):
+        np.testing.assert_array_equal(
+            grown.features(order, flip=flip), whole.features(everything, flip=flip)
+        )
 
 
 def test_feature_refusals(images: tuple[Path, Path], tmp_path: Path, store: Path) -> None:

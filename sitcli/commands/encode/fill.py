@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from sitcli.autoencoders.base import Autoencoder
 from sitcli.autoencoders.load import EMBEDDED, from_spec, load_autoencoder
+from sitcli.commands.encode.grow import copy_rows, create_grown
 from sitcli.commands.encode.job import (
     check_divisible,
     embedded_options,
@@ -29,16 +32,22 @@ from sitcli.machine.ranks import all_agree, events_from_rank_0, wait_for_all, wa
 from sitcli.machine.world import World
 from sitcli.settings.encode import EncodeSettings
 from sitcli.storage.rows import BROKEN, DONE, MISSING, Rows
+from sitcli.text import count
 
 NAMED_BROKEN = 3  # in warnings and the summary; the store names them all
 
 
 def encode_missing(
-    settings: EncodeSettings, source: Source, file: Rows | None, world: World
+    settings: EncodeSettings,
+    source: Source,
+    file: Rows | None,
+    world: World,
+    *,
+    old: Rows | None = None,
 ) -> Generator[Event, None, float]:
     """Encode this rank's share of the batches that OUT lacks; returns images per second.
 
-    file: OUT if it exists, else None.
+    file: OUT if it exists, else None. old: a store that grows to OUT, which has its rows first.
     """
     device = all_agree(world, lambda: resolve_device(settings.device))
     tune_cpu(device)
@@ -47,10 +56,18 @@ def encode_missing(
 
     def first() -> Generator[Event, None, list[np.ndarray]]:
         nonlocal autoencoder
-        if file is None:
+        if old is not None:
+            yield from _grow(settings, source, file, old)
+            grown = Rows(settings.out)
+            autoencoder = yield from _resume(settings, grown, device, aligner, name=old.path)
+        elif file is None:
             autoencoder = yield from _begin(settings, source, device, aligner)
         else:
-            autoencoder = yield from _resume(settings, file, device, aligner)
+            done = np.count_nonzero(file.written)
+            yield Note(
+                f"going on with {settings.out}: {done} of {file.num_rows} images are encoded"
+            )
+            autoencoder = yield from _resume(settings, file, device, aligner, name=settings.out)
         return _missing_batches(Rows(settings.out))
 
     # One rank finds them for all: a late rank would see rows that others have written meanwhile.
@@ -113,23 +130,52 @@ def _begin(
 
 
 def _resume(
-    settings: EncodeSettings, file: Rows, device: torch.device, aligner: Aligner | None
+    settings: EncodeSettings,
+    file: Rows,
+    device: torch.device,
+    aligner: Aligner | None,
+    *,
+    name: Path,
 ) -> Generator[Event, None, Autoencoder]:
-    """Load the autoencoder that OUT was begun with. Raises UsageError for another aligner."""
-    attrs, done = file.attrs, np.count_nonzero(file.written)
-    yield Note(f"going on with {settings.out}: {done} of {file.num_rows} images are encoded")
+    """Load the autoencoder that OUT was begun with; name: what messages call the store.
+
+    Raises UsageError for another aligner.
+    """
+    attrs = file.attrs
     if attrs["batch_size"] != settings.batch_size:
         size = attrs["batch_size"]
-        yield Note(f"{settings.out} was begun with --batch-size {size}, which is kept")
+        yield Note(f"{name} was begun with --batch-size {size}, which is kept")
     if aligner is not None and aligner.spec["hash"] != attrs["align"]["hash"]:
         raise UsageError(
-            f"{settings.out} was begun with other weights of {aligner.spec['name']}",
+            f"{name} was begun with other weights of {aligner.spec['name']}",
             "use the same --align-weights, or begin again with --overwrite",
         )
     autoencoder = _stored_autoencoder(settings, file, device)
     if attrs["source"] != str(settings.source):
         file.set_attrs(source=str(settings.source))  # it has moved; its contents are the same
     return autoencoder
+
+
+def _grow(
+    settings: EncodeSettings, source: Source, file: Rows | None, old: Rows
+) -> Generator[Event, None, None]:
+    """Create OUT unless it is begun already, and copy what it lacks of the old store's rows."""
+    attrs = old.attrs
+    new = len(source) - old.num_rows
+    begun = 0 if file is None else np.count_nonzero(file.written[old.num_rows :])
+    some = f"; {begun} of them are encoded" if begun else ""
+    yield Note(f"{old.path} grows by {count(new, 'image')} to {len(source)}{some}")
+    classes = dict(enumerate(source.class_names))
+    if more := [f"{i} ({classes[i]})" for i in list(classes)[old.shape("class_names")[0] :]]:
+        yield Note(f"new classes have the next numbers: {', '.join(more[:NAMED_BROKEN])}"
+                   + (", ..." if len(more) > NAMED_BROKEN else ""))  # fmt: skip
+    if file is None:
+        facts = source_facts(source, attrs["labels"])
+        facts["source_listing"] = attrs["source_listing"]
+        create_grown(old, source, settings.out, facts)
+    with Rows(settings.out, writable=True) as grown:
+        for done in copy_rows(old, grown):
+            yield Progress(done=done, total=len(source), text="copying")
 
 
 def _stored_autoencoder(settings: EncodeSettings, file: Rows, device: torch.device) -> Autoencoder:
@@ -145,9 +191,17 @@ def _stored_autoencoder(settings: EncodeSettings, file: Rows, device: torch.devi
 
 
 def _missing_batches(file: Rows) -> list[np.ndarray]:
-    """The image numbers of each batch that lacks an image."""
-    written, num, size = file.written, file.num_rows, file.attrs["batch_size"]
-    batches = [np.arange(start, min(start + size, num)) for start in range(0, num, size)]
+    """The image numbers of each batch that lacks an image.
+
+    Batches end where the store grew: a row's last bits may depend on its batch, and old rows stay.
+    """
+    written, size = file.written, file.attrs["batch_size"]
+    ends = [*(record["rows"] for record in file.attrs.get("grown", [])), file.num_rows]
+    batches = [
+        np.arange(start, min(start + size, end))
+        for begin, end in pairwise([0, *ends])
+        for start in range(begin, end, size)
+    ]
     return [batch for batch in batches if (written[batch] == MISSING).any()]
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from sitcli import names
 from sitcli.autoencoders.load import EMBEDDED, load_autoencoder
+from sitcli.commands.encode.grow import begun_growing, growing_path
 from sitcli.errors import SitError, UsageError
 from sitcli.features.aligners import TIMM
+from sitcli.images.shards import is_there
 from sitcli.images.source import FIRST_LISTING, LISTING, Source, open_source
+from sitcli.images.webdataset import is_shard
 from sitcli.latents.layout import encode_command, open_rows
 from sitcli.latents.store import LatentStore
 from sitcli.machine.devices import resolve_precision
@@ -64,50 +67,102 @@ def embedded_options(settings: EncodeSettings) -> dict[str, int]:
     return {name: getattr(settings, name) for name in EMBEDDED[settings.vae].options}
 
 
-def look_at_source(settings: EncodeSettings) -> tuple[Source | None, Rows | None]:
-    """The source, and OUT if this command goes on with it or finds it complete.
+class Looked(NamedTuple):
+    """What `look_at_source` finds.
 
-    The source is None only if OUT is complete and the source is gone. Raises UsageError if OUT was
-    made with other settings, SitError if it was begun with other images.
+    source: the images, in the order of the rows of what is written; None if OUT is complete and the
+    source is gone. file: what this command goes on with or finds complete; None if it begins.
+    out: what is written, OUT or the file in which it grows. old: OUT if it grows. later: how many
+    images of the source are in neither.
     """
-    file = _existing(settings)
+
+    source: Source | None
+    file: Rows | None
+    out: Path
+    old: Rows | None = None
+    later: int = 0
+
+
+def look_at_source(settings: EncodeSettings) -> Looked:
+    """The source and OUT, which this command begins, goes on with, lets grow or finds complete.
+
+    Raises UsageError if OUT was made with other settings; SitError if it was begun with other
+    images than a part of the source's.
+    """
+    file, out = _existing(settings), settings.out
     if file is None:
-        return open_source(settings.source, labels=settings.labels), None
-    if file.attrs["complete"] and not settings.source.exists():
-        return None, file
+        return Looked(open_source(settings.source, labels=settings.labels), None, out)
+    if file.attrs["complete"] and not is_there(settings.source):
+        return Looked(None, file, out)
+    source = None
     try:
-        source = open_source(
+        found = open_source(
             settings.source,
             labels=file.attrs.get("labels", "auto"),
             listing=file.attrs.get("source_listing", FIRST_LISTING),
         )
-        difference = _other_images(file, source)
+        source, difference = _as_in(file, found)
     except UsageError as error:  # its labels have changed
         difference = error.message
     # A complete store of a version up to 0.7 does not say of which pictures it is.
     unknown = file.attrs["complete"] and "source_content" not in file.attrs
-    if not difference and not (unknown and settings.overwrite):
-        return source, file
+    outdated = settings.overwrite and (unknown or bool(lost_labels(settings, file)))
+    if not difference and not outdated:
+        if len(source) == file.num_rows:
+            return Looked(source, file, out)
+        if not settings.overwrite:
+            return _growing(file, source)
     if settings.overwrite:
-        return open_source(settings.source, labels=settings.labels), None
+        return Looked(open_source(settings.source, labels=settings.labels), None, out)
     raise SitError(
-        f"{settings.out} was begun with other images than {settings.source} holds: {difference}",
+        f"{out} was begun with other images than {settings.source} holds: {difference}",
         "restore the images, begin again with --overwrite, or name another OUT",
     )
 
 
+def _growing(file: Rows, source: Source) -> Looked:
+    """The growth of the store `file`, begun already or not; source: all images, the rows' first."""
+    out = growing_path(file.path)
+    if (growing := begun_growing(file)) is not None:
+        mine, difference = _as_in(growing, source)
+        if not difference:
+            num, classes = growing.num_rows, growing.shape("class_names")[0]
+            part = mine.beginning(num, classes)
+            return Looked(part, growing, out, file, later=len(source) - num)
+    return Looked(source, None, out, file)
+
+
+def _as_in(file: Rows, source: Source) -> tuple[Source | None, str]:
+    """The source with the store's images first, and what tells these from what the store was begun
+    with, '' if nothing does.
+    """
+    attrs, num = file.attrs, file.num_rows
+    paths, class_names = file.texts("paths"), file.texts("class_names")
+    lost = set(paths) - {item.name for item in source.items}
+    if lost or len(source) < num:
+        gone = f"; {min(lost)} is not there" if lost else ""
+        return None, f"{num} then, {len(source)} now{gone}"
+    mine = source.arranged(paths, class_names)
+    grows = len(source) > num
+    if mine is None or (not grows and len(mine.class_names) != len(class_names)):
+        return None, "the same, with other labels or classes"
+    if grows and "source_content" not in attrs:
+        return None, (
+            f"{num} then, {len(source)} now, and a store of version 0.7 or earlier cannot grow: it "
+            "does not tell what its images held"
+        )
+    return mine, _other_images(file, mine.beginning(num, len(class_names)) if grows else mine)
+
+
 def _other_images(file: Rows, source: Source) -> str:
-    """What tells the source from the one that the store was begun with, '' if nothing does."""
+    """What tells images of the same names and classes from those of the store, '' if nothing."""
     attrs = file.attrs
     if attrs["source_fingerprint"] != source.fingerprint:
-        alike = ", with other names or sizes" if file.num_rows == len(source) else ""
-        return f"{file.num_rows} then, {len(source)} now{alike}"
+        return "files of the same names, with other sizes"
     if "source_content" not in attrs:  # by a version up to 0.7
         return ""
     if not np.array_equal(file.array("labels"), source.labelled.labels):
-        return "the same, with other labels"
-    if file.texts("class_names") != source.class_names:
-        return "the same, with another list of classes"
+        return "the same, with other labels or classes"
     # The list of a zip has the checksums of all files.
     zips = "source_members" in attrs and source.members is not None
     if attrs["source_content"] != source.content or (
@@ -115,6 +170,19 @@ def _other_images(file: Rows, source: Source) -> str:
     ):
         return "files of the same names and sizes, with other contents"
     return ""
+
+
+def lost_labels(settings: EncodeSettings, file: Rows) -> str:
+    """What to know of a store of a version up to 0.8 that lacks a shard's labels, else ''."""
+    source = settings.source
+    if file.attrs.get("source_listing", FIRST_LISTING) >= LISTING or not source.is_file():
+        return ""
+    if settings.labels != "auto" or not is_shard(source):
+        return ""
+    return (
+        f"{settings.out} is without the labels of {source.name}, which versions up to 0.8 did not "
+        "read: --overwrite encodes it again with its classes"
+    )
 
 
 def source_facts(source: Source, labels: names.Labels) -> dict[str, Any]:

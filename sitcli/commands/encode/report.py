@@ -12,7 +12,7 @@ from sitcli.commands.encode.fill import NAMED_BROKEN, strict_error
 from sitcli.commands.newest import newest_store
 from sitcli.errors import SitError
 from sitcli.events import Result
-from sitcli.images.labels import FILE
+from sitcli.images.labels import LABELLINGS
 from sitcli.images.source import Source
 from sitcli.latents.store import LatentStore
 from sitcli.settings.encode import EncodeSettings
@@ -89,8 +89,8 @@ def describe(source: Source) -> str:
     classes = (
         count(len(source.class_names), "class", "classes") if source.class_names else "no classes"
     )
-    if source.labelled.origin == FILE:
-        classes += f" by {FILE}"
+    if source.labelled.origin not in LABELLINGS:
+        classes += f" by {source.labelled.origin}"
     kinds = ", ".join(f"{n} {ending or 'without an ending'}" for ending, n in
                       source.others.most_common(4))  # fmt: skip
     more = ", ..." if len(source.others) > 4 else ""
@@ -103,7 +103,7 @@ def faults(source: Source) -> list[str]:
     lines, labelled = [], source.labelled
     counts = np.bincount(labelled.labels, minlength=len(source.class_names))
     empty = [source.class_names[i] for i in np.flatnonzero(counts[: len(source.class_names)] == 0)]
-    if empty and labelled.origin == FILE:
+    if empty and labelled.origin not in LABELLINGS:
         lines.append(
             f"{count(len(empty), 'class', 'classes')} of {len(counts)} without an image: "
             f"{_shortened(empty)}"
@@ -125,8 +125,8 @@ def faults(source: Source) -> list[str]:
         )
     if labelled.absent:
         lines.append(
-            f"{FILE} has labels for {count(len(labelled.absent), 'image')} that the source lacks: "
-            f"{_shortened(labelled.absent)}"
+            f"{labelled.origin} has labels for {count(len(labelled.absent), 'image')} that the "
+            f"source lacks: {_shortened(labelled.absent)}"
         )
     return lines
 

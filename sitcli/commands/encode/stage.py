@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from sitcli.commands.encode.fill import encode_missing
-from sitcli.commands.encode.job import look_at_source, resolve, row_shape_ahead
+from sitcli.commands.encode.grow import drop_growing, take_place
+from sitcli.commands.encode.job import (
+    Looked,
+    look_at_source,
+    lost_labels,
+    resolve,
+    row_shape_ahead,
+)
 from sitcli.commands.encode.report import UNKNOWN, describe, faults, result_of
 from sitcli.commands.encode.resume import unsaid_as_begun
 from sitcli.errors import Interrupted, SitError
@@ -27,15 +34,17 @@ from sitcli.settings.encode import EncodeSettings
 from sitcli.settings.option import Said
 from sitcli.storage import locks
 from sitcli.storage.rows import MISSING, Rows
-from sitcli.text import format_bytes, format_shape
+from sitcli.text import count, format_bytes, format_shape
 
 
 def encode(settings: EncodeSettings, said: Said | None = None) -> Stage:
     """Encode every image of the source into a latent store, or go on where a run stopped.
 
     said: the options that were given, see `unsaid_as_begun`.
+    A store whose source has more images now grows by them, see commands/encode/grow.py.
     Raises UsageError if OUT was made with other settings; SitError if the source cannot be used or
-    has changed since OUT was begun, for a full disk, and under --strict for a broken image.
+    has changed otherwise since OUT was begun, for a full disk, and under --strict for a broken
+    image.
     """
     quiet_libraries()
     world = world_for(gpus=settings.gpus, procs=settings.procs)
@@ -45,29 +54,46 @@ def encode(settings: EncodeSettings, said: Said | None = None) -> Stage:
                 begun = on_rank_0(world, lambda: unsaid_as_begun(settings, said))
                 settings = all_agree(world, lambda: resolve(begun))
 
-                def look() -> tuple[Source | None, Rows | None]:
+                def look() -> Looked:
                     held.enter_context(locks.lock(settings.out))
-                    return look_at_source(settings)
+                    return _settled(look_at_source(settings), settings.out)
 
-                source, file = on_rank_0(world, look)
+                source, file, out, old, later = on_rank_0(world, look)
                 complete = file is not None and file.attrs["complete"]
                 if complete:
                     yield Note(f"{settings.out} is complete already{_same(settings, source)}")
+                    if lost := lost_labels(settings, file):
+                        yield Warn(lost)
                 else:
                     yield Note(describe(source))
                     for fault in faults(source):
                         yield Warn(fault)
-                    pace = yield from encode_missing(settings, source, file, world)
+                    beside = dataclasses.replace(settings, out=out)
+                    pace = yield from encode_missing(beside, source, file, world, old=old)
             if world.rank:
                 return Result()
             if complete:
                 return result_of(LatentStore(file), settings)
-            yield from _complete(settings.out)
+            yield from _complete(out)
+            if old is not None:
+                take_place(out, settings.out)
+            if later:
+                yield Note(f"{count(later, 'image')} came meanwhile: the same command adds them")
             return result_of(LatentStore.open(settings.out), settings, pace=pace)
     except KeyboardInterrupt:
         raise Interrupted(
             "interrupted", "the same command goes on where it was", signal_number=signal.SIGINT
         ) from None
+
+
+def _settled(looked: Looked, out: Path) -> Looked:
+    """A growth that was complete but for its last rename gets it; one that is of no use goes."""
+    if looked.old is None:
+        drop_growing(out)
+    elif looked.file is not None and looked.file.attrs["complete"]:
+        take_place(looked.out, out)
+        return Looked(looked.source, Rows(out), out)
+    return looked
 
 
 def _same(settings: EncodeSettings, source: Source | None) -> str:
@@ -86,7 +112,8 @@ def plan(settings: EncodeSettings, said: Said | None = None) -> Result:
     """
     settings = resolve(unsaid_as_begun(settings, said))
     locks.check_writable(settings.out)
-    source, file = look_at_source(settings)
+    source, file, _, old, _ = look_at_source(settings)
+    file = file or old
     shape = row_shape_ahead(settings, file)
     copies = 2 if settings.flip else 1
     num = file.num_rows if source is None else len(source)
@@ -130,8 +157,8 @@ def _complete(out: Path) -> Generator[Event, None, None]:
             )
         file.sync(forget=True)
         check = ReadBack(store)
-        for count in check:
-            text = f"read back {count}/{file.num_rows}"
+        for done in check:
+            text = f"read back {done}/{file.num_rows}"
             yield Progress(done=file.num_rows, total=file.num_rows, text=text)
         if check.damaged:
             file.write(sorted(check.damaged), status=MISSING)

@@ -167,7 +167,7 @@ def _resolve_reference(
             return None
         raise UsageError(
             f"{samples.path} does not tell which images to compare it with",
-            "add --reference with a folder, latent store, sample set or .npz",
+            "add --reference with a folder or shards of images, a latent store, sample set or .npz",
         )
     path = paths[0]
     statistics = load_statistics(path) if kind_of(path) == "npz" else None

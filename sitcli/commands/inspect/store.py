@@ -18,7 +18,7 @@ from sitcli.commands.inspect.checks import (
     listed,
 )
 from sitcli.events import Progress, Result
-from sitcli.images.labels import FILE
+from sitcli.images.labels import LABELLINGS
 from sitcli.latents.layout import encode_command
 from sitcli.latents.readback import ReadBack
 from sitcli.latents.store import LatentStore
@@ -39,7 +39,8 @@ def describe_store(store: LatentStore) -> Result:
     images += f"; {len(broken)} broken: {listed([name for name, _ in broken])}" if broken else ""
     parts = "mean and std" if store.kind == "moments" else "deterministic"
     statistics = f"mean {listed(store.mean, '.3g')}, std {listed(store.std, '.3g')}"
-    by_file = f", by {FILE}" if attrs.get("labels_from") == FILE else ""
+    labels_from = attrs.get("labels_from")
+    by_file = f", by {labels_from}" if labels_from not in (None, *LABELLINGS) else ""
     summary = {
         "kind": f"latent store, format {attrs['format_version']}, by sit {attrs['sit_version']}",
         "complete": "yes" if store.complete else "no",
@@ -54,6 +55,9 @@ def describe_store(store: LatentStore) -> Result:
         "encoded in": f"{attrs['precision']}, batches of {attrs['batch_size']}",
         "size": format_bytes(size),
     }
+    grown = attrs.get("grown", [])
+    if grown:
+        summary["grown"] = f"from {' and '.join(str(r['rows']) for r in grown)} images"
     if store.complete:
         summary["checksum"] = attrs["checksum"]
     data = {
@@ -67,13 +71,14 @@ def describe_store(store: LatentStore) -> Result:
         "num_classes": store.num_classes,
         "class_names": store.class_names,
         "class_counts": counts.tolist(),
-        "labels_from": attrs.get("labels_from"),
+        "labels_from": labels_from,
         "latent_shape": list(store.latent_shape),
         "latent_kind": store.kind,
         **{name: attrs[name] for name in ("flips", "image_size", "crop", "scaling", "mean", "std")},
         "autoencoder": spec,
         **{name: attrs[name] for name in ("source", "source_fingerprint", "fingerprint")},
         **{name: attrs[name] for name in ("batch_size", "precision", "checksum")},
+        "grown": grown,
         "bytes": size,
     }
     following = f"sit train --latents {quote(str(store.path))}"

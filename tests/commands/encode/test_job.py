@@ -11,11 +11,13 @@ import pytest
 from sitcli.commands.encode import fill, job
 from sitcli.commands.encode.stage import encode, plan
 from sitcli.errors import SitError, UsageError
+from sitcli.events import Warn
 from sitcli.images.source import open_source
 from sitcli.latents.layout import encode_command
 from sitcli.latents.store import LatentStore
 from sitcli.storage.rows import Rows
 from tests.commands.encode.pictures import encoded, make_images, settings_for, texts
+from tests.images.archives import samples_of, write_shard
 
 
 @pytest.mark.parametrize("complete", [True, False])
@@ -197,6 +199,27 @@ def test_other_pictures_of_the_same_names_and_sizes(source, out, complete):
     fingerprint = LatentStore.open(out).fingerprint
     encoded(settings_for(source, out, overwrite=True))
     assert LatentStore.open(out).fingerprint != fingerprint
+
+
+def test_a_shard_that_an_older_version_encoded_without_labels(out, tmp_path, monkeypatch):
+    """Catches: a store without classes that stays so without a word, or a store that was begun and
+    cannot be finished."""
+    shard = write_shard(tmp_path / "x.tar", samples_of(range(6)))
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "LISTING", 2)
+        patch.setattr(job, "open_source", lambda path, labels: open_source(path, listing=2))
+        stage = encode(settings_for(shard, out))
+        while getattr(next(stage), "done", 0) < 4:
+            pass
+        stage.close()
+    encoded(settings_for(shard, out))
+    assert LatentStore.open(out).class_names == []
+    _, events = encoded(settings_for(shard, out))
+    assert ["--overwrite" in text for text in texts(events, Warn)] == [True]
+    encoded(settings_for(shard, out, overwrite=True))
+    assert LatentStore.open(out).labels.tolist() == [0, 1, 2, 0, 1, 2]
+    _, events = encoded(settings_for(shard, out))
+    assert texts(events, Warn) == []
 
 
 def test_a_zip_is_compared_by_all_its_checksums(source, out, tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ from sitcli.images.decode import to_square
 from sitcli.latents.store import LatentStore
 from sitcli.storage import locks
 from sitcli.storage.rows import MISSING, Rows
-from tests.commands.encode.pictures import encoded, settings_for
+from tests.commands.encode.pictures import encoded, settings_for, texts
+from tests.images.archives import samples_of, write_parquet, write_shard
 from tests.tiny import SHARED
 
 WEIGHTS = SHARED / "weights"
@@ -71,6 +72,43 @@ def test_workers_and_archives_change_nothing(source, out, tmp_path):
     assert len(checksums) == 1
     fingerprints = {LatentStore.open(tmp_path / n).fingerprint for n in ("b.h5", "c.h5")}
     assert len(fingerprints) == 1
+
+
+@pytest.mark.parametrize("form", ["wds", "hf"])
+def test_shards_interrupted_go_on_exactly(out, tmp_path, form):
+    """Catches: rows of the wrong shard after an interruption, or with several readers; a broken
+    image of a shard that stops the work or is not named."""
+    broken = b"no image"
+    for shard in range(3):
+        numbers = range(7 * shard, 7 * shard + 7)
+        samples = samples_of(numbers)
+        if shard == 1:
+            samples["000010"]["png"] = broken
+        write_shard(tmp_path / "wds" / f"{shard}.tar", samples)
+        images = [{"bytes": parts["png"], "path": None} for parts in samples.values()]
+        write_parquet(tmp_path / "hf" / f"{shard}.parquet", numbers, images=images)
+    source = tmp_path / form
+    whole, _ = encoded(settings_for(source, tmp_path / "whole.h5", image_size=4, workers=2))
+    for _ in range(2):
+        stage = encode(settings_for(source, out, image_size=4))
+        done = next(event.done for event in stage if isinstance(event, Progress))
+        while getattr(next(stage), "done", 0) <= done:
+            pass
+        stage.close()
+    result, events = encoded(settings_for(source, out, image_size=4, workers=1))
+    assert any("going on with" in text and ": 8 of 21" in text for text in texts(events))
+    assert result.data["checksum"] == whole.data["checksum"]
+    store = LatentStore.open(out)
+    numbers = [i for i in range(21) if i != 10]
+    assert store.labels.tolist() == [i % 3 for i in numbers]
+    grey = (store.batch(range(20))[:, 0, 0, 0] + 1) * 127.5
+    # float16 has 11 bits: values below 1 are off by at most 2^-12, and grey by 127.5 / 4096.
+    np.testing.assert_allclose(grey, numbers, atol=127.5 / 4096)
+    assert [name for name, _ in store.broken()] == [
+        "1.tar/000010.png" if form == "wds" else "1.parquet/3"
+    ]
+    _, events = encoded(settings_for(source, out, image_size=4))
+    assert texts(events) == [f"{out} is complete already"]
 
 
 def test_two_encoders_on_one_file(source, out):

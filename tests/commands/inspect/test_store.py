@@ -29,6 +29,13 @@ def test_store_is_described(tmp_path):
     json.dumps(data)
 
 
+def test_a_grown_store_tells_what_it_was(tmp_path):
+    make_store(tmp_path / "a.h5").rows.set_attrs(grown=[{"rows": 5}, {"rows": 9}])
+    result = inspected(tmp_path / "a.h5")
+    assert facts(result)["grown"] == "from 5 and 9 images"
+    assert result.data["grown"] == [{"rows": 5}, {"rows": 9}]
+
+
 def test_unfinished_store_is_described_too(tmp_path):
     """Catches: a refusal that hides the command which finishes the store."""
     make_store(tmp_path / "a.h5", complete=False, encoded=8)
