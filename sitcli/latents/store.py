@@ -115,6 +115,11 @@ class LatentStore(ReadsBatches):
         return store
 
     @property
+    def was(self) -> list[tuple[str, str]]:
+        """(fingerprint, checksum) of what it was each time before images were added to it."""
+        return [(r["fingerprint"], r["checksum"]) for r in self.attrs.get("grown", [])]
+
+    @property
     def first_fingerprint(self) -> str:
         """The fingerprint as versions up to 0.7 computed it, which runs of then keep."""
         attrs = self.attrs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from sitcli.errors import SitError, UsageError
 from sitcli.latents.joined import JoinedStores
 from sitcli.latents.store import LatentStore
 from sitcli.runs.checkpoint import Checkpoint
+from sitcli.storage.files import hash_json
 from sitcli.text import format_shape
 
 OWN_LABELS = "their own"
@@ -28,6 +30,25 @@ def difference_from_trained(store: LatentStore | JoinedStores, latents: dict[str
     if latents.get("checksum", store.written_checksum) != store.written_checksum:
         return "with other values: its checksum is not that of the run"
     return ""
+
+
+def has_grown(store: LatentStore | JoinedStores, latents: dict[str, Any]) -> bool:
+    """Whether the store, before images were added to it, was what a run was trained on.
+
+    latents: as in `difference_from_trained`.
+    """
+    known = latents["fingerprint"], latents.get("checksum")
+    parts = store.parts if isinstance(store, JoinedStores) else [store]
+    then = [[(part.fingerprint, part.written_checksum), *part.was] for part in parts]
+    for each in itertools.product(*then):
+        prints, sums = zip(*each, strict=True)
+        if len(parts) == 1:
+            found = prints[0], sums[0]
+        else:
+            found = hash_json(list(prints)), hash_json(list(sums))
+        if found == known:
+            return True
+    return False
 
 
 def check_same_latents(store: LatentStore | JoinedStores, checkpoint: Checkpoint) -> None:

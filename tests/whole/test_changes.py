@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sitcli.commands.encode.stage import encode
 from sitcli.commands.inspect.stage import inspect
 from sitcli.commands.train.batches import Batches
 from sitcli.commands.train.job import prepare
@@ -19,9 +20,10 @@ from sitcli.events import Note
 from sitcli.machine.world import World
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.runs.run_dir import RunDir
+from sitcli.settings.encode import EncodeSettings
 from sitcli.settings.tools import InspectSettings
 from sitcli.settings.train import TrainSettings
-from tests.tiny import finish, losses, make_store, train_settings
+from tests.tiny import finish, losses, make_store, pictures, train_settings, write_folder
 
 ALONE = World(0, 1)
 
@@ -107,6 +109,29 @@ def test_other_images_of_the_same_classes(run: Path, store: Path, tmp_path: Path
     # Without --latents it goes on with those that it has now.
     go_on(run, steps=4)
     assert open_checkpoint(run).latents["num_items"] == 24
+
+
+def test_a_store_that_grows(tmp_path: Path) -> None:
+    """Catches: a run refused because its own store has more images, or that mixes the orders of
+    both; and an unrelated store taken for the grown one."""
+    images, _ = pictures(12)
+    write_folder(tmp_path / "photos" / "a", images[:6])
+    write_folder(tmp_path / "photos" / "b", images[6:])
+    settings = EncodeSettings(
+        source=tmp_path / "photos", out=tmp_path / "s.h5", vae="pixels", image_size=8, device="cpu"
+    )
+    finish(encode(settings))
+    run = tmp_path / "run"
+    finish(train(train_settings(tmp_path / "s.h5", run, steps=2, batch_size=4)))
+    write_folder(tmp_path / "photos" / "a" / "more", images[:3])
+    finish(encode(settings))
+    notes = [note.text for note in go_on(run, steps=3)]
+    assert "from step 2 on: other latents, of 15 images, not 12" in notes
+    assert open_checkpoint(run).history.data_began == (8, 1)
+    write_folder(tmp_path / "photos" / "c", images[:3])
+    finish(encode(settings))
+    with pytest.raises(UsageError, match="has not the classes of"):
+        go_on(run, steps=4)
 
 
 @pytest.mark.parametrize("which", ["classes", "space"])

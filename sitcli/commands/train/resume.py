@@ -27,7 +27,7 @@ from sitcli.latents.joined import JoinedStores
 from sitcli.latents.store import LatentStore
 from sitcli.model.config import PRESETS, TransformerConfig, parse_model
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
-from sitcli.runs.compatible import check_same_latents, difference_from_trained
+from sitcli.runs.compatible import check_same_latents, difference_from_trained, has_grown
 from sitcli.runs.history import DATA, Change, History
 from sitcli.runs.run_dir import RunDir
 from sitcli.settings.files import parse_yaml, typed
@@ -291,15 +291,15 @@ def check_latents(
 ) -> None:
     """Raise UsageError if the run cannot go on with this store, which is not the one it had.
 
-    said: whether the user named the store; without it a run takes no other one. Raises SitError
-    for latents of another space.
+    said: whether the user named the store; without it a run takes no other one, but its own if
+    images were added to it. Raises SitError for latents of another space.
     """
     difference = difference_from_trained(store, resume.latents)
     if not difference:
         return
     before = resume.latents.get("stores", [resume.latents["store"]])
     here = [str(path.resolve()) for path in store.paths]
-    if before == here or not said:
+    if not has_grown(store, resume.latents) and (before == here or not said):
         flags = " ".join(f"--latents {quote(path)}" for path in before)
         raise UsageError(
             f"{run.path} was trained on other latents than {', '.join(map(str, store.paths))} "
