@@ -8,6 +8,7 @@ import numpy as np
 
 from sitcli.errors import SitError, UsageError
 from sitcli.latents.joined import JoinedStores
+from sitcli.latents.scaling import Scaling
 from sitcli.latents.store import LatentStore
 from sitcli.runs.checkpoint import Checkpoint
 from sitcli.text import format_shape
@@ -27,6 +28,8 @@ def difference_from_trained(store: LatentStore | JoinedStores, latents: dict[str
         return "of other images, or made with another autoencoder, size, crop or flips"
     if latents.get("checksum", store.written_checksum) != store.written_checksum:
         return "with other values: its checksum is not that of the run"
+    if store.scaling != (trained := Scaling.of(latents)):
+        return f"scaled by {store.scaling}, not {trained}"
     return ""
 
 
@@ -40,8 +43,8 @@ def check_same_latents(store: LatentStore | JoinedStores, checkpoint: Checkpoint
         )
     elif latents["autoencoder"]["hash"] not in (None, store.autoencoder["hash"]):
         what = f"latents of another autoencoder, {store.autoencoder['name']}"
-    elif store.scaling != latents["scaling"]:
-        what = f"latents scaled by {store.scaling}, but the run needs {latents['scaling']}"
+    elif store.scaling != checkpoint.scaling:
+        what = f"latents scaled by {store.scaling}, but the run needs {checkpoint.scaling}"
     else:
         return
     like = f"with --vae {latents['autoencoder']['name']}"

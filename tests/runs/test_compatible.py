@@ -99,7 +99,12 @@ def test_what_a_run_was_trained_on(run: Path, tmp_path: Path) -> None:
     """Catches: a changed store taken for the run's, or the run's own refused."""
     store = LatentStore.open(tmp_path / "tiny.h5")
     facts = dict(fingerprint=store.fingerprint, checksum=store.written_checksum)
+    facts |= dict(scaling=1.0, autoencoder=store.autoencoder)
     assert difference_from_trained(store, facts) == ""
-    assert difference_from_trained(store, {"fingerprint": store.fingerprint}) == ""  # of 0.7
+    first = {name: value for name, value in facts.items() if name != "checksum"}
+    assert difference_from_trained(store, first) == ""  # of 0.7
+    assert "scaled by 1.0, not 1.0, shift 0.5" in difference_from_trained(
+        store, facts | {"shift": 0.5}
+    )
     assert "checksum" in difference_from_trained(store, facts | {"checksum": "0" * 64})
     assert "other images" in difference_from_trained(store, facts | {"fingerprint": "0" * 64})

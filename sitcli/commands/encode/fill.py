@@ -13,6 +13,7 @@ from sitcli.autoencoders.load import EMBEDDED, from_spec, load_autoencoder
 from sitcli.commands.encode.job import (
     check_divisible,
     embedded_options,
+    first_scaling,
     precision_of,
     row_shape,
     source_facts,
@@ -98,7 +99,7 @@ def _begin(
         flips=settings.flip,
         autoencoder=autoencoder.spec,
         autoencoder_arrays=autoencoder.arrays,
-        scaling=autoencoder.scaling,
+        scaling=first_scaling(settings, autoencoder),
         image_size=size,
         crop=settings.crop,
         source=str(settings.source),
@@ -107,7 +108,7 @@ def _begin(
         batch_size=settings.batch_size,
         precision=precision_name(dtype),
         align=None if aligner is None else aligner.spec,
-        source_facts=source_facts(source, settings.labels),
+        source_facts=source_facts(source, settings),
     )
     return autoencoder
 

@@ -27,8 +27,7 @@ def save_path(
     """
     picks = np.unique(np.linspace(0, len(frames) - 1, PATH_COLUMNS).round().astype(int))
     columns = [
-        decode_latents(autoencoder, frames[i][1], job.checkpoint.latents["scaling"]).numpy()
-        for i in picks
+        decode_latents(autoencoder, frames[i][1], job.checkpoint.scaling).numpy() for i in picks
     ]
     images = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
     save_grid(samples.beside("path.png"), images, columns=len(picks))
