@@ -66,8 +66,10 @@ def known_labels(
         return np.zeros(len(labels), np.int64), "none, as the model has none"
     if class_names and set(class_names) <= set(known):
         return np.array([known.index(name) for name in class_names])[labels], OWN_LABELS
-    # A run that does not know its classes' names has them in order.
-    if len(class_names) == num_classes and not known:
+    # A run that does not know its classes' names has them in order, and so have images whose
+    # classes are called by their numbers, as by a dataset.json.
+    numbers = [str(i) for i in range(num_classes)]
+    if len(class_names) == num_classes and (not known or class_names == numbers):
         return np.array(labels), OWN_LABELS
     why = "the images' are not the run's" if class_names else "the images have none"
     return np.full(len(labels), checkpoint.config.null_class), f"the null class, as {why}"

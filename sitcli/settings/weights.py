@@ -73,6 +73,12 @@ class ImportSettings:
         "the tensors and the options, and a contradiction is an error]",
         group="Whose they are",
     )
+    class_names: str | None = option(
+        None,
+        "imagenet, none, or a text FILE with a name a line. [default: as the file says; for 1,000 "
+        "classes without names imagenet]",
+        group="Whose they are",
+    )
     image_size: str | None = option(
         None,
         "512, or 256x512 (height first): recompute the positions for images of this size. "

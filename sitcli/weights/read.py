@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sitcli.errors import SitError, UsageError
+from sitcli.images.class_names import are_imagenet, imagenet_names
 from sitcli.model.config import TransformerConfig
 from sitcli.model.embed import position_embedding
 from sitcli.runs.meta import process_from, written_fields, wrong_in_meta
@@ -121,7 +122,9 @@ def _read_diffusers(path: Path) -> Found:
     learned = out == 2 * (facts["config"].get("in_channels") or 0)
     process["variance"] = "learned-range" if learned else "fixed-large"
     labels = facts["index"].get("id2label") or {}
-    names_ = [str(labels.get(str(i), "")).split(",")[0] for i in range(len(labels))]
+    names_ = [str(labels.get(str(i), "")) for i in range(len(labels))]
+    if are_imagenet(names_):
+        names_ = imagenet_names()
     return Found(
         path=path,
         states={"ema": state},

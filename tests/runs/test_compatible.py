@@ -58,6 +58,8 @@ def test_latents_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:
         (["blue", "red"], [2, 0, 2, 0], True),  # the run's are red, green, blue
         (["green"], [1, 1, 1, 1], True),
         (["red", "pink"], [3, 3, 3, 3], False),
+        (["0", "1", "2"], [0, 1, 2, 0], True),  # as a dataset.json calls them
+        (["0", "1"], [3, 3, 3, 3], False),
         ([], [3, 3, 3, 3], False),
     ],
 )

@@ -117,9 +117,7 @@ def verify_store(store: LatentStore) -> Problems:
     return problems
 
 
-def draw_store(
-    store: LatentStore, settings: InspectSettings
-) -> tuple[np.ndarray, int, list[str] | None]:
+def draw_store(store: LatentStore, settings: InspectSettings) -> tuple[np.ndarray, int, list[str]]:
     """Decoded images (N, H, W, 3), columns and row labels of the preview."""
     chosen, columns, labels = items_to_preview(store.labels, store.class_names)
     device = resolve_device(settings.device)
