@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sitcli import names
-from sitcli.autoencoders.load import load_autoencoder
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Note, Progress, Result, Stage, Warn
 from sitcli.images.class_names import IMAGENET_CLASSES, imagenet_names, read_names, titles
+from sitcli.latents.scaling import Scaling
 from sitcli.machine.quiet import quiet_libraries
 from sitcli.model.config import TransformerConfig, parse_model
 from sitcli.runs.checkpoint import Checkpoint
@@ -24,7 +23,10 @@ from sitcli.settings.weights import ImportSettings
 from sitcli.storage.files import hash_file, make_folder
 from sitcli.storage.hub import local_path
 from sitcli.storage.tensors import write_tensors
-from sitcli.weights.lineages import LINEAGES, Clues, recognise
+from sitcli.weights.foreign import check_foreign
+from sitcli.weights.latent_space import STATISTICS, autoencoder_of, is_sd_vae, read_statistics
+from sitcli.weights.lightningdit import rope_heads
+from sitcli.weights.lineages import LINEAGES, Clues, Lineage, recognise
 from sitcli.weights.official import (
     check_tensors,
     config_of,
@@ -36,18 +38,6 @@ from sitcli.weights.positions import image_size_of, settle_positions
 from sitcli.weights.read import Found, only_file, read_source
 from sitcli.weights.stated import Evidence, check_args, stated, stated_image_size
 
-SD_VAES = (names.DEFAULT_VAE, "stabilityai/sd-vae-ft-mse")
-# Known without loading it: --latents-only needs no autoencoder.
-SD_VAE_SPEC: dict[str, Any] = {
-    "class": "AutoencoderKL",
-    "kind": "kl",
-    "latent_channels": 4,
-    "downsample": 8,
-    "deterministic": False,
-    "scaling": 0.18215,
-    "shift": 0.0,
-    "hash": None,
-}
 ASIDE = "set-aside.safetensors"
 
 
@@ -96,6 +86,7 @@ def _prepare(settings: ImportSettings) -> _Job:
         job.notes.append("the optimizer's state is not imported: sit does not train it further")
     _settle_dtype(job)
     first = next(iter(job.states.values()))
+    check_foreign(found.path, first)
     lineage, why = recognise(
         Clues(
             name=found.path.name,
@@ -107,16 +98,17 @@ def _prepare(settings: ImportSettings) -> _Job:
         why="--lineage" if settings.lineage else "its folder",
         model=settings.model,
     )
-    spec, job.arrays = _autoencoder(settings, found, first)
+    row = LINEAGES[lineage]
+    patches = first.get("x_embedder.proj.weight")
+    spec, job.arrays = autoencoder_of(
+        found.path,
+        settings.vae or (found.vae and str(found.vae)),
+        channels=patches.shape[1] if patches is not None and patches.ndim == 4 else 4,
+        usual=row.vaes,
+    )
     config = _config(job, lineage, spec, settings)
-    if config.channels != spec["latent_channels"]:
-        raise UsageError(
-            f"{found.path} takes latents of {config.channels} channels, and {spec['name']} has "
-            f"{spec['latent_channels']}",
-            "add --vae with the autoencoder of the latents",
-        )
     job.step = found.step
-    job.summary = {"lineage": f"{LINEAGES[lineage].title} ({why})"}
+    job.summary = {"lineage": f"{row.title} ({why})"}
     job.meta = _meta(job, lineage, config, spec, settings)
     return job
 
@@ -127,7 +119,9 @@ def _config(
     """The network's configuration, after checking the tensors, the positions and the arguments."""
     found = job.found
     heads = settings.heads or found.heads or stated(found.args, "num_heads", int)
-    for state in job.states.values():
+    for which, given in job.states.items():
+        state = job.states[which] = LINEAGES[lineage].translate(found.path, given)
+        turned = rope_heads(given) if state.keys() != given.keys() else None
         image_size = image_size_of(state, spec["downsample"])
         notes, warnings = settle_positions(
             found.path,
@@ -138,7 +132,13 @@ def _config(
         )
         job.notes += [note for note in notes if note not in job.notes]
         job.warnings += [text for text in warnings if text not in job.warnings]
-        config = config_of(found.path, state, heads=heads, model=settings.model)
+        config = config_of(
+            found.path,
+            state,
+            heads=heads or turned,
+            model=settings.model,
+            rope=turned is not None,
+        )
         check_args(
             found.path,
             found.args,
@@ -148,7 +148,7 @@ def _config(
                 keys=list(state),
                 image_size=image_size,
                 options=_given(settings),
-                sd_vae=_is_sd_vae(spec),
+                sd_vae=is_sd_vae(spec),
             ),
         )
     return config
@@ -202,6 +202,7 @@ def _meta(
             config,
             spec,
             _class_names(job, found.class_names, config.num_classes, settings.class_names),
+            scaling=_scaling(job, row, settings.latent_stats, spec["latent_channels"]),
         ),
     )
 
@@ -219,17 +220,13 @@ def _label_dropout(found: Found) -> float:
     return 0.1 if told is None or not 0 <= told <= 1 else told
 
 
-def _is_sd_vae(spec: dict[str, Any]) -> bool:
-    same = ("class", "latent_channels", "downsample", "scaling")
-    return all(spec[name] == SD_VAE_SPEC[name] for name in same)
-
-
 def _as_exported(job: _Job, settings: ImportSettings) -> _Job:
     """The job of a file that sit export wrote, which holds all facts itself.
 
     Raises UsageError for options that would contradict it.
     """
-    said = ("model", "lineage", "heads", "image_size", "vae", "interpolant", "prediction")
+    said = ("model", "lineage", "heads", "image_size", "vae", "latent_stats", "interpolant")
+    said += ("prediction",)
     for name in said:
         if getattr(settings, name) is not None:
             flag = name.replace("_", "-")
@@ -277,6 +274,28 @@ def _settle_dtype(job: _Job) -> None:
                 state[key] = value.float()
 
 
+def _scaling(job: _Job, row: Lineage, said: Path | None, channels: int) -> Scaling | None:
+    """How the latents are normalised by their statistics, None for the autoencoder's own way.
+
+    said: --latent-stats; without it, those beside the weights are taken where the row's latents are
+    normalised.
+    """
+    args, beside = job.found.args, job.found.path.parent / STATISTICS
+    multiplier = stated(args, "latent_multiplier", float)
+    if said is None and row.normalised and stated(args, "latent_norm", bool) is not False:
+        if not beside.is_file():
+            job.warnings.append(
+                f"{row.title} normalises its latents by {STATISTICS}, which is not beside "
+                f"{job.found.path}: without it pictures are wrong; name it with --latent-stats"
+            )
+            return None
+        job.notes.append(f"latents are normalised by {beside}")
+        said = beside
+    if said is not None:
+        return read_statistics(said, channels, multiplier or 1.0)
+    return Scaling(multiplier) if multiplier else None
+
+
 def _class_names(job: _Job, given: list[str], num_classes: int, said: str | None) -> list[str]:
     """The names of the classes, [] if nobody knows them.
 
@@ -306,25 +325,6 @@ def _class_names(job: _Job, given: list[str], num_classes: int, said: str | None
     return names_
 
 
-def _autoencoder(
-    settings: ImportSettings, found: Found, state: dict[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Spec and arrays of the autoencoder whose latents the weights take."""
-    name = settings.vae or (str(found.vae) if found.vae else None)
-    patches = state.get("x_embedder.proj.weight")
-    channels = patches.shape[1] if patches is not None and patches.ndim == 4 else 4
-    if name is None and channels != 4:
-        raise UsageError(
-            f"{found.path} takes latents of {channels} channels, which are not the SD VAE's",
-            "add --vae FOLDER, --vae STORE.h5, or --vae pixels",
-        )
-    if name in (None, *SD_VAES):
-        return SD_VAE_SPEC | {"name": name or names.DEFAULT_VAE}, {}
-    autoencoder = load_autoencoder(name, device=torch.device("cpu"), dtype=torch.float32)
-    arrays = {key: torch.from_numpy(value) for key, value in autoencoder.arrays.items()}
-    return autoencoder.spec, arrays
-
-
 def _write(job: _Job) -> Path:
     """Write the run with its one checkpoint, and remove all of it if it cannot be written."""
     there = job.run.path.exists()
@@ -350,20 +350,21 @@ def _write(job: _Job) -> Path:
 def _result(job: _Job, checkpoint: Checkpoint) -> Result:
     meta, config = job.meta, checkpoint.config
     state = next(iter(job.states.values()))
+    parts = f", with {', '.join(config.beyond)}" if config.beyond else ""
     params = sum(value.numel() for key, value in state.items() if key != "pos_embed")
     height, width = checkpoint.image_size
     spec, names_ = meta["latents"]["autoencoder"], meta["latents"]["class_names"]
     times = "t = 0 is the data" if meta["time_convention"] == "paper" else "t = 0 is the noise"
     summary = job.summary | {
         "network": f"{meta['model']}: {config.depth} blocks of width {config.width}, "
-        f"{config.heads} heads, patch {config.patch}, {params / 1e6:.4g} M parameters",
+        f"{config.heads} heads, patch {config.patch}, {params / 1e6:.4g} M parameters{parts}",
         "output": f"{config.out_channels} channels for {config.channels}"
         + (", learned sigma" if config.out_channels == 2 * config.channels else ""),
         "process": checkpoint.process.describe(),
         "its time": times,
         "classes": str(config.num_classes or "none")
         + (f": {', '.join(shown)}, ..." if (shown := titles(names_[:3])) else ""),
-        "images": f"{width} x {height} of {spec['name']}, scaling {spec['scaling']}",
+        "images": f"{width} x {height} of {spec['name']}, scaling {checkpoint.scaling}",
         "guidance": f"on {meta.get('guided_channels', 'all')} channels, unless --cfg-channels "
         "says otherwise",
         "weights": " and ".join(job.states),
