@@ -241,6 +241,14 @@ def use_patch_pca(run: Path) -> None:
     write_meta(step / "meta.json", meta)
 
 
+def normalise(run: Path, **facts: Any) -> None:
+    """Give the run's latents this `scaling` and `shift`."""
+    file = open_checkpoint(run).path / "meta.json"
+    meta = json.loads(file.read_text())
+    meta["latents"] |= facts
+    write_meta(file, meta)
+
+
 def write_meta(file: Path, meta: dict[str, Any]) -> None:
     """Replace a checkpoint's meta.json, as a checkpoint that was saved with these facts has it."""
     file.write_text(json.dumps(with_checksum(meta) if "checksum" in meta else meta))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from sitcli.errors import UsageError
+from sitcli.latents.scaling import Scaling
 from sitcli.machine.devices import autocast
 
 CPU = torch.device("cpu")
@@ -74,20 +75,16 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 
 def decode_latents(
-    autoencoder: Autoencoder, latents: torch.Tensor, scaling: float | list[float]
+    autoencoder: Autoencoder, latents: torch.Tensor, scaling: Scaling
 ) -> torch.Tensor:
     """Scaled latents (B, C, h, w), as a network is trained on, -> uint8 (B, H, W, 3) on the CPU.
 
-    scaling: the latent store's, one number or one per channel. The shift is the autoencoder's own.
+    scaling: the latent store's or the checkpoint's.
     """
-    factor = torch.as_tensor(scaling, dtype=torch.float32, device=latents.device)
-    unscaled = latents.float() / factor.reshape(-1, 1, 1) + autoencoder.shift
-    return to_uint8(autoencoder.decode(unscaled))
+    return to_uint8(autoencoder.decode(scaling.undo(latents.float())))
 
 
-def encode_latents(
-    autoencoder: Autoencoder, images: np.ndarray, scaling: float | list[float]
-) -> torch.Tensor:
+def encode_latents(autoencoder: Autoencoder, images: np.ndarray, scaling: Scaling) -> torch.Tensor:
     """uint8 (B, H, W, 3) -> scaled latents (B, C, h, w), as a network is trained on, on the device.
 
     The latents are the posterior's mode where the autoencoder has a posterior. Up to the loss of
@@ -97,8 +94,7 @@ def encode_latents(
     pixels = images.shape[1] * images.shape[2]
     slices = to_signed(images).split(autoencoder.images_per_call(pixels))
     latents = torch.cat([autoencoder.encode(part)[:, :channels] for part in slices])
-    factor = torch.as_tensor(scaling, dtype=torch.float32, device=latents.device)
-    return (latents - autoencoder.shift) * factor.reshape(-1, 1, 1)
+    return scaling.normalise(latents)
 
 
 def hash_arrays(arrays: dict[str, np.ndarray] | dict[str, torch.Tensor]) -> str:
@@ -147,7 +143,8 @@ def wrap_network(
 class Autoencoder:
     """Pictures to latents and back; made by `load_autoencoder`, `from_spec`, `fit_patch_pca`.
 
-    spec:   name, class, kind, latent_channels, downsample, deterministic, scaling, shift, hash.
+    spec:   name, class, kind, latent_channels, downsample, deterministic, scaling, shift, hash;
+            scaling and shift are numbers, or lists of one per channel.
     arrays: float32 arrays that a latent store must keep for `from_spec`; {} unless patch-pca.
     """
 
@@ -165,8 +162,7 @@ class Autoencoder:
         self.latent_channels: int = spec["latent_channels"]
         self.downsample: int = spec["downsample"]
         self.deterministic: bool = spec["deterministic"]
-        self.scaling: float = spec["scaling"]
-        self.shift: float = spec["shift"]
+        self.scaling = Scaling.of_spec(spec)
         self._encode, self._decode = encode, decode
         self._device, self._dtype = device, dtype
 

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from sitcli.autoencoders.base import Autoencoder, Family, wrap_network
 from sitcli.errors import SitError, UsageError
+from sitcli.latents.scaling import Scaling, wrong_values
 from sitcli.machine.quiet import quiet_libraries
 from sitcli.text import first_line
 
@@ -160,8 +162,7 @@ def _wrap(network: Any, name: str, *, device: torch.device, dtype: torch.dtype) 
         "latent_channels": config.latent_channels,
         "downsample": 2 ** (len(blocks) - 1),
         "deterministic": kind != "kl",
-        "scaling": float(config.get("scaling_factor") or 1.0),
-        "shift": float(config.get("shift_factor") or 0.0),
+        **config_scaling(config, config.latent_channels, name).spec(),
     }
     # Some VAEs overflow float16; force_upcast is false for those that do not.
     if dtype == torch.float16 and config.get("force_upcast", True):
@@ -174,6 +175,31 @@ def _wrap(network: Any, name: str, *, device: torch.device, dtype: torch.dtype) 
         device=device,
         dtype=dtype,
     )
+
+
+def config_scaling(config: Mapping[str, Any], channels: int, name: str) -> Scaling:
+    """The scaling that a config.json of diffusers states for latents of so many channels.
+
+    Raises SitError for one that states two shifts, or statistics that are not numbers.
+    """
+    factor = float(config.get("scaling_factor") or 1.0)
+    shift = float(config.get("shift_factor") or 0.0)
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None and std is None:
+        return Scaling(factor, shift)
+    mean = [0.0] * channels if mean is None else mean
+    std = [1.0] * channels if std is None else std
+    lists = isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple))
+    if (
+        not lists
+        or not len(mean) == len(std) == channels
+        or wrong_values(mean, channels, zero=True)
+        or wrong_values(std, channels, zero=False)
+    ):
+        raise SitError(f"{name}: latents_mean and latents_std are not one number per channel")
+    if shift:
+        raise SitError(f"{name}: its config.json states both a shift_factor and a latents_mean")
+    return Scaling([factor / s for s in std], list(mean))
 
 
 def _kl_moments(network: Any, images: torch.Tensor) -> torch.Tensor:

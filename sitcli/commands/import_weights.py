@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sitcli import names
-from sitcli.autoencoders.load import load_autoencoder
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Note, Progress, Result, Stage, Warn
+from sitcli.images.class_names import IMAGENET_CLASSES, imagenet_names, read_names, titles
+from sitcli.latents.scaling import Scaling
 from sitcli.machine.quiet import quiet_libraries
 from sitcli.model.config import TransformerConfig, parse_model
-from sitcli.model.embed import position_embedding
 from sitcli.runs.checkpoint import Checkpoint
 from sitcli.runs.meta import checkpoint_meta, unseen_latent_facts
 from sitcli.runs.run_dir import RunDir, step_name
@@ -24,8 +23,10 @@ from sitcli.settings.weights import ImportSettings
 from sitcli.storage.files import hash_file, make_folder
 from sitcli.storage.hub import local_path
 from sitcli.storage.tensors import write_tensors
-from sitcli.text import format_shape
-from sitcli.weights.lineages import LINEAGES, Clues, recognise
+from sitcli.weights.foreign import check_foreign
+from sitcli.weights.latent_space import STATISTICS, autoencoder_of, is_sd_vae, read_statistics
+from sitcli.weights.lightningdit import rope_heads
+from sitcli.weights.lineages import LINEAGES, Clues, Lineage, recognise
 from sitcli.weights.official import (
     check_tensors,
     config_of,
@@ -33,22 +34,10 @@ from sitcli.weights.official import (
     model_name,
     official_keys,
 )
-from sitcli.weights.positions import equal_to_rounding, grid_of, grid_or_none, image_size_of
+from sitcli.weights.positions import image_size_of, settle_positions
 from sitcli.weights.read import Found, only_file, read_source
 from sitcli.weights.stated import Evidence, check_args, stated, stated_image_size
 
-SD_VAES = (names.DEFAULT_VAE, "stabilityai/sd-vae-ft-mse")
-# Known without loading it: --latents-only needs no autoencoder.
-SD_VAE_SPEC: dict[str, Any] = {
-    "class": "AutoencoderKL",
-    "kind": "kl",
-    "latent_channels": 4,
-    "downsample": 8,
-    "deterministic": False,
-    "scaling": 0.18215,
-    "shift": 0.0,
-    "hash": None,
-}
 ASIDE = "set-aside.safetensors"
 
 
@@ -109,6 +98,7 @@ def _described(settings: ImportSettings, run: RunDir) -> _Job:
         job.notes.append("the optimizer's state is not imported: sit does not train it further")
     _settle_dtype(job)
     first = next(iter(job.states.values()))
+    check_foreign(found.path, first)
     lineage, why = recognise(
         Clues(
             name=found.path.name,
@@ -120,12 +110,47 @@ def _described(settings: ImportSettings, run: RunDir) -> _Job:
         why="--lineage" if settings.lineage else "its folder",
         model=settings.model,
     )
-    spec, job.arrays = _autoencoder(settings, found, first)
+    row = LINEAGES[lineage]
+    patches = first.get("x_embedder.proj.weight")
+    spec, job.arrays = autoencoder_of(
+        found.path,
+        settings.vae or (found.vae and str(found.vae)),
+        channels=patches.shape[1] if patches is not None and patches.ndim == 4 else 4,
+        usual=row.vaes,
+    )
+    config = _config(job, lineage, spec, settings)
+    job.step = found.step
+    job.summary = {"lineage": f"{row.title} ({why})"}
+    job.meta = _meta(job, lineage, config, spec, settings)
+    return job
+
+
+def _config(
+    job: _Job, lineage: str, spec: dict[str, Any], settings: ImportSettings
+) -> TransformerConfig:
+    """The network's configuration, after checking the tensors, the positions and the arguments."""
+    found = job.found
     heads = settings.heads or found.heads or stated(found.args, "num_heads", int)
-    for state in job.states.values():
+    for which, given in job.states.items():
+        state = job.states[which] = LINEAGES[lineage].translate(found.path, given)
+        turned = rope_heads(given) if state.keys() != given.keys() else None
         image_size = image_size_of(state, spec["downsample"])
-        _settle_positions(job, state, settings, spec["downsample"])
-        config = config_of(found.path, state, heads=heads, model=settings.model)
+        notes, warnings = settle_positions(
+            found.path,
+            state,
+            image_size=settings.image_size,
+            stated=stated_image_size(found.args),
+            downsample=spec["downsample"],
+        )
+        job.notes += [note for note in notes if note not in job.notes]
+        job.warnings += [text for text in warnings if text not in job.warnings]
+        config = config_of(
+            found.path,
+            state,
+            heads=heads or turned,
+            model=settings.model,
+            rope=turned is not None,
+        )
         check_args(
             found.path,
             found.args,
@@ -135,19 +160,10 @@ def _described(settings: ImportSettings, run: RunDir) -> _Job:
                 keys=list(state),
                 image_size=image_size,
                 options=_given(settings),
-                sd_vae=_is_sd_vae(spec),
+                sd_vae=is_sd_vae(spec),
             ),
         )
-    if config.channels != spec["latent_channels"]:
-        raise UsageError(
-            f"{found.path} takes latents of {config.channels} channels, and {spec['name']} has "
-            f"{spec['latent_channels']}",
-            "add --vae with the autoencoder of the latents",
-        )
-    job.step = found.step
-    job.summary = {"lineage": f"{LINEAGES[lineage].title} ({why})"}
-    job.meta = _meta(job, lineage, config, spec, settings)
-    return job
+    return config
 
 
 def _drop_args(found: Found) -> None:
@@ -194,7 +210,12 @@ def _meta(
         lineage=lineage,
         weights_source=_source(found),
         loss_by_t=dict(sums=[], counts=[]),  # nobody measured it
-        latents=unseen_latent_facts(config, spec, found.class_names),
+        latents=unseen_latent_facts(
+            config,
+            spec,
+            _class_names(job, found.class_names, config.num_classes, settings.class_names),
+            scaling=_scaling(job, row, settings.latent_stats, spec["latent_channels"]),
+        ),
     )
 
 
@@ -211,17 +232,13 @@ def _label_dropout(found: Found) -> float:
     return 0.1 if told is None or not 0 <= told <= 1 else told
 
 
-def _is_sd_vae(spec: dict[str, Any]) -> bool:
-    same = ("class", "latent_channels", "downsample", "scaling")
-    return all(spec[name] == SD_VAE_SPEC[name] for name in same)
-
-
 def _as_exported(job: _Job, settings: ImportSettings) -> _Job:
     """The job of a file that sit export wrote, which holds all facts itself.
 
     Raises UsageError for options that would contradict it.
     """
-    said = ("model", "lineage", "heads", "image_size", "vae", "interpolant", "prediction")
+    said = ("model", "lineage", "heads", "image_size", "vae", "latent_stats", "interpolant")
+    said += ("prediction",)
     for name in said:
         if getattr(settings, name) is not None:
             flag = name.replace("_", "-")
@@ -237,6 +254,9 @@ def _as_exported(job: _Job, settings: ImportSettings) -> _Job:
     check_tensors(found.path, found.states[which], TransformerConfig(**meta["transformer"]))
     job.states, job.step, job.arrays = dict(found.states), found.step, found.arrays
     meta.setdefault("lineage", "sit")
+    if settings.class_names is not None:
+        num_classes = meta["transformer"]["num_classes"]
+        meta["latents"]["class_names"] = _class_names(job, [], num_classes, settings.class_names)
     job.meta = meta | {"weights_source": _source(found)}
     job.summary = {"lineage": f"{meta['lineage']}, exported by sit"}
     return job
@@ -266,84 +286,55 @@ def _settle_dtype(job: _Job) -> None:
                 state[key] = value.float()
 
 
-def _settle_positions(
-    job: _Job, state: dict[str, Tensor], settings: ImportSettings, downsample: int
-) -> None:
-    """Keep the position embedding of the file, or recompute it for --image-size.
+def _scaling(job: _Job, row: Lineage, said: Path | None, channels: int) -> Scaling | None:
+    """How the latents are normalised by their statistics, None for the autoencoder's own way.
 
-    Raises UsageError if there is none, or if a learned one cannot be recomputed.
+    said: --latent-stats; without it, those beside the weights are taken where the row's latents are
+    normalised.
     """
-    patches, given = state.get("x_embedder.proj.weight"), state.get("pos_embed")
-    if patches is None or patches.ndim != 4 or not patches.shape[2]:
-        return  # `config_of` raises the error, where it checks the keys
-    width, patch = patches.shape[0], patches.shape[2]
-    image_size = settings.image_size
-    if image_size is None:
-        said = stated_image_size(job.found.args)
-        if given is None and said and not said % (patch * downsample):
-            image_size = str(said)
-        elif given is None:
-            raise UsageError(
-                f"{job.found.path} has no pos_embed, so that the size of its images is unknown",
-                "add --image-size, e.g. --image-size 256",
+    args, beside = job.found.args, job.found.path.parent / STATISTICS
+    multiplier = stated(args, "latent_multiplier", float)
+    if said is None and row.normalised and stated(args, "latent_norm", bool) is not False:
+        if not beside.is_file():
+            job.warnings.append(
+                f"{row.title} normalises its latents by {STATISTICS}, which is not beside "
+                f"{job.found.path}: without it pictures are wrong; name it with --latent-stats"
             )
-        elif given.ndim == 3 and given.shape[2] == width:
-            _note_positions(job, given)
-        if given is not None:
-            return
-    grid = grid_of(image_size, patch * downsample)
-    if width % 4:
-        return
-    computed = position_embedding(width, *grid)
-    if given is not None and given.ndim == 3 and given.shape[2] == width:
-        old = grid_or_none(given)
-        standard = old is not None and equal_to_rounding(given, position_embedding(width, *old))
-        if old == grid:
-            _note_positions(job, given)
-            return
-        if not standard:
-            raise UsageError(
-                f"--image-size {settings.image_size}: the positions in {job.found.path} are "
-                "learned, and cannot be recomputed for another size",
-                "remove --image-size",
+            return None
+        job.notes.append(f"latents are normalised by {beside}")
+        said = beside
+    if said is not None:
+        return read_statistics(said, channels, multiplier or 1.0)
+    return Scaling(multiplier) if multiplier else None
+
+
+def _class_names(job: _Job, given: list[str], num_classes: int, said: str | None) -> list[str]:
+    """The names of the classes, [] if nobody knows them.
+
+    given: those that the file has; said: --class-names. Raises UsageError for a --class-names that
+    names another number of classes.
+    """
+    known = len(given) == num_classes
+    if said == "none" or not num_classes:
+        return []
+    if said is None and (known or num_classes != IMAGENET_CLASSES):
+        return given if known else []
+    if said in (None, "imagenet"):
+        names_, where = imagenet_names(), "ImageNet"
+        if said is None:
+            job.notes.append(
+                "the 1,000 classes are taken to be ImageNet's, e.g. --classes 'golden retriever'; "
+                "--class-names says otherwise"
             )
-        note = f"positions recomputed: {format_shape(grid)} tokens instead of {format_shape(old)}"
     else:
-        note = f"positions recomputed: {format_shape(grid)} tokens"
-    if note not in job.notes:
-        job.notes.append(note)
-    state["pos_embed"] = computed
-
-
-def _note_positions(job: _Job, given: Tensor) -> None:
-    grid = grid_or_none(given)
-    if grid is None or given.shape[2] % 4:
-        return
-    text = "the position embedding is not the standard one, and is kept as it is"
-    if (
-        not equal_to_rounding(given, position_embedding(given.shape[2], *grid))
-        and text not in job.warnings
-    ):
-        job.warnings.append(text)
-
-
-def _autoencoder(
-    settings: ImportSettings, found: Found, state: dict[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Spec and arrays of the autoencoder whose latents the weights take."""
-    name = settings.vae or (str(found.vae) if found.vae else None)
-    patches = state.get("x_embedder.proj.weight")
-    channels = patches.shape[1] if patches is not None and patches.ndim == 4 else 4
-    if name is None and channels != 4:
+        names_, where = read_names(Path(said)), said
+    if len(names_) != num_classes:
         raise UsageError(
-            f"{found.path} takes latents of {channels} channels, which are not the SD VAE's",
-            "add --vae FOLDER, --vae STORE.h5, or --vae pixels",
+            f"--class-names: {where} has {len(names_)} classes, and {job.found.path} has "
+            f"{num_classes}",
+            "name a file with a name for each class, one a line",
         )
-    if name in (None, *SD_VAES):
-        return SD_VAE_SPEC | {"name": name or names.DEFAULT_VAE}, {}
-    autoencoder = load_autoencoder(name, device=torch.device("cpu"), dtype=torch.float32)
-    arrays = {key: torch.from_numpy(value) for key, value in autoencoder.arrays.items()}
-    return autoencoder.spec, arrays
+    return names_
 
 
 def _write(job: _Job) -> Path:
@@ -371,19 +362,21 @@ def _write(job: _Job) -> Path:
 def _result(job: _Job, checkpoint: Checkpoint) -> Result:
     meta, config = job.meta, checkpoint.config
     state = next(iter(job.states.values()))
+    parts = f", with {', '.join(config.beyond)}" if config.beyond else ""
     params = sum(value.numel() for key, value in state.items() if key != "pos_embed")
     height, width = checkpoint.image_size
-    spec = meta["latents"]["autoencoder"]
+    spec, names_ = meta["latents"]["autoencoder"], meta["latents"]["class_names"]
     times = "t = 0 is the data" if meta["time_convention"] == "paper" else "t = 0 is the noise"
     summary = job.summary | {
         "network": f"{meta['model']}: {config.depth} blocks of width {config.width}, "
-        f"{config.heads} heads, patch {config.patch}, {params / 1e6:.4g} M parameters",
+        f"{config.heads} heads, patch {config.patch}, {params / 1e6:.4g} M parameters{parts}",
         "output": f"{config.out_channels} channels for {config.channels}"
         + (", learned sigma" if config.out_channels == 2 * config.channels else ""),
         "process": checkpoint.process.describe(),
         "its time": times,
-        "classes": str(config.num_classes or "none"),
-        "images": f"{width} x {height} of {spec['name']}, scaling {spec['scaling']}",
+        "classes": str(config.num_classes or "none")
+        + (f": {', '.join(shown)}, ..." if (shown := titles(names_[:3])) else ""),
+        "images": f"{width} x {height} of {spec['name']}, scaling {checkpoint.scaling}",
         "guidance": f"on {meta.get('guided_channels', 'all')} channels, unless --cfg-channels "
         "says otherwise",
         "weights": " and ".join(job.states),

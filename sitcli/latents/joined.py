@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,13 +146,13 @@ def open_stores(paths: Sequence[Path | str]) -> LatentStore | JoinedStores:
     return JoinedStores(parts)
 
 
-def _common_facts(store: LatentStore) -> dict[str, str]:
+def _common_facts(store: LatentStore) -> dict[str, Any]:
     """The facts that stores must share to be read as one, by the names that an error uses."""
     spec = store.autoencoder
     return {
         "autoencoder": f"{spec['name']} ({spec['hash'][:12]})",
         "kind": store.kind,
-        "scaling": str(store.scaling),
+        "scaling": store.scaling,
         "latent shape": format_shape(store.latent_shape),
         "image size": str(store.image_size),
         "crop": store.crop,

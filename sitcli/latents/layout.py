@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,16 +12,17 @@ import numpy as np
 
 from sitcli import __version__
 from sitcli.errors import SitError
+from sitcli.latents.scaling import Scaling, needs_shift, wrong_values
 from sitcli.storage import rows
 from sitcli.storage.files import check_version, hash_json
 from sitcli.storage.rows import Rows
 from sitcli.text import format_shape
 
 FORMAT = "sit-latents"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 unless `needs_shift`
 PROBLEM_BYTES = 96
 MOST_PIXELS = 1 << 16  # of an image's side
-SPEC: dict[str, type | tuple] = dict(name=str, hash=str, shift=(int, float))
+SPEC: dict[str, type | tuple] = dict(name=str, hash=str, shift=(int, float, list))
 ARRAY_PREFIX = "autoencoder_"
 KINDS = ("moments", "latents")
 FEATURES, FEATURES_CRC = ("features", "features_flipped"), "features_crc32"
@@ -43,6 +43,8 @@ SOURCE_FACTS: dict[str, type | tuple] = dict(
     source_members=str,
     grown=list,
 )
+# Optional too: how latents are normalised where the autoencoder alone does not say it.
+NORMALISATION: dict[str, type | tuple] = dict(shift=(int, float, list), normalize=str)
 NO_FACTS: Mapping[str, Any] = {}
 DATASETS = {"latents": "f2:4", "crc32": "u4:2", "problems": "S", "labels": "i8", "paths": "S"}
 
@@ -58,7 +60,7 @@ def create_store(
     flips: bool,
     autoencoder: Mapping[str, Any],
     autoencoder_arrays: Mapping[str, np.ndarray],
-    scaling: float | Sequence[float],
+    scaling: Scaling,
     image_size: int,
     crop: str,
     source: str,
@@ -81,7 +83,7 @@ def create_store(
     identity += [value for key, value in source_facts.items() if key == "source_content"]
     attrs = dict(
         format=FORMAT,
-        format_version=FORMAT_VERSION,
+        format_version=1,
         sit_version=__version__,
         complete=False,
         checksum="0" * 64,
@@ -90,9 +92,8 @@ def create_store(
         flips=flips,
         image_size=image_size,
         crop=crop,
-        scaling=scaling,
-        mean=[0.0] * channels,
-        std=[0.0] * channels,
+        **scaling.facts(autoencoder),
+        **dict.fromkeys(("mean", "std"), [0.0] * channels),
         autoencoder=dict(autoencoder),
         vae=vae,
         source=source,
@@ -100,9 +101,10 @@ def create_store(
         batch_size=batch_size,
         precision=precision,
         **source_facts,
+        **({} if align is None else {"align": dict(align)}),
     )
-    if align is not None:
-        attrs["align"] = dict(align)
+    if needs_shift(attrs):
+        attrs["format_version"] = FORMAT_VERSION
     arrays = dict(labels=np.asarray(labels, np.int64), paths=paths, class_names=class_names)
     arrays |= {ARRAY_PREFIX + name: array for name, array in autoencoder_arrays.items()}
     datasets = _datasets(len(paths), row_shape, copies=2 if flips else 1, align=align)
@@ -139,6 +141,8 @@ def encode_command(attrs: Mapping[str, Any], path: Path) -> str:
         words += ["--pca-channels", str(spec["latent_channels"])]
     if attrs.get("align"):
         words += ["--align-features", attrs["align"]["asked"]]
+    if "normalize" in attrs:
+        words += ["--normalize", attrs["normalize"]]
     if attrs.get("labels", "auto") != "auto":
         words += ["--labels", attrs["labels"]]
     return shlex.join(words + ([] if attrs["flips"] else ["--no-flip"]))
@@ -164,7 +168,8 @@ def open_rows(path: Path) -> Rows:
         )
     file.check({}, {"format_version": int})
     check_version(path, file.attrs["format_version"], FORMAT_VERSION)
-    file.check(DATASETS, ATTRS | {k: v for k, v in SOURCE_FACTS.items() if k in file.attrs})
+    optional = SOURCE_FACTS | NORMALISATION
+    file.check(DATASETS, ATTRS | {k: v for k, v in optional.items() if k in file.attrs})
     if file.attrs["flips"]:
         file.check({"latents_flipped": "f2:4"}, {})
     if "align" in file.attrs:
@@ -178,7 +183,6 @@ def _check_values(file: Rows) -> None:
     """Raise SitError for values that no store has."""
     attrs, shape = file.attrs, file.shape("latents")
     channels = shape[1] // 2 if attrs["kind"] == "moments" else shape[1]
-    scaling = np.ravel(np.asarray(attrs["scaling"], dtype=object))
     wrong = ""
     if attrs["kind"] not in KINDS:
         wrong = f"kind '{attrs['kind']}'"
@@ -190,10 +194,12 @@ def _check_values(file: Rows) -> None:
         wrong = "mirrored latents of another shape"
     elif file.shape("crc32")[1] < (2 if attrs["flips"] else 1):
         wrong = "checksums of another number of copies"
-    elif len(scaling) not in (1, channels) or not all(_finite(value) for value in scaling):
+    elif wrong_values(attrs["scaling"], channels, zero=False):
         wrong = f"scaling {str(attrs['scaling'])[:40]}"
     elif lacking := [k for k in SPEC if not isinstance(attrs["autoencoder"].get(k), SPEC[k])]:
         wrong = f"an autoencoder without '{lacking[0]}'"
+    elif wrong_values(shift := Scaling.of(attrs).shift, channels, zero=True):
+        wrong = f"shift {str(shift)[:40]}"
     elif "align" in attrs and (feature_fault := _wrong_features(file)):
         wrong = feature_fault
     elif "class_names" not in file.names or len(file.shape("class_names")) != 1:
@@ -215,7 +221,3 @@ def _wrong_features(file: Rows) -> str:
     if file.shape(FEATURES_CRC)[1] < (2 if file.attrs["flips"] else 1):
         return "checksums of another number of copies"
     return ""
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value != 0

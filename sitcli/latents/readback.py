@@ -6,12 +6,21 @@ import hashlib
 import math
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from sitcli.latents.layout import FEATURES, FEATURES_CRC
+from sitcli.latents.scaling import Scaling
 from sitcli.latents.store import LatentStore
 from sitcli.storage.rows import DONE
+
+
+def standardised(check: ReadBack) -> dict[str, Any]:
+    """The attributes of a store of `--normalize channels` whose rows have been read back."""
+    scaling = Scaling.standardising(check.own_mean, check.own_std)
+    mean, std = check.scaled_by(scaling)
+    return dict(scaling=list(scaling.factor), shift=list(scaling.shift), mean=mean, std=std)
 
 
 class ReadBack:
@@ -20,7 +29,8 @@ class ReadBack:
     Afterwards it has these attributes. damaged: numbers of the rows whose bytes differ from those
     written. checksum: sha256 over latents, mirrored latents and labels, see
     `LatentStore.checksum`. mean, std: statistics per channel of the scaled latents that training
-    draws, over items, mirrored items, positions and the posterior.
+    draws, over items, mirrored items, positions and the posterior; own_mean, own_std: those of the
+    latents as they are stored.
     """
 
     def __init__(self, store: LatentStore) -> None:
@@ -62,8 +72,12 @@ class ReadBack:
         store = self._store
         copies = 2 if store.has_flips else 1
         count = max(1, store.num_items * copies * math.prod(store.latent_shape[1:]))
-        scale = np.asarray(store.scaling, np.float64)
-        mean = total / count
-        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-        self.mean: list[float] = ((mean - store.autoencoder["shift"]) * scale).tolist()
-        self.std: list[float] = (std * scale).tolist()
+        self.own_mean = total / count
+        self.own_std = np.sqrt(np.maximum(squares / count - self.own_mean**2, 0))
+        self.mean, self.std = self.scaled_by(store.scaling)
+
+    def scaled_by(self, scaling: Scaling) -> tuple[list[float], list[float]]:
+        """Mean and std per channel of the latents under a scaling."""
+        factor = np.asarray(scaling.factor, np.float64)
+        mean = (self.own_mean - scaling.shift) * factor
+        return mean.tolist(), (self.own_std * factor).tolist()

@@ -15,6 +15,7 @@ import torch
 
 from sitcli.errors import SitError
 from sitcli.latents.layout import ARRAY_PREFIX, FEATURES, encode_command, open_rows
+from sitcli.latents.scaling import Scaling
 from sitcli.latents.unchanged import StoreChanged, Unchanged, damaged_rows, sampled_rows
 from sitcli.storage import rows
 from sitcli.storage.files import hash_json
@@ -72,7 +73,7 @@ class LatentStore(ReadsBatches):
         # 1: as versions up to 0.7 listed a source, see images/source.py
         self.listing: int = attrs.get("source_listing", 1)
         self.sources = [self.source]
-        self.scaling: float | list[float] = attrs["scaling"]
+        self.scaling = Scaling.of(attrs)
         self.fingerprint: str = attrs["fingerprint"]
         self.written_checksum: str = attrs["checksum"]
         self.autoencoder: dict[str, Any] = attrs["autoencoder"]
@@ -88,8 +89,6 @@ class LatentStore(ReadsBatches):
         self.labels = np.array(file.array("labels")[self._items])
         self._latents = file.array("latents")
         self._flipped = file.array("latents_flipped") if self.has_flips else None
-        self._scale = torch.as_tensor(self.scaling, dtype=torch.float32).reshape(-1, 1, 1)
-        self._shift: float = self.autoencoder["shift"]
         self.align: dict[str, Any] | None = attrs.get("align")
         self.align_width = file.shape(FEATURES[0])[1] if self.align else None
 
@@ -223,9 +222,7 @@ class LatentStore(ReadsBatches):
                 torch.addcmul(mean, std, noise[part], out=out)
             else:
                 out.copy_(rows[:, : self.channels])
-            if self._shift:
-                out.sub_(self._shift)
-            out.mul_(self._scale)
+            self.scaling.normalise_(out)
         return latents
 
     def image_paths(self) -> list[str]:

@@ -23,13 +23,15 @@ EPS = 1e-6
 class Style(NamedTuple):
     """Block parts that can differ from the DiT and SiT papers, independently of each other.
 
-    mlp: a row of MLPS; norm: a row of NORMS; qk_norm: RMS-normalise queries and keys, head by head
-    (Henry et al. 2020; Yao et al. 2025). The default is DiT's and SiT's.
+    mlp: a row of MLPS; norm: a row of NORMS; qk_norm: normalise queries and keys, head by head
+    (Henry et al. 2020; Yao et al. 2025), as the row qk_kind of QK_NORMS does. The default is DiT's
+    and SiT's.
     """
 
     mlp: str = "gelu"
     norm: str = "layer"
     qk_norm: bool = False
+    qk_kind: str = "rms"
 
 
 PLAIN = Style()
@@ -64,6 +66,24 @@ class Norm(NamedTuple):
 NORMS: dict[str, Norm] = {
     "layer": Norm(layer_norm, lambda affine: 2 * affine),
     "rms": Norm(rms_norm, lambda affine: 1, "RMSNorm"),
+}
+
+
+class QkNorm(NamedTuple):
+    """make(width) -> the layer for heads of this width; vectors: how many vectors it has.
+
+    words: its name in the description of a network.
+    """
+
+    make: Callable[[int], nn.Module]
+    vectors: int
+    words: str
+
+
+QK_NORMS: dict[str, QkNorm] = {
+    "rms": QkNorm(partial(nn.RMSNorm, eps=EPS), 1, "QK-norm"),
+    # timm's default, and so that of REPA's --qk-norm; its eps is not the blocks'.
+    "layer": QkNorm(partial(nn.LayerNorm, eps=1e-5), 2, "QK-LayerNorm"),
 }
 
 
@@ -114,16 +134,19 @@ def gelu(x: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention with one packed projection, (B, T, d) -> (B, T, d).
 
-    qk_norm: normalise queries and keys; rope: turn them by their positions, after that.
+    qk_norm: normalise queries and keys, as the row qk_kind of QK_NORMS does; rope: turn them by
+    their positions, after that.
     """
 
-    def __init__(self, width: int, heads: int, *, qk_norm: bool = False) -> None:
+    def __init__(
+        self, width: int, heads: int, *, qk_norm: bool = False, qk_kind: str = "rms"
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        norm = partial(nn.RMSNorm, width // heads, eps=EPS) if qk_norm else nn.Identity
-        self.q_norm, self.k_norm = norm(), norm()
+        norm = QK_NORMS[qk_kind].make if qk_norm else nn.Identity
+        self.q_norm, self.k_norm = norm(width // heads), norm(width // heads)
 
     def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
@@ -219,7 +242,7 @@ class AdaLNZeroBlock(nn.Module):
         super().__init__()
         norm = NORMS[style.norm].make
         self.norm1, self.norm2 = norm(width, affine=False), norm(width, affine=False)
-        self.attn = Attention(width, heads, qk_norm=style.qk_norm)
+        self.attn = Attention(width, heads, qk_norm=style.qk_norm, qk_kind=style.qk_kind)
         self.mlp = MLPS[style.mlp].make(width, MLP_RATIO * width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
@@ -236,7 +259,7 @@ class AdaLNBlock(nn.Module):
         super().__init__()
         norm = NORMS[style.norm].make
         self.norm1, self.norm2 = norm(width, affine=False), norm(width, affine=False)
-        self.attn = Attention(width, heads, qk_norm=style.qk_norm)
+        self.attn = Attention(width, heads, qk_norm=style.qk_norm, qk_kind=style.qk_kind)
         self.mlp = MLPS[style.mlp].make(width, MLP_RATIO * width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 4 * width))
 
@@ -253,7 +276,7 @@ class CrossAttentionBlock(nn.Module):
         super().__init__()
         norm = NORMS[style.norm].make
         self.norm1 = norm(width, affine=True)
-        self.attn = Attention(width, heads, qk_norm=style.qk_norm)
+        self.attn = Attention(width, heads, qk_norm=style.qk_norm, qk_kind=style.qk_kind)
         self.norm2 = norm(width, affine=True)
         self.cross_attn = CrossAttention(width, heads)
         self.norm3 = norm(width, affine=True)
@@ -272,7 +295,7 @@ class InContextBlock(nn.Module):
         super().__init__()
         norm = NORMS[style.norm].make
         self.norm1 = norm(width, affine=True)
-        self.attn = Attention(width, heads, qk_norm=style.qk_norm)
+        self.attn = Attention(width, heads, qk_norm=style.qk_norm, qk_kind=style.qk_kind)
         self.norm2 = norm(width, affine=True)
         self.mlp = MLPS[style.mlp].make(width, MLP_RATIO * width)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from sitcli.model.blocks import BLOCKS, MLPS, NORMS, Style
+from sitcli.model.blocks import BLOCKS, MLPS, NORMS, QK_NORMS, Style
 
 # depth, width, heads (DiT Table 1); Mi and Ti are ours, for CPUs.
 PRESETS: dict[str, tuple[int, int, int]] = {
@@ -25,10 +25,10 @@ class TransformerConfig:
     input_size: height of the latent; input_width: its width, None if it is square; channels: its
     channels; num_classes: 0 is unconditional; block: one of BLOCKS.
 
-    Beyond the papers: mlp, norm, qk_norm: see `Style`; rope: turn queries and keys by their
-    positions, see `rotary_embedding`. aux_block: an auxiliary final layer reads the tokens after
-    so many blocks, 0: there is none. align_block, align_width: a projector reads them for features
-    of so many channels. Raises ValueError for sizes that do not fit together.
+    Beyond the papers: mlp, norm, qk_norm, qk_kind: see `Style`; rope: turn queries and keys by
+    their positions, see `rotary_embedding`. aux_block: an auxiliary final layer reads the tokens
+    after so many blocks, 0: there is none. align_block, align_width: a projector reads them for
+    features of so many channels. Raises ValueError for sizes that do not fit together.
     """
 
     input_size: int
@@ -48,12 +48,15 @@ class TransformerConfig:
     aux_block: int = 0
     align_block: int = 0
     align_width: int = 0
+    qk_kind: str = "rms"
 
     def __post_init__(self) -> None:
         if self.block not in BLOCKS:
             raise ValueError(f"no block design is called '{self.block}'")
-        if self.mlp not in MLPS or self.norm not in NORMS:
-            raise ValueError(f"no parts of a block are called '{self.mlp}' and '{self.norm}'")
+        if self.mlp not in MLPS or self.norm not in NORMS or self.qk_kind not in QK_NORMS:
+            raise ValueError(
+                f"no parts of a block are called '{self.mlp}', '{self.norm}' and '{self.qk_kind}'"
+            )
         for side in self.latent_shape[1:]:
             if side % self.patch:
                 raise ValueError(f"patch {self.patch} does not divide the latent side {side}")
@@ -91,7 +94,7 @@ class TransformerConfig:
     @property
     def style(self) -> Style:
         """The parts of its blocks."""
-        return Style(self.mlp, self.norm, self.qk_norm)
+        return Style(self.mlp, self.norm, self.qk_norm, self.qk_kind)
 
     @property
     def backbone(self) -> TransformerConfig:
@@ -102,7 +105,7 @@ class TransformerConfig:
     def beyond(self) -> list[str]:
         """What sets it apart from the papers' networks, in words."""
         parts = [MLPS[self.mlp].words, NORMS[self.norm].words]
-        parts += ["QK-norm" * self.qk_norm, "RoPE" * self.rope]
+        parts += [QK_NORMS[self.qk_kind].words * self.qk_norm, "RoPE" * self.rope]
         return [words for words in parts if words]
 
     @property

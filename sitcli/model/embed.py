@@ -53,7 +53,7 @@ class Rope(NamedTuple):
 
     def rotate(self, x: Tensor) -> Tensor:
         """Turn queries or keys (B, heads, T, D): channel i together with i + D/2."""
-        a, b = x.float().chunk(2, dim=-1)
+        a, b = x.to(torch.promote_types(x.dtype, self.cos.dtype)).chunk(2, dim=-1)
         turned = a * self.cos - b * self.sin, a * self.sin + b * self.cos
         return torch.cat(turned, dim=-1).to(x.dtype)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sitcli.model.blocks import BLOCKS, MLP_RATIO, MLPS, NORMS
+from sitcli.model.blocks import BLOCKS, MLP_RATIO, MLPS, NORMS, QK_NORMS
 from sitcli.model.config import PRESETS, TransformerConfig, projector_width
 from sitcli.model.embed import TimestepEmbedder
 from sitcli.model.transformer import Transformer
@@ -87,8 +87,8 @@ def count_costs(
     vectors = depth * design.vectors + design.final_vectors
     affine = NORMS[config.norm].vectors(design.affine)
     norms = depth * design.norms + 1
-    # A head's queries and keys have a gain each.
-    qk_gains = depth * 2 * (d // config.heads) * config.qk_norm
+    # A head's queries and keys have a gain each, and perhaps a bias.
+    qk_gains = depth * 2 * (d // config.heads) * config.qk_norm * QK_NORMS[config.qk_kind].vectors
     mlp = _mlp_cost(config)
     crossing = depth if context else 0  # the blocks with cross-attention
     frequencies = TimestepEmbedder.frequency_dim

@@ -19,6 +19,7 @@ from sitcli.core.prediction import Network
 from sitcli.core.reversed_time import ReversedTime
 from sitcli.core.wt import LossCurve
 from sitcli.errors import SitError
+from sitcli.latents.scaling import Scaling
 from sitcli.machine.seeds import UNRECORDED
 from sitcli.model.config import TransformerConfig
 from sitcli.model.lora import merged
@@ -53,6 +54,11 @@ class Checkpoint:
     def latents(self) -> dict[str, Any]:
         """The facts about the latents it was trained on, see `latent_facts`."""
         return self.meta["latents"]
+
+    @property
+    def scaling(self) -> Scaling:
+        """How the latents it was trained on are normalised."""
+        return Scaling.of(self.latents)
 
     @cached_property
     def config(self) -> TransformerConfig:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sitcli.errors import SitError, UsageError
 from sitcli.latents.joined import JoinedStores
+from sitcli.latents.scaling import Scaling
 from sitcli.latents.store import LatentStore
 from sitcli.runs.checkpoint import Checkpoint
 from sitcli.storage.files import hash_json
@@ -29,6 +30,8 @@ def difference_from_trained(store: LatentStore | JoinedStores, latents: dict[str
         return "of other images, or made with another autoencoder, size, crop or flips"
     if latents.get("checksum", store.written_checksum) != store.written_checksum:
         return "with other values: its checksum is not that of the run"
+    if store.scaling != (trained := Scaling.of(latents)):
+        return f"scaled by {store.scaling}, not {trained}"
     return ""
 
 
@@ -61,8 +64,8 @@ def check_same_latents(store: LatentStore | JoinedStores, checkpoint: Checkpoint
         )
     elif latents["autoencoder"]["hash"] not in (None, store.autoencoder["hash"]):
         what = f"latents of another autoencoder, {store.autoencoder['name']}"
-    elif store.scaling != latents["scaling"]:
-        what = f"latents scaled by {store.scaling}, but the run needs {latents['scaling']}"
+    elif store.scaling != checkpoint.scaling:
+        what = f"latents scaled by {store.scaling}, but the run needs {checkpoint.scaling}"
     else:
         return
     like = f"with --vae {latents['autoencoder']['name']}"
@@ -84,8 +87,10 @@ def known_labels(
         return np.zeros(len(labels), np.int64), "none, as the model has none"
     if class_names and set(class_names) <= set(known):
         return np.array([known.index(name) for name in class_names])[labels], OWN_LABELS
-    # A run that does not know its classes' names has them in order.
-    if len(class_names) == num_classes and not known:
+    # A run that does not know its classes' names has them in order, and so have images whose
+    # classes are called by their numbers, as by a dataset.json.
+    numbers = [str(i) for i in range(num_classes)]
+    if len(class_names) == num_classes and (not known or class_names == numbers):
         return np.array(labels), OWN_LABELS
     why = "the images' are not the run's" if class_names else "the images have none"
     return np.full(len(labels), checkpoint.config.null_class), f"the null class, as {why}"

@@ -9,6 +9,7 @@ from sitcli import names
 from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.latents.joined import JoinedStores
+from sitcli.latents.scaling import Scaling, wrong_values
 from sitcli.latents.store import LatentStore
 from sitcli.machine.seeds import STREAMS, UNRECORDED
 from sitcli.model.config import TransformerConfig
@@ -51,7 +52,7 @@ def latent_facts(store: LatentStore | JoinedStores) -> dict[str, Any]:
         image_size=store.image_size,
         crop=store.crop,
         kind=store.kind,
-        scaling=store.scaling,
+        **store.scaling.facts(store.autoencoder),
         autoencoder=store.autoencoder,
         class_names=store.class_names,
         num_items=store.num_items,
@@ -60,9 +61,16 @@ def latent_facts(store: LatentStore | JoinedStores) -> dict[str, Any]:
 
 
 def unseen_latent_facts(
-    config: TransformerConfig, spec: dict[str, Any], class_names: list[str]
+    config: TransformerConfig,
+    spec: dict[str, Any],
+    class_names: list[str],
+    *,
+    scaling: Scaling | None = None,
 ) -> dict[str, Any]:
-    """`latent_facts` as far as they are known without a store, for imported weights."""
+    """`latent_facts` as far as they are known without a store, for imported weights.
+
+    scaling: None for the autoencoder's own.
+    """
     height, width = (side * spec["downsample"] for side in config.latent_shape[1:])
     return dict(
         store=None,
@@ -73,7 +81,7 @@ def unseen_latent_facts(
         image_size=height if height == width else [height, width],
         crop="adm",
         kind="latents" if spec["deterministic"] else "moments",
-        scaling=spec["scaling"],
+        **(scaling or Scaling.of_spec(spec)).facts(spec),
         autoencoder=spec,
         class_names=class_names if len(class_names) == config.num_classes else [],
         num_items=0,
@@ -140,6 +148,8 @@ def wrong_in_meta(meta: dict[str, Any]) -> str:
         if not 0 < config.depth <= MOST_BLOCKS or config.tokens > MOST_TOKENS:
             return f"a network of {config.depth} blocks and {config.tokens} tokens"
         process = process_from(meta["process"])
+        if wrong_scaling := _wrong_scaling(meta["latents"], config.channels):
+            return wrong_scaling
     except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
         return f"its network or process: {first_line(error)}"
     for key, known in (
@@ -162,6 +172,16 @@ def _is_beginning(init: Any) -> bool:
         and {"path", "step", "weights", "sha256", "fates"} <= init.keys()
         and isinstance(init["sha256"], (str, type(None)))
     )
+
+
+def _wrong_scaling(latents: dict[str, Any], channels: int) -> str:
+    """The fault of a checkpoint's normalisation of latents with this many channels, "" if none."""
+    scaling = Scaling.of(latents)
+    if wrong_values(scaling.factor, channels, zero=False):
+        return f"its latents' scaling is {str(latents['scaling'])[:40]}"
+    if wrong_values(scaling.shift, channels, zero=True):
+        return f"its latents' shift is {str(scaling.shift)[:40]}"
+    return ""
 
 
 def _is_average(made: Any) -> bool:

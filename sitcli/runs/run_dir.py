@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from sitcli import __version__
+from sitcli.latents.scaling import needs_shift
 from sitcli.model.power_ema import Snapshot
 from sitcli.storage.files import replacing, sync_folder, with_checksum, write_json, write_text
 
 FORMAT = "sit-checkpoint"
 # Format 1 had DeepSpeed's pickles in state/: training cannot go on from them. Format 3 names the
 # random streams of its training, which older versions do not have: they would draw other numbers.
-# Format 4 has a history, or adapters: older versions would take other images, or lack weights.
+# Format 4 has a history, adapters, or latents that are shifted per channel (see `needs_shift`): older
+# versions would take other images, other weights, or other latents.
 FORMAT_VERSION = 4
 STEP_NAME = re.compile(r"step-(\d{7,})")
 SNAPSHOT_NAME = re.compile(r"ema-std(0\.\d+)\.safetensors")
@@ -86,7 +88,9 @@ class RunDir:
         Writes meta.json and renames the folder. Every other file in it must be on the disk already.
         """
         path = self.saving_path(step)
-        version = 4 if {"history", "lora"} & meta.keys() else 3 if "streams" in meta else 2
+        version = 3 if "streams" in meta else 2
+        if {"history", "lora"} & meta.keys() or needs_shift(meta.get("latents", {})):
+            version = FORMAT_VERSION
         meta = {"format": FORMAT, "format_version": version, "step": step, **meta}
         write_json(path / "meta.json", with_checksum({**meta, "sit_version": __version__}))
         sync_folder(path / "state")

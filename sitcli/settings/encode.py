@@ -60,6 +60,12 @@ class EncodeSettings:
         "without classes.",
         group="Images",
     )
+    normalize: names.Normalize = option(
+        "autoencoder",
+        "How training sees the latents: scaled as the autoencoder says, or channels: each channel "
+        "to mean 0 and standard deviation 1 over these latents.",
+        group="Autoencoder",
+    )
     strict: bool = option(False, "Stop at the first broken image.", group="Images")
     align_features: str | None = option(
         None,

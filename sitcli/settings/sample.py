@@ -35,7 +35,10 @@ class SampleSettings:
         None, "Images to draw. [default: 64; with --noise one per row]", group="Images", low=1
     )
     classes: str | None = option(
-        None, "Only these classes, numbers or names: 207,360 or 'goldfish,teapot'.", group="Images"
+        None,
+        "Only these classes, by number or name: 207,360 or 'goldfish,golden retriever'. A name "
+        "with commas may stand in double quotes.",
+        group="Images",
     )
     preset: names.SamplePreset | None = option(
         None,

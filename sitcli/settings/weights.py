@@ -50,8 +50,8 @@ class ImportSettings:
     )
     lineage: names.Lineage | None = option(
         None,
-        "official-sit, official-dit (fast-DiT's too), repa, diffusers: decides process, direction "
-        "of time and guided channels. [default: as the file tells]",
+        "official-sit, official-dit (fast-DiT's too), repa, lightningdit, diffusers: decides "
+        "process, direction of time and guided channels. [default: as the file tells]",
         group="Whose they are",
     )
     heads: int | None = option(
@@ -73,6 +73,12 @@ class ImportSettings:
         "the tensors and the options, and a contradiction is an error]",
         group="Whose they are",
     )
+    class_names: str | None = option(
+        None,
+        "imagenet, none, or a text FILE with a name a line. [default: as the file says; for 1,000 "
+        "classes without names imagenet]",
+        group="Whose they are",
+    )
     image_size: str | None = option(
         None,
         "512, or 256x512 (height first): recompute the positions for images of this size. "
@@ -82,7 +88,13 @@ class ImportSettings:
     vae: str | None = option(
         None,
         "Autoencoder of the latents, as in encode-latents. [default: for 4 channels "
-        "stabilityai/sd-vae-ft-ema, else it must be said]",
+        "stabilityai/sd-vae-ft-ema, for LightningDiT's 32 the VA-VAE, else it must be said]",
+        group="Images",
+    )
+    latent_stats: Path | None = option(
+        None,
+        "LightningDiT's latents_stats.pt: mean and std per channel of the latents. [default: for "
+        "LightningDiT the one beside the weights]",
         group="Images",
     )
 

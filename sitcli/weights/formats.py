@@ -83,6 +83,7 @@ def _official_sit(export: Export) -> Callable[[Path], None]:
     checkpoint, state = export.checkpoint, export.state
     process = checkpoint.process
     _check_layout(checkpoint, "official-sit")
+    _check_scaling(checkpoint, "official-sit")
     if isinstance(process, Diffusion):
         raise _refused(checkpoint, "official-sit", "it was trained with DiT's diffusion")
     if process.interpolant not in OFFICIAL_PATHS:
@@ -109,6 +110,7 @@ def _official_sit(export: Export) -> Callable[[Path], None]:
 def _official_dit(export: Export) -> Callable[[Path], None]:
     checkpoint, process = export.checkpoint, export.checkpoint.process
     _check_layout(checkpoint, "official-dit")
+    _check_scaling(checkpoint, "official-dit")
     if not isinstance(process, Diffusion):
         raise _refused(checkpoint, "official-dit", "it was trained with SiT's flow")
     for part, known in OFFICIAL_CHAIN.items():
@@ -202,8 +204,7 @@ def _pipeline_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "time_convention": checkpoint.meta.get("time_convention", PAPER),
         "guided_channels": checkpoint.meta.get("guided_channels", "all"),
         "num_classes": checkpoint.config.num_classes,
-        "scaling": latents["scaling"],
-        "shift": spec["shift"],
+        **checkpoint.scaling.spec(),
         "pixels": is_identity(spec),
     }
     if isinstance(process, Diffusion):
@@ -227,6 +228,13 @@ def _check_layout(checkpoint: Checkpoint, layout: str) -> None:
         )
     if beyond:
         raise _refused(checkpoint, layout, f"the layout has no place for {', '.join(beyond)}")
+
+
+def _check_scaling(checkpoint: Checkpoint, layout: str) -> None:
+    """Raise UsageError for latents that the official samplers, which divide by 0.18215, garble."""
+    if (scaling := checkpoint.scaling).per_channel:
+        why = f"its latents are normalised per channel ({scaling}), and the layout has no place for"
+        raise _refused(checkpoint, layout, f"{why} that")
 
 
 def _refused(checkpoint: Checkpoint, layout: str, why: str) -> UsageError:

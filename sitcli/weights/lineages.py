@@ -6,6 +6,9 @@ import re
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from sitcli import names
 from sitcli.core.diffusion import Diffusion
@@ -13,6 +16,8 @@ from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
 from sitcli.model.config import TransformerConfig
 from sitcli.runs.meta import PAPER, REVERSED
+from sitcli.weights.latent_space import SD_VAE_SPEC, VA_VAE_SPEC
+from sitcli.weights.lightningdit import ROPE, from_lightningdit
 from sitcli.weights.official import PROJECTORS
 
 PATHS = {"linear": "linear", "gvp": "gvp", "cosine": "gvp", "vp": "vp"}
@@ -53,6 +58,9 @@ class Lineage:
     official: whether this lineage is meant where only the family is known, from --model or the
     file's name.
     has_ema: whether the weights are an average with the papers' decay.
+    translate(path, state): its tensors as our network takes them; vaes: the specs of the
+    autoencoders it was trained with; normalised: whether the latents are normalised by statistics,
+    which their trainer keeps in a file.
     """
 
     title: str
@@ -63,6 +71,9 @@ class Lineage:
     process: Callable[[TransformerConfig, Namespace | None, str | None, str | None], Flow]
     official: bool = False
     has_ema: bool = True
+    translate: Callable[[object, dict[str, Tensor]], dict[str, Tensor]] = lambda path, state: state
+    vaes: tuple[dict[str, Any], ...] = (SD_VAE_SPEC,)
+    normalised: bool = False
 
 
 def _sit_process(
@@ -129,13 +140,21 @@ def _repa_clue(clues: Clues) -> str:
 
 
 def _sit_clue(clues: Clues) -> str:
-    told = clues.told("path_type") and not _repa_clue(clues)
+    told = clues.told("path_type") and not _repa_clue(clues) and not _lightningdit_clue(clues)
     return "its trainer's arguments are SiT's" if told else ""
 
 
 def _dit_clue(clues: Clues) -> str:
     told = clues.told("global_batch_size", "num_classes") and not clues.told("path_type")
     return "its trainer's arguments are DiT's" if told and not _repa_clue(clues) else ""
+
+
+def _lightningdit_clue(clues: Clues) -> str:
+    if any(key.startswith(ROPE) for key in clues.keys):
+        return "it has LightningDiT's tables of RoPE"
+    if clues.told("use_rmsnorm", "wo_shift"):
+        return "its trainer's configuration is LightningDiT's"
+    return "its MLPs are LightningDiT's" if "blocks.0.mlp.w12.weight" in clues.keys else ""
 
 
 LINEAGES: dict[str, Lineage] = {
@@ -164,6 +183,17 @@ LINEAGES: dict[str, Lineage] = {
         guided_channels="all",
         recognises=_repa_clue,
         process=_sit_process,
+    ),
+    "lightningdit": Lineage(
+        title="LightningDiT",
+        family="SiT",
+        time_convention=REVERSED,
+        guided_channels="3",
+        recognises=_lightningdit_clue,
+        process=_sit_process,
+        translate=from_lightningdit,
+        vaes=(VA_VAE_SPEC, SD_VAE_SPEC),
+        normalised=True,
     ),
     # A diffusers folder is recognised before its files are read.
     "diffusers": Lineage(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from itertools import product
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sitcli.errors import SitError, UsageError
-from sitcli.model.blocks import BLOCKS
+from sitcli.model.blocks import BLOCKS, MLPS, NORMS, QK_NORMS, Style
 from sitcli.model.config import PRESETS, TransformerConfig
 from sitcli.model.embed import position_embedding
 from sitcli.model.transformer import Transformer
@@ -15,6 +19,9 @@ from sitcli.text import format_shape
 PREFIXES = ("module.", "_orig_mod.", "model.")  # from DDP, torch.compile and trainers' wrappers
 AUTOENCODER = "autoencoder."  # prefix of an autoencoder's arrays in files that sit export wrote
 PROJECTORS = "projectors."  # prefix of REPA's projectors, which only training needs
+BLOCK = re.compile(r"blocks\.(\d+)\.")
+# The blocks after the one that is projected, in REPA's older files.
+LATER_BLOCK = re.compile(r"decoder_blocks\.(\d+)\.")
 ESSENTIAL = (
     "x_embedder.proj.weight",
     "t_embedder.mlp.0.weight",
@@ -26,11 +33,19 @@ KEYS = "keys as in the official DiT and SiT: x_embedder, t_embedder, y_embedder,
 
 
 def official_keys(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors with wrappers' prefixes removed from their keys, and REPA's projectors apart."""
+    """The tensors with wrappers' prefixes removed from their keys, and REPA's projectors apart.
+
+    REPA's older files number the blocks after the projector from 0 again.
+    """
     found = dict(state)
     for prefix in PREFIXES * 2:
         if found and all(key.startswith(prefix) for key in found):
             found = {key.removeprefix(prefix): value for key, value in found.items()}
+    first = 1 + max((int(m[1]) for m in map(BLOCK.match, found) if m), default=-1)
+    found = {
+        LATER_BLOCK.sub(lambda m: f"blocks.{first + int(m[1])}.", key): value
+        for key, value in found.items()
+    }
     aside = {key: found.pop(key) for key in list(found) if key.startswith(PROJECTORS)}
     return found, aside
 
@@ -44,11 +59,17 @@ def learns_sigma(state: dict[str, Tensor]) -> bool:
 
 
 def config_of(
-    path: object, state: dict[str, Tensor], *, heads: int | None, model: str | None
+    path: object,
+    state: dict[str, Tensor],
+    *,
+    heads: int | None,
+    model: str | None,
+    rope: bool = False,
 ) -> TransformerConfig:
     """The configuration of the network with these tensors, after checking every key and shape.
 
-    heads, model: --heads and --model, None if not given; path: the file that errors name.
+    heads, model: --heads and --model, None if not given; rope: whether it has rotary embeddings;
+    path: the file that errors name.
     Raises SitError naming the first wrong key and both shapes, UsageError if the number of heads
     is unknown or `model` has another size.
     """
@@ -68,7 +89,7 @@ def config_of(
             width,
         ):
             raise _wrong(path, state, "pos_embed", f"1 x tokens x {width}")
-        config = infer_config(state, heads=_heads(width, heads, model))
+        config = infer_config(state, heads=_heads(state, heads, model), rope=rope)
     except (ValueError, KeyError, ZeroDivisionError) as error:
         raise SitError(f"{path} holds no DiT or SiT: {error}", f"expected {KEYS}") from None
     _check_model(path, config, model)
@@ -94,8 +115,11 @@ def check_tensors(path: object, state: dict[str, Tensor], config: TransformerCon
             raise SitError(f"{path}: '{key}' is not finite", "fetch it again")
     for key in state:
         if key not in expected:
+            more = len(state.keys() - expected.keys()) - 1
+            others = f", and {more} more tensors that" if more else ", which"
+            shape = format_shape(state[key].shape)
             raise SitError(
-                f"{path} holds '{key}' ({format_shape(state[key].shape)}), which no DiT or SiT has",
+                f"{path} holds '{key}' ({shape}){others} no DiT or SiT has",
                 f"expected {KEYS}",
             )
 
@@ -105,9 +129,12 @@ def _wrong(path: object, state: dict[str, Tensor], key: str, expected: str) -> S
     return SitError(f"{path}: '{key}' is {found}, not {expected}", "fetch it again")
 
 
-def _heads(width: int, heads: int | None, model: str | None) -> int:
+def _heads(state: dict[str, Tensor], heads: int | None, model: str | None) -> int:
     if heads is not None:
         return heads
+    width, norm = len(state["x_embedder.proj.weight"]), state.get("blocks.0.attn.q_norm.weight")
+    if norm is not None and norm.numel() and width % norm.numel() == 0:
+        return width // norm.numel()
     size = model.split("-")[1].split("/")[0] if model else None
     if size in PRESETS and PRESETS[size][1] == width:
         return PRESETS[size][2]
@@ -142,11 +169,10 @@ def model_name(family: str, config: TransformerConfig) -> str:
     return f"{family}-{config.depth}x{config.width}/{config.patch}"
 
 
-def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
+def infer_config(state: dict[str, Tensor], *, heads: int, rope: bool = False) -> TransformerConfig:
     """The configuration of weights in the official layout, from the shapes of their tensors.
 
-    The number of heads cannot be seen in them; neither can rotary embeddings, so the network is
-    taken to be one of the papers'.
+    The number of heads cannot be seen in them; neither can rotary embeddings, which `rope` tells.
     Raises KeyError for a missing tensor, ValueError for blocks of an unknown design or a position
     embedding that fits no grid.
     """
@@ -164,7 +190,8 @@ def infer_config(state: dict[str, Tensor], *, heads: int) -> TransformerConfig:
         depth=depth,
         heads=heads,
         num_classes=state["y_embedder.embedding_table.weight"].shape[0] - 1,
-        block=_infer_block(state, width),
+        rope=rope,
+        **_infer_block(state, width, heads),
     )
 
 
@@ -186,13 +213,17 @@ def infer_grid(pos_embed: Tensor) -> tuple[int, int]:
     return side, side
 
 
-def _infer_block(state: dict[str, Tensor], width: int) -> str:
-    """The block design whose parameters have the names and shapes of the first block's."""
+def _infer_block(state: dict[str, Tensor], width: int, heads: int) -> dict[str, Any]:
+    """The fields of the config that say what the blocks are made of: their design and its parts,
+    whose parameters have the names and shapes of the first block's.
+    """
     prefix = "blocks.0."
     found = {k.removeprefix(prefix): v.shape for k, v in state.items() if k.startswith(prefix)}
-    for name, design in BLOCKS.items():
+    kinds = QK_NORMS if "attn.q_norm.weight" in found else [Style().qk_kind]
+    for block, mlp, norm, qk_kind in product(BLOCKS, MLPS, NORMS, kinds):
+        style = Style(mlp, norm, kinds is QK_NORMS, qk_kind)
         with torch.device("meta"):
-            block = design.block(width, 1)
-        if {k: v.shape for k, v in block.state_dict().items()} == found:
-            return name
+            made = BLOCKS[block].block(width, heads, style)
+        if {k: v.shape for k, v in made.state_dict().items()} == found:
+            return {"block": block, **style._asdict()}
     raise ValueError(f"the parameters of {prefix[:-1]} fit no known design: {[*found]}")

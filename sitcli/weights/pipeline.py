@@ -76,8 +76,8 @@ class SitPipeline(DiffusionPipeline):
     """A DiTTransformer2DModel with SiT's or DiT's sampler; `sit` says which (see model_index.json).
 
     sit: interpolant, prediction, interval, time_convention of a flow, betas and variance of a
-    diffusion; guided_channels; num_classes; scaling and shift of the latents; pixels, whether the
-    latents are the picture.
+    diffusion; guided_channels; num_classes; scaling and shift of the latents, a number or one per
+    channel; pixels, whether the latents are the picture.
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -212,8 +212,11 @@ class SitPipeline(DiffusionPipeline):
 
     def decode(self, x):
         """Latents to PIL images."""
-        z = x / torch.as_tensor(self.sit["scaling"], device=x.device).reshape(-1, 1, 1)
-        z = z + self.sit["shift"]
+        scaling, shift = (
+            torch.as_tensor(self.sit[name], dtype=torch.float32, device=x.device).reshape(-1, 1, 1)
+            for name in ("scaling", "shift")
+        )
+        z = x / scaling + shift
         if self.vae is not None:
             z = self.vae.decode(z.to(self.vae.dtype)).sample
         elif not self.sit["pixels"]:

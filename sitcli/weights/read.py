@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sitcli.errors import SitError, UsageError
+from sitcli.images.class_names import are_imagenet, imagenet_names
 from sitcli.model.config import TransformerConfig
 from sitcli.model.embed import position_embedding
 from sitcli.runs.meta import process_from, written_fields, wrong_in_meta
@@ -19,6 +20,7 @@ from sitcli.runs.run_dir import RunDir
 from sitcli.storage.tensors import verify_tensors
 from sitcli.storage.untrusted import check_archive, named_tensors, read_content, read_metadata
 from sitcli.weights.diffusers_dit import EXTRAS, read_folder
+from sitcli.weights.latent_space import STATISTICS
 from sitcli.weights.official import AUTOENCODER
 
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -38,7 +40,9 @@ def only_file(path: Path) -> Path:
         raise UsageError(
             f"{path} is already a run or checkpoint of sit", f"use it as it is: sit sample {path}"
         )
-    files = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_FILES)
+    files = sorted(
+        file for file in path.iterdir() if file.suffix in WEIGHT_FILES and file.name != STATISTICS
+    )
     if len(files) == 1:
         return files[0]
     what = f"{len(files)} files of weights" if files else "no weights"
@@ -72,16 +76,26 @@ def read_source(path: Path) -> Found:
     if isinstance(content, dict):
         parts = {which: named_tensors(content.get(which)) for which in ("model", "ema")}
         parts = {which: tensors for which, tensors in parts.items() if tensors}
-    args = content.get("args") if parts else None
+    args = _arguments(content) if parts else None
     step = content.get("steps") if parts else None
     return Found(
         path=path,
         # A released file holds the average weights alone.
         states=parts or {"ema": named_tensors(content)},
-        args=args if isinstance(args, Namespace) else None,
+        args=args,
         step=step if isinstance(step, int) and 0 <= step < 10**9 else _step_in(path),
         has_optimizer=bool(parts) and "opt" in content,
     )
+
+
+def _arguments(content: dict[str, Any]) -> Namespace | None:
+    """The trainer's arguments: `args`, or as one the sections of LightningDiT's `config`."""
+    args, config = content.get("args"), content.get("config")
+    if isinstance(args, Namespace) or not isinstance(config, dict):
+        return args if isinstance(args, Namespace) else None
+    sections = (config.get(name) for name in ("data", "model", "transport"))
+    facts = {k: v for part in sections if isinstance(part, dict) for k, v in part.items()}
+    return Namespace(**{k: v for k, v in facts.items() if isinstance(k, str)}) if facts else None
 
 
 def _read_diffusers(path: Path) -> Found:
@@ -121,7 +135,9 @@ def _read_diffusers(path: Path) -> Found:
     learned = out == 2 * (facts["config"].get("in_channels") or 0)
     process["variance"] = "learned-range" if learned else "fixed-large"
     labels = facts["index"].get("id2label") or {}
-    names_ = [str(labels.get(str(i), "")).split(",")[0] for i in range(len(labels))]
+    names_ = [str(labels.get(str(i), "")) for i in range(len(labels))]
+    if are_imagenet(names_):
+        names_ = imagenet_names()
     return Found(
         path=path,
         states={"ema": state},

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from sitcli.autoencoders import base
-from sitcli.autoencoders.base import decode_latents, to_signed, to_uint8
+from sitcli.autoencoders.base import decode_latents, encode_latents, to_signed, to_uint8
 from sitcli.autoencoders.load import load_autoencoder
+from sitcli.latents.scaling import Scaling
 from tests.autoencoders.files import smooth_images, tiny_kl
 
 CPU = torch.device("cpu")
@@ -24,10 +25,13 @@ def test_scaling_per_channel_and_shift_are_undone():
     picture."""
     images = smooth_images(2, 8)
     pixels = load_autoencoder("pixels", **FP32)
-    pixels.shift = 0.25
-    scaling = [0.5, 2.0, 4.0]
-    scaled = (to_signed(images) - 0.25) * torch.tensor(scaling).reshape(3, 1, 1)
-    assert np.array_equal(decode_latents(pixels, scaled, scaling).numpy(), images)
+    factor, shift = (torch.tensor(v).reshape(-1, 1, 1) for v in ([0.5, 2.0, 4.0], [0.25, -1.0, 0]))
+    for scaling, scaled in (
+        (Scaling([0.5, 2.0, 4.0], 0.25), (to_signed(images) - 0.25) * factor),
+        (Scaling(0.5, [0.25, -1.0, 0.0]), (to_signed(images) - shift) * 0.5),
+    ):
+        assert np.array_equal(decode_latents(pixels, scaled, scaling).numpy(), images)
+        torch.testing.assert_close(encode_latents(pixels, images, scaling), scaled)
 
 
 def test_decoding_in_slices_is_decoding_at_once(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import torch
 from sitcli.autoencoders import diffusers_vae
 from sitcli.autoencoders.load import from_spec, load_autoencoder
 from sitcli.errors import SitError
+from sitcli.latents.scaling import Scaling
 from tests.autoencoders.files import tiny_kl
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def test_diffusers_kl_folder(tmp_path):
     network.save_pretrained(tmp_path / "vae")
     vae = load_autoencoder(str(tmp_path / "vae"), **FP32)
     assert (vae.latent_channels, vae.downsample, vae.deterministic) == (4, 2, False)
-    assert (vae.scaling, vae.shift) == (0.3, 0.1)
+    assert vae.scaling == Scaling(0.3, 0.1)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     with torch.no_grad():
         posterior = network.encode(images).latent_dist
@@ -48,6 +49,23 @@ def test_diffusers_kl_folder(tmp_path):
     with pytest.raises(SitError, match="is gone") as failure:
         from_spec(vae.spec, {}, **FP32)
     assert "--vae" in failure.value.hint
+
+
+def test_statistics_in_a_config_are_its_scaling(tmp_path):
+    """Catches: latents_mean and latents_std ignored in silence, or the factor left out."""
+    statistics = dict(latents_mean=[0.5, 1.0, 0.0, -1.0], latents_std=[1.0, 2.0, 4.0, 8.0])
+    tiny_kl(scaling_factor=0.5, **statistics).save_pretrained(tmp_path)
+    vae = load_autoencoder(str(tmp_path), **FP32)
+    assert vae.scaling == Scaling([0.5, 0.25, 0.125, 0.0625], [0.5, 1.0, 0.0, -1.0])
+    assert from_spec(vae.spec, {}, **FP32).scaling == vae.scaling
+    for config, message in (
+        (dict(latents_mean=[0.0, 1.0], latents_std=[1.0]), "one number per channel"),
+        (dict(latents_mean=None, latents_std=[1.0, 0.0, 1.0, 1.0]), "one number per channel"),
+        (dict(statistics, shift_factor=0.1), "both a shift_factor and a latents_mean"),
+    ):
+        tiny_kl(**config).save_pretrained(tmp_path)
+        with pytest.raises(SitError, match=message):
+            load_autoencoder(str(tmp_path), **FP32)
 
 
 def test_diffusers_folder_without_some_weights_is_refused(tmp_path):
@@ -92,7 +110,9 @@ def test_diffusers_tiny_and_dc_folders(tmp_path):
         folder = tmp_path / type(network).__name__
         network.save_pretrained(folder)
         vae = load_autoencoder(str(folder), **FP32)
-        assert (vae.downsample, vae.deterministic, vae.scaling) == (downsample, True, scaling)
+        assert (vae.downsample, vae.deterministic, vae.scaling) == (
+            downsample, True, Scaling(scaling),
+        )  # fmt: skip
         latents = vae.encode(images)
         assert latents.shape == (2, 4, 16 // downsample, 16 // downsample)
         with torch.no_grad():
@@ -187,7 +207,7 @@ def test_original_checkpoints_equal_the_diffusers_folder(tmp_path, monkeypatch, 
         whole = {f"first_stage_model.{k}": v.contiguous() for k, v in weights.items()}
         safetensors.torch.save_file({**whole, **other}, path)
     vae = load_autoencoder(str(path), **FP32)
-    assert vae.scaling == 0.18215
+    assert vae.scaling == Scaling(0.18215)
     assert vae.spec["hash"] == load_autoencoder(str(tmp_path / "folder"), **FP32).spec["hash"]
 
 

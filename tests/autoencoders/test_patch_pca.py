@@ -10,6 +10,7 @@ from sitcli.autoencoders.base import decode_latents, to_signed
 from sitcli.autoencoders.load import from_spec
 from sitcli.autoencoders.patch_pca import fit_patch_pca
 from sitcli.errors import SitError
+from sitcli.latents.scaling import Scaling
 from tests.autoencoders.files import smooth_images
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ def test_patch_pca_latents_are_white_and_complete_basis_is_lossless():
     torch.testing.assert_close(
         flat @ flat.T / flat.shape[1], torch.eye(12).double(), atol=1e-3, rtol=0
     )
-    assert np.array_equal(decode_latents(pca, latents, 1.0).numpy(), images)
+    assert np.array_equal(decode_latents(pca, latents, Scaling()).numpy(), images)
     assert pca.spec["explained_variance"] == pytest.approx(1.0)
 
 
@@ -37,7 +38,7 @@ def test_patch_pca_keeps_the_components_that_matter():
     """Catches: the smallest eigenvalues kept instead of the largest: a grey reconstruction."""
     images = smooth_images(20, 32)
     pca = fit_patch_pca(images, patch=4, channels=12)
-    decoded = decode_latents(pca, pca.encode(to_signed(images)).half(), 1.0).numpy()
+    decoded = decode_latents(pca, pca.encode(to_signed(images)).half(), Scaling()).numpy()
     error = np.square(decoded.astype(float) - images).mean()
     assert error < 0.01 * images.var()
     assert pca.spec["explained_variance"] > 0.99
@@ -57,7 +58,7 @@ def test_patch_pca_of_flat_pictures_stays_finite():
     pca = fit_patch_pca(images, patch=4, channels=5)
     latents = pca.encode(to_signed(images))
     assert latents.abs().max() < 1e-3
-    assert np.array_equal(decode_latents(pca, latents, 1.0).numpy(), images)
+    assert np.array_equal(decode_latents(pca, latents, Scaling()).numpy(), images)
 
 
 def test_patch_pca_comes_back_from_its_spec():

@@ -7,6 +7,7 @@ import torch
 
 from sitcli.autoencoders.base import decode_latents, to_signed
 from sitcli.autoencoders.load import load_autoencoder
+from sitcli.latents.scaling import Scaling
 
 CPU = torch.device("cpu")
 FP32 = {"device": CPU, "dtype": torch.float32}
@@ -19,4 +20,4 @@ def test_every_byte_survives_pixels_through_float16():
     pixels = load_autoencoder("pixels", **FP32)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         latents = pixels.encode(to_signed(images)).to(dtype)
-        assert np.array_equal(decode_latents(pixels, latents, 1.0).numpy(), images)
+        assert np.array_equal(decode_latents(pixels, latents, Scaling()).numpy(), images)

@@ -11,6 +11,7 @@ import torch
 from sitcli.autoencoders.base import decode_latents, to_signed
 from sitcli.autoencoders.load import from_spec, load_autoencoder
 from sitcli.errors import SitError, UsageError
+from sitcli.latents.scaling import Scaling
 from tests.autoencoders.files import write_taesd
 from tests.tiny import SHARED
 
@@ -79,6 +80,6 @@ def test_taef2_on_photographs():
                 for m in members
             ]
         )
-    decoded = decode_latents(vae, vae.encode(to_signed(images)).half(), 1.0).numpy()
+    decoded = decode_latents(vae, vae.encode(to_signed(images)).half(), Scaling()).numpy()
     error = np.square(decoded.astype(float) - images).mean(axis=(1, 2, 3))
     assert (10 * np.log10(255**2 / error)).mean() > 26

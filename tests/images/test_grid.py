@@ -51,6 +51,21 @@ def test_labels_stand_left_of_their_rows(tmp_path: Path) -> None:
     assert (grid[2:66, margin + 2 : margin + 66] == 90).all()
 
 
+def test_captions_stand_below_their_images(tmp_path: Path) -> None:
+    """Catches: a name below another image, over one, or one that runs into its neighbour's."""
+    images = np.full((3, 64, 64, 3), 90, np.uint8)
+    save_grid(tmp_path / "plain.png", images, columns=2)
+    save_grid(tmp_path / "grid.png", images, columns=2, captions=["", "heart", "long name " * 9])
+    grid = read(tmp_path / "grid.png")
+    below = (len(grid) - len(read(tmp_path / "plain.png"))) // 2
+    for row, column, written in ((0, 0, False), (0, 1, True), (1, 0, True), (1, 1, False)):
+        top, left = 2 + row * (66 + below), 2 + column * 66
+        assert (grid[top : top + 64, left : left + 64] == (255 if row * column else 90)).all()
+        caption = grid[top + 64 : top + 64 + below, left - 2 : left + 66]
+        assert (caption < 128).any() == written
+        assert (caption[:, [0, 1, -2, -1]] == 255).all()
+
+
 def test_a_folder_in_the_way_is_one_line(tmp_path: Path) -> None:
     """Catches: a traceback of the system's error."""
     with pytest.raises(SitError, match="it is a folder"):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from sitcli.latents.layout import create_store, row_checksums
+from sitcli.latents.scaling import Scaling
 from sitcli.storage.rows import BROKEN, DONE, Rows
 
 NUM, C, SIDE = 12, 3, 4
@@ -25,7 +26,7 @@ def make_store(path, *, kind="moments", flips=True, complete=True, scaling=0.5, 
             flips=flips,
             autoencoder=SPEC,
             autoencoder_arrays={"basis": np.eye(3, dtype=np.float32)},
-            scaling=scaling,
+            scaling=scaling if isinstance(scaling, Scaling) else Scaling(scaling, SPEC["shift"]),
             image_size=32,
             crop="adm",
             source="/data/some where",

@@ -85,7 +85,7 @@ def test_without_classes(tmp_path):
     [
         ({"autoencoder": {**SPEC, "hash": "cd"}}, r"autoencoder is v \(ab\) and v \(cd\)"),
         ({"kind": "latents"}, "kind is moments and latents"),
-        ({"scaling": [0.5, 0.5, 1.0]}, r"scaling is 0.5 and \[0.5, 0.5, 1.0\]"),
+        ({"scaling": [0.5, 0.5, 1.0]}, "scaling is 0.5, shift 0.25 and 0.5 0.5 1, shift 0.25"),
         ({"image_size": 64}, "image size is 32 and 64"),
         ({"crop": "resize"}, "crop is adm and resize"),
     ],

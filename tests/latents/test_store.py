@@ -106,8 +106,8 @@ def test_what_is_not_a_complete_store_is_refused(tmp_path):
     rows.create(tmp_path / "other.h5", {"images": ((2,), "uint8")}, attrs={"format": "other"})
     with pytest.raises(SitError, match="not a latent store"):
         LatentStore.open(tmp_path / "other.h5")
-    Rows(tmp_path / "part.h5").set_attrs(format_version=2)
-    with pytest.raises(SitError, match="has format 2"):
+    Rows(tmp_path / "part.h5").set_attrs(format_version=3)
+    with pytest.raises(SitError, match="has format 3"):
         LatentStore.open(tmp_path / "part.h5")
     with pytest.raises(SitError, match="does not exist"):
         LatentStore.open(tmp_path / "none.h5")

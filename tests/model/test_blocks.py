@@ -239,6 +239,16 @@ def test_qk_norm_forgets_lengths() -> None:
     torch.testing.assert_close(attention(x), before, atol=1e-4, rtol=1e-4)
 
 
+def test_layer_norm_of_queries_and_keys() -> None:
+    """Catches: another eps than timm's, whose default REPA's --qk-norm takes, or no bias."""
+    attention = Attention(16, 2, qk_norm=True, qk_kind="layer")
+    torch.nn.init.normal_(attention.q_norm.bias)
+    x = torch.randn(3, 8) * 1e-3
+    centred = x - x.mean(1, keepdim=True)
+    expected = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(attention.q_norm(x), expected + attention.q_norm.bias)
+
+
 def test_rms_norm_by_hand() -> None:
     """Catches: a mean that is subtracted."""
     block = BLOCKS["adaln-zero"].block(4, 1, Style(norm="rms"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sitcli.model.blocks import BLOCKS
+from sitcli.model.blocks import BLOCKS, QK_NORMS
 from sitcli.model.config import TransformerConfig
 from sitcli.model.flops import (
     PUBLISHED_256,
@@ -35,6 +35,13 @@ def test_costs_of_every_style(block: str, mlp: str, norm: str, rope: bool, qk_no
         block=block, mlp=mlp, norm=norm, rope=rope, qk_norm=qk_norm, width=40, heads=5,
         aux_block=2, align_block=1, align_width=7,
     )  # fmt: skip
+    assert total_cost(made) == measure_cost(made)
+
+
+@pytest.mark.parametrize("qk_kind", QK_NORMS)
+def test_costs_of_normalised_queries_and_keys(qk_kind: str) -> None:
+    """Catches: a bias that is not counted."""
+    made = plain_config(qk_norm=True, qk_kind=qk_kind)
     assert total_cost(made) == measure_cost(made)
 
 

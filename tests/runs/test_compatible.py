@@ -58,6 +58,8 @@ def test_latents_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:
         (["blue", "red"], [2, 0, 2, 0], True),  # the run's are red, green, blue
         (["green"], [1, 1, 1, 1], True),
         (["red", "pink"], [3, 3, 3, 3], False),
+        (["0", "1", "2"], [0, 1, 2, 0], True),  # as a dataset.json calls them
+        (["0", "1"], [3, 3, 3, 3], False),
         ([], [3, 3, 3, 3], False),
     ],
 )
@@ -99,7 +101,12 @@ def test_what_a_run_was_trained_on(run: Path, tmp_path: Path) -> None:
     """Catches: a changed store taken for the run's, or the run's own refused."""
     store = LatentStore.open(tmp_path / "tiny.h5")
     facts = dict(fingerprint=store.fingerprint, checksum=store.written_checksum)
+    facts |= dict(scaling=1.0, autoencoder=store.autoencoder)
     assert difference_from_trained(store, facts) == ""
-    assert difference_from_trained(store, {"fingerprint": store.fingerprint}) == ""  # of 0.7
+    first = {name: value for name, value in facts.items() if name != "checksum"}
+    assert difference_from_trained(store, first) == ""  # of 0.7
+    assert "scaled by 1.0, not 1.0, shift 0.5" in difference_from_trained(
+        store, facts | {"shift": 0.5}
+    )
     assert "checksum" in difference_from_trained(store, facts | {"checksum": "0" * 64})
     assert "other images" in difference_from_trained(store, facts | {"fingerprint": "0" * 64})

@@ -22,7 +22,7 @@ def test_diffusers_own_folder(tmp_path: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index))
     run = bring(folder, tmp_path / "b")
     assert run.meta["lineage"] == "diffusers"
-    assert run.latents["class_names"][2] == "class 2"
+    assert run.latents["class_names"][2] == "class 2, other name"
     assert run.config == CONFIG
     assert equal(run.weights("ema"), first.weights("ema"))
     key = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"

@@ -9,8 +9,9 @@ import pytest
 from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import UsageError
-from tests.tiny import make_run
-from tests.weights.official_files import take
+from sitcli.latents.scaling import Scaling
+from tests.tiny import make_run, normalise
+from tests.weights.official_files import bring, take
 
 REFUSED = [
     (Flow(), "official-dit", "trained with SiT's flow"),
@@ -31,3 +32,20 @@ def test_what_a_layout_cannot_hold_is_refused(
     with pytest.raises(UsageError, match=message):
         take(run, tmp_path / "x", format)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("process", "format"), [(Flow(), "official-sit"), (Diffusion(), "official-dit")]
+)
+def test_channels_of_their_own_are_refused_where_one_number_is_expected(
+    tmp_path: Path, process: Flow, format: str
+) -> None:
+    """Catches: weights whose latents the official sampler divides by its one number."""
+    run = make_run(tmp_path, process=process)
+    normalise(run, scaling=[1.0, 2.0, 3.0], shift=[0.5, 0.0, -0.5])
+    with pytest.raises(UsageError, match="normalised per channel") as caught:
+        take(run, tmp_path / "x.pt", format)
+    assert "--format safetensors" in caught.value.hint
+    back = bring(take(run, tmp_path / "x.safetensors", "safetensors"), tmp_path / "back")
+    assert back.scaling == Scaling([1.0, 2.0, 3.0], [0.5, 0.0, -0.5])
+    assert back.meta["format_version"] == 4

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sitcli.errors import SitError, UsageError
+from sitcli.model.blocks import BLOCKS, MLPS, NORMS, QK_NORMS
 from sitcli.model.config import PRESETS
 from sitcli.model.transformer import Transformer
 from sitcli.weights.official import config_of, infer_config, model_name, official_keys
@@ -84,6 +87,29 @@ def test_wrappers_prefixes_are_taken_off(prefix: str) -> None:
     assert equal(aside, extra)
     mixed = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
     assert official_keys(mixed)[0].keys() == mixed.keys()
+
+
+def test_repas_older_files_go_on_counting_their_blocks() -> None:
+    """Catches: the blocks after the projected one taken for the first, or refused."""
+    state = official()
+    older = {
+        re.sub(r"^blocks\.([23])", lambda m: f"decoder_blocks.{int(m[1]) - 2}", key): value
+        for key, value in state.items()
+    }
+    assert "decoder_blocks.1.attn.qkv.weight" in older
+    assert equal(official_keys(older)[0], state)
+
+
+@pytest.mark.parametrize("style", itertools.product(MLPS, NORMS, ["", *QK_NORMS]))
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_network_is_told_by_its_tensors(block: str, style: tuple[str, str, str]) -> None:
+    """Catches: parts of a block taken for others of the same shape, and heads that the gains of
+    queries and keys show, guessed."""
+    mlp, norm, kind = style
+    parts = dict(mlp=mlp, norm=norm, qk_norm=bool(kind), qk_kind=kind or "rms", block=block)
+    config = dataclasses.replace(CONFIG, width=96, heads=6, **parts)
+    heads = None if kind else 6
+    assert config_of("x", official(config), heads=heads, model=None) == config
 
 
 def test_heads_are_known_or_asked_for() -> None:

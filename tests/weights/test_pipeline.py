@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from sitcli.autoencoders.base import decode_latents
 from sitcli.autoencoders.diffusers_vae import load_folder
+from sitcli.autoencoders.load import load_autoencoder
 from sitcli.commands.sample.stage import sample
 from sitcli.machine.hashed_seeds import Hashed, generator
 from sitcli.machine.seeds import NEW, STREAMS
+from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.sample import SampleSettings
-from tests.tiny import finish, make_run
+from tests.tiny import finish, make_run, normalise
 from tests.weights.official_files import bring, draw_latents, official, save, take
 
 CPU = torch.device("cpu")
@@ -91,6 +94,18 @@ def test_pixels_become_pictures_in_diffusers(tmp_path: Path) -> None:
     assert [image.size for image in images] == [(8, 8), (8, 8)]
     with pytest.raises(ValueError, match="not for this model"):
         pipe(class_labels=[0], solver="ddim")
+
+
+def test_channels_of_their_own_are_undone_in_diffusers(tmp_path: Path) -> None:
+    """Catches: a pipeline that forgets a channel's shift, or divides along another axis."""
+    run = make_run(tmp_path)
+    normalise(run, scaling=[1.0, 2.0, 4.0], shift=[0.5, 0.0, -0.5])
+    pipe = pipeline_of(take(run, tmp_path / "folder", "diffusers"))
+    latents = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    pixels = load_autoencoder("pixels", device=CPU, dtype=torch.float32)
+    ours = decode_latents(pixels, latents, open_checkpoint(run).scaling).numpy()
+    np.testing.assert_array_equal(np.stack([np.asarray(p) for p in pipe.decode(latents)]), ours)
+    assert len(np.unique(ours)) > 10
 
 
 def test_a_vae_goes_with_the_folder(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ HOW = (
     Rule("bench (train|sample|encode|loader|gemm)", HELP),  # measures for minutes
     Rule("import hf:", HELP),  # asks the hub
     Rule("import SiT-XL-2-256x256.pt .*--image-size", HELP),  # the tiny weights have no such grid
+    Rule("import lightningdit", HELP),  # tests/weights/test_lightningdit.py makes such a file
     Rule("flops", REAL, "--no-check"),  # tested elsewhere, and takes seconds
     Rule("inspect", REAL),
     Rule("watch", REAL, "--once"),
@@ -79,6 +80,7 @@ INSTEAD = {
     "--gpus": "--procs",
     "runs/NAME/step-0200000": "runs/NAME/step-0000001",
     "1000": "100",  # images of a test set
+    "runs/lightning": "runs/sit-xl",
 }
 # Programs that are not ours: their lines are not run.
 OTHERS = ("pip", "hf", "python3")

@@ -12,6 +12,7 @@ import numpy as np
 from sitcli.errors import SitError
 from sitcli.events import Event, Progress
 from sitcli.latents.layout import create_store, row_checksums
+from sitcli.latents.scaling import Scaling
 from sitcli.storage.rows import Rows
 
 SHAPE = (8, 32, 32)  # a row of a synthetic store: SD's posterior of a 256 x 256 image
@@ -44,7 +45,7 @@ def write_synthetic(path: Path, items: int) -> Iterator[Event]:
         flips=True,
         autoencoder=dict(name="synthetic", hash="0" * 64, shift=0.0),
         autoencoder_arrays={},
-        scaling=0.18215,
+        scaling=Scaling(0.18215),
         image_size=256,
         crop="adm",
         source="synthetic",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Generator, Iterator
 from itertools import pairwise
@@ -16,6 +17,7 @@ from sitcli.commands.encode.grow import copy_rows, create_grown
 from sitcli.commands.encode.job import (
     check_divisible,
     embedded_options,
+    first_scaling,
     precision_of,
     row_shape,
     source_facts,
@@ -115,7 +117,7 @@ def _begin(
         flips=settings.flip,
         autoencoder=autoencoder.spec,
         autoencoder_arrays=autoencoder.arrays,
-        scaling=autoencoder.scaling,
+        scaling=first_scaling(settings, autoencoder),
         image_size=size,
         crop=settings.crop,
         source=str(settings.source),
@@ -124,7 +126,7 @@ def _begin(
         batch_size=settings.batch_size,
         precision=precision_name(dtype),
         align=None if aligner is None else aligner.spec,
-        source_facts=source_facts(source, settings.labels),
+        source_facts=source_facts(source, settings),
     )
     return autoencoder
 
@@ -170,7 +172,7 @@ def _grow(
         yield Note(f"new classes have the next numbers: {', '.join(more[:NAMED_BROKEN])}"
                    + (", ..." if len(more) > NAMED_BROKEN else ""))  # fmt: skip
     if file is None:
-        facts = source_facts(source, attrs["labels"])
+        facts = source_facts(source, dataclasses.replace(settings, labels=attrs["labels"]))
         facts["source_listing"] = attrs["source_listing"]
         create_grown(old, source, settings.out, facts)
     with Rows(settings.out, writable=True) as grown:

@@ -18,6 +18,7 @@ import numpy as np
 from sitcli.errors import SitError
 from sitcli.images.source import Source
 from sitcli.latents.layout import create_store, open_rows, row_datasets
+from sitcli.latents.scaling import Scaling
 from sitcli.latents.store import LatentStore
 from sitcli.storage.files import sync_folder
 from sitcli.storage.rows import MISSING, Rows
@@ -71,7 +72,7 @@ def create_grown(file: Rows, source: Source, path: Path, facts: Mapping[str, Any
         flips=attrs["flips"],
         autoencoder=attrs["autoencoder"],
         autoencoder_arrays=LatentStore(file).autoencoder_arrays,
-        scaling=attrs["scaling"],
+        scaling=Scaling.of(attrs),  # also of --normalize channels: what was trained on it stays
         image_size=attrs["image_size"],
         crop=attrs["crop"],
         source=str(source.path),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sitcli import names
+from sitcli.autoencoders.base import Autoencoder
 from sitcli.autoencoders.load import EMBEDDED, load_autoencoder
 from sitcli.commands.encode.grow import begun_growing, growing_path
 from sitcli.errors import SitError, UsageError
@@ -19,6 +20,7 @@ from sitcli.images.shards import is_there
 from sitcli.images.source import FIRST_LISTING, LISTING, Source, open_source
 from sitcli.images.webdataset import is_shard
 from sitcli.latents.layout import encode_command, open_rows
+from sitcli.latents.scaling import Scaling
 from sitcli.latents.store import LatentStore
 from sitcli.machine.devices import resolve_precision
 from sitcli.machine.world import device_name
@@ -185,14 +187,16 @@ def lost_labels(settings: EncodeSettings, file: Rows) -> str:
     )
 
 
-def source_facts(source: Source, labels: names.Labels) -> dict[str, Any]:
-    """The attributes of a new store about its source; labels: the value of --labels."""
+def source_facts(source: Source, settings: EncodeSettings) -> dict[str, Any]:
+    """The optional attributes of a new store: about its source, and --normalize."""
     facts = dict(
         source_listing=LISTING,
-        labels=labels,
+        labels=settings.labels,
         labels_from=source.labelled.origin,
         source_content=source.content,
     )
+    if settings.normalize != "autoencoder":
+        facts["normalize"] = settings.normalize
     return facts | ({"source_members": source.members} if source.members else {})
 
 
@@ -235,6 +239,7 @@ def _difference(attrs: dict[str, Any], settings: EncodeSettings) -> tuple[str, A
             (attrs.get("align") or {}).get("asked", "none"),
             settings.align_features or "none",
         ),
+        ("--normalize", normalize_of(attrs), settings.normalize),
         ("--labels", _labels_of(attrs, settings), settings.labels),
     ]
     spec = attrs["autoencoder"]
@@ -247,6 +252,19 @@ def _difference(attrs: dict[str, Any], settings: EncodeSettings) -> tuple[str, A
         # Weights may have moved. Whether they are the same is checked when they are loaded.
         del pairs[0]
     return next((pair for pair in pairs if pair[1] != pair[2]), None)
+
+
+def normalize_of(attrs: dict[str, Any]) -> names.Normalize:
+    """What --normalize was for a store with these attributes."""
+    return attrs.get("normalize", "autoencoder")
+
+
+def first_scaling(settings: EncodeSettings, autoencoder: Autoencoder) -> Scaling:
+    """The scaling of a new store; --normalize channels replaces it when the store is complete."""
+    if settings.normalize == "autoencoder":
+        return autoencoder.scaling
+    channels = autoencoder.latent_channels
+    return Scaling((1.0,) * channels, (0.0,) * channels)
 
 
 def _labels_of(attrs: dict[str, Any], settings: EncodeSettings) -> str:

@@ -66,7 +66,7 @@ def result_of(store: LatentStore, settings: EncodeSettings, *, pace: float | Non
         "image_size": store.image_size,
         "crop": store.crop,
         "autoencoder": spec,
-        "scaling": store.scaling,
+        **store.scaling.facts(spec),
         "align": store.align,
         "bytes": size,
         "checksum": store.attrs["checksum"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sitcli.autoencoders.load import EMBEDDED
+from sitcli.commands.encode.job import normalize_of
 from sitcli.errors import SitError
 from sitcli.latents.layout import open_rows
 from sitcli.settings.encode import EncodeSettings
@@ -28,6 +29,7 @@ def unsaid_as_begun(settings: EncodeSettings, said: Said | None) -> EncodeSettin
         vae=attrs["vae"],
         image_size=attrs["image_size"],
         crop=attrs["crop"],
+        normalize=normalize_of(attrs),
         flip=attrs["flips"],
         align_features=(attrs.get("align") or {}).get("asked"),
     )

@@ -25,7 +25,7 @@ from sitcli.errors import Interrupted, SitError
 from sitcli.events import Event, Note, Progress, Result, Stage, Warn
 from sitcli.images.decode import CROPS
 from sitcli.images.source import COMPARED, Source
-from sitcli.latents.readback import ReadBack
+from sitcli.latents.readback import ReadBack, standardised
 from sitcli.latents.store import LatentStore
 from sitcli.machine.quiet import quiet_libraries
 from sitcli.machine.ranks import all_agree, on_rank_0, process_group
@@ -35,6 +35,11 @@ from sitcli.settings.option import Said
 from sitcli.storage import locks
 from sitcli.storage.rows import MISSING, Rows
 from sitcli.text import count, format_bytes, format_shape
+
+NORMALISED = {
+    "autoencoder": "as the autoencoder says",
+    "channels": "each channel to mean 0 and std 1",
+}
 
 
 def encode(settings: EncodeSettings, said: Said | None = None) -> Stage:
@@ -125,6 +130,7 @@ def plan(settings: EncodeSettings, said: Said | None = None) -> Result:
         "autoencoder": settings.vae,
         "images": f"{settings.image_size} x {settings.image_size}, crop {settings.crop}",
         "rows": f"{format_shape(shape)} float16" if shape else UNKNOWN,
+        "normalised": NORMALISED[settings.normalize],
         "flips": "encoded too" if settings.flip else "no",
         "size": format_bytes(size) if size else UNKNOWN,
         "processes": str(processes),
@@ -166,5 +172,8 @@ def _complete(out: Path) -> Generator[Event, None, None]:
                 f"{len(check.damaged)} rows of {out} are not what was written; is the disk bad?",
                 "the same command encodes them again",
             )
-        file.set_attrs(mean=check.mean, std=check.std, checksum=check.checksum)
+        statistics = dict(mean=check.mean, std=check.std)
+        if "normalize" in file.attrs and "grown" not in file.attrs:
+            statistics = standardised(check)
+        file.set_attrs(**statistics, checksum=check.checksum)
         file.set_attrs(complete=True)

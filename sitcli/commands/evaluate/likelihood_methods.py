@@ -60,7 +60,7 @@ class Job:
     @property
     def of_pixels(self) -> bool:
         """Whether the latents are the picture itself."""
-        return is_identity(self.store.autoencoder) and self.store.scaling == 1
+        return is_identity(self.store.autoencoder) and self.store.scaling.is_identity
 
     @property
     def trained_on(self) -> bool:

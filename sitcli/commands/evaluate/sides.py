@@ -11,6 +11,7 @@ import numpy as np
 
 from sitcli.errors import UsageError
 from sitcli.features.statistics import StatisticsFile
+from sitcli.images.class_names import are_numbers
 from sitcli.images.sets import ImageSet
 from sitcli.storage.files import hash_file
 
@@ -67,8 +68,9 @@ def shared_classes(
 ) -> Classes | str:
     """What is known of the classes of `samples` and of images[indices], or why nothing is.
 
-    Classes of one name are the same class. If a side has no names, those of one number are, which
-    holds for data sets whose classes are numbered in the order of their folders.
+    Classes of one name are the same class. If a side has no names, or one of two sides with as many
+    classes has numbers for names, those of one number are, which holds for data sets whose classes
+    are numbered in the order of their folders.
     """
     if images is None:
         return "the reference has no images"
@@ -80,16 +82,18 @@ def shared_classes(
         if side.class_names and side.labels.max() >= len(side.class_names):
             return f"labels of {side.path} have no names"
     wanted, numbers = np.unique(samples.labels), np.unique(images.labels[indices])
-    if samples.class_names and images.class_names:
-        own = {images.class_names[i]: int(i) for i in numbers}
-        names = [samples.class_names[i] for i in wanted]
+    names, own_names = samples.class_names, images.class_names
+    numbered = are_numbers(names) != are_numbers(own_names) and len(names) == len(own_names)
+    if names and own_names and not numbered:
+        own = {own_names[i]: int(i) for i in numbers}
+        names = [names[i] for i in wanted]
         if not own.keys() & set(names):
             return "samples and reference have no name of a class in common"
         by = "name"
     else:
+        known = len(names or own_names) or max(wanted[-1], numbers[-1]) + 1
         own = {str(i): int(i) for i in numbers}
         names, by = [str(i) for i in wanted], "number"
-        known = len(samples.class_names or images.class_names) or max(wanted[-1], numbers[-1]) + 1
         if max(wanted[-1], numbers[-1]) >= known:
             return "samples and reference number their classes differently"
     covered = [name for name in names if name in own]

@@ -11,6 +11,7 @@ import numpy as np
 from sitcli.autoencoders.base import hash_arrays
 from sitcli.errors import SitError
 from sitcli.events import Event
+from sitcli.images.class_names import titles
 from sitcli.latents.store import LatentStore
 from sitcli.runs.checkpoint import Checkpoint
 from sitcli.runs.run_dir import RunDir
@@ -23,10 +24,8 @@ Artefact = LatentStore | SampleSet | RunDir | Checkpoint
 Problems = Generator[Event, None, list[str]]
 
 
-def items_to_preview(
-    labels: np.ndarray, names: list[str]
-) -> tuple[np.ndarray, int, list[str] | None]:
-    """The items of the preview: (indices, columns, labels of the rows or None).
+def items_to_preview(labels: np.ndarray, names: list[str]) -> tuple[np.ndarray, int, list[str]]:
+    """The items of the preview: (indices, columns, labels of the rows or []).
 
     If each class has at least two items, one row per class, spread over the classes; otherwise
     items spread over all, without labels. Raises SitError if there are no items.
@@ -39,9 +38,10 @@ def items_to_preview(
     columns = min(PREVIEW_COLUMNS, *map(len, members), len(labels))
     if names and columns > 1:
         chosen = [m[_spread(len(m), columns)] for m in members]
-        return np.concatenate(chosen), columns, [names[label] for label in classes]
+        shown = titles(names)
+        return np.concatenate(chosen), columns, [shown[label] for label in classes]
     chosen = _spread(len(labels), PREVIEW_ROWS * PREVIEW_COLUMNS)
-    return chosen, min(PREVIEW_COLUMNS, math.isqrt(len(chosen) - 1) + 1), None
+    return chosen, min(PREVIEW_COLUMNS, math.isqrt(len(chosen) - 1) + 1), []
 
 
 def _spread(total: int, count: int) -> np.ndarray:
@@ -84,6 +84,7 @@ def describe_classes(names: Sequence[str], counts: np.ndarray) -> str:
     """The classes and their number of images, for people."""
     if not len(names):
         return "none (unconditional)"
+    names = titles(names)
     low, high = counts.min(), counts.max()
     each = f"{low} to {high}" if low < high else f"{low}"
     empty = [name for name, number in zip(names, counts, strict=True) if not number]

@@ -15,6 +15,7 @@ from sitcli.commands.inspect.checksums import verify_beside_steps, verify_step
 from sitcli.engine.optimizer_state import MOMENTS, StateFiles
 from sitcli.errors import SitError
 from sitcli.events import Progress, Result, Table
+from sitcli.images.class_names import titles
 from sitcli.model.config import TransformerConfig
 from sitcli.model.transformer import Transformer
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
@@ -116,7 +117,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Result:
         "network": f"{config.depth} {design}blocks of width {config.width}, {config.heads} heads, "
         f"patch {config.patch}: {params / 1e6:.4g} M parameters",
         "latents": format_shape(config.latent_shape) + _origin(latents),
-        "classes": (listed(latents["class_names"]) or f"{num_classes}, without names")
+        "classes": (listed(titles(latents["class_names"])) or f"{num_classes}, without names")
         if num_classes
         else "none",
         "process": process.describe(),

@@ -103,7 +103,7 @@ def verify_samples(samples: SampleSet) -> Problems:
 
 def draw_samples(
     samples: SampleSet, settings: InspectSettings
-) -> tuple[np.ndarray, int, list[str] | None]:
+) -> tuple[np.ndarray, int, list[str]]:
     """Images (N, H, W, 3), columns and row labels of the preview."""
     if samples.images is None:
         raise UsageError(f"{samples.path} holds latents only, no pictures", "remove --preview")

@@ -150,7 +150,7 @@ FUNCTIONS: dict[type, tuple[Callable, Callable, Callable | None]] = {
 
 
 def _preview(
-    settings: InspectSettings, images: np.ndarray, columns: int, labels: list[str] | None
+    settings: InspectSettings, images: np.ndarray, columns: int, labels: list[str]
 ) -> None:
     try:
         save_grid(settings.preview, images, columns=columns, row_labels=labels)

@@ -47,7 +47,7 @@ def describe_store(store: LatentStore) -> Result:
         "images": images,
         "classes": describe_classes(store.class_names, counts) + by_file,
         "latents": f"{format_shape(store.latent_shape)} float16, {parts}",
-        "scaled by": f"{listed(np.ravel(store.scaling), '.5g')}: "
+        "scaled by": f"{_scaling(store)}: "
         + (statistics if store.complete else "statistics follow when it is complete"),
         "autoencoder": f"{spec['name']} ({spec['class']}, {spec['hash'][:12]})",
         "pictures": f"{store.image_size} x {store.image_size} pixels, crop {store.crop}",
@@ -74,7 +74,9 @@ def describe_store(store: LatentStore) -> Result:
         "labels_from": labels_from,
         "latent_shape": list(store.latent_shape),
         "latent_kind": store.kind,
-        **{name: attrs[name] for name in ("flips", "image_size", "crop", "scaling", "mean", "std")},
+        **{name: attrs[name] for name in ("flips", "image_size", "crop", "mean", "std")},
+        **store.scaling.facts(spec),
+        **({"normalize": attrs["normalize"]} if "normalize" in attrs else {}),
         "autoencoder": spec,
         **{name: attrs[name] for name in ("source", "source_fingerprint", "fingerprint")},
         **{name: attrs[name] for name in ("batch_size", "precision", "checksum")},
@@ -85,6 +87,14 @@ def describe_store(store: LatentStore) -> Result:
     if not store.complete:
         following = encode_command(attrs, store.path)
     return Result(summary=summary, data=data, next=following)
+
+
+def _scaling(store: LatentStore) -> str:
+    """The factor, or each channel's, and the shift unless it is 0."""
+    factor, shift = (
+        listed(np.ravel(v), ".5g") for v in (store.scaling.factor, store.scaling.shift)
+    )
+    return f"{factor}, after a shift by {shift}" if np.any(store.scaling.shift) else factor
 
 
 def counts_text(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -112,9 +122,7 @@ def verify_store(store: LatentStore) -> Problems:
     return problems
 
 
-def draw_store(
-    store: LatentStore, settings: InspectSettings
-) -> tuple[np.ndarray, int, list[str] | None]:
+def draw_store(store: LatentStore, settings: InspectSettings) -> tuple[np.ndarray, int, list[str]]:
     """Decoded images (N, H, W, 3), columns and row labels of the preview."""
     chosen, columns, labels = items_to_preview(store.labels, store.class_names)
     device = resolve_device(settings.device)

@@ -160,8 +160,7 @@ def fill(
             )
         kept = {"latents": x.float().cpu().numpy()} if "latents" in samples.rows.names else {}
         if autoencoder is not None:
-            scaling = job.checkpoint.latents["scaling"]
-            kept["images"] = decode_latents(autoencoder, x, scaling).numpy()
+            kept["images"] = decode_latents(autoencoder, x, job.checkpoint.scaling).numpy()
         samples.write(batch, evaluations=network.evaluations - began, **kept)
         if frames:
             save_path(samples, job, autoencoder, frames)

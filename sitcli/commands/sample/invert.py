@@ -290,7 +290,7 @@ def _create(job: _Job) -> SampleSet:
 
 def _fill(samples: SampleSet, job: _Job) -> Iterator[Event]:
     checkpoint, drawn = job.checkpoint, job.drawn
-    scaling = checkpoint.latents["scaling"]
+    scaling = checkpoint.scaling
     tune_cpu(drawn.device)
     autoencoder, network = drawn.autoencoder(), drawn.network()
     sums, shown, total = SumsOfErrors(), [], samples.num
@@ -333,5 +333,4 @@ def _batches(
             yield start, None, job.real.store.batch(items).to(device)
         else:
             originals = np.stack([next(reader) for _ in items])
-            scaling = job.checkpoint.latents["scaling"]
-            yield start, originals, encode_latents(autoencoder, originals, scaling)
+            yield start, originals, encode_latents(autoencoder, originals, job.checkpoint.scaling)

@@ -220,7 +220,7 @@ def _guide(settings: SampleSettings, checkpoint: Checkpoint) -> Checkpoint | Non
         "latents": (checkpoint.config.latent_shape, guide.config.latent_shape),
         "classes": (checkpoint.config.num_classes, guide.config.num_classes),
         "autoencoder": (_autoencoder_hash(checkpoint), _autoencoder_hash(guide)),
-        "scaling": (checkpoint.latents["scaling"], guide.latents["scaling"]),
+        "scaling": (checkpoint.scaling, guide.scaling),
         "path": _paths(checkpoint.process, guide.process),
         "prediction": (checkpoint.process.prediction, guide.process.prediction),
     }

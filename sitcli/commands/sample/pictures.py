@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from sitcli.autoencoders.base import Autoencoder, decode_latents
 from sitcli.commands.sample.job import Job
+from sitcli.images.class_names import in_file_name, titles
 from sitcli.images.grid import save_grid
 from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.sample import SampleSettings
@@ -27,8 +30,7 @@ def save_path(
     """
     picks = np.unique(np.linspace(0, len(frames) - 1, PATH_COLUMNS).round().astype(int))
     columns = [
-        decode_latents(autoencoder, frames[i][1], job.checkpoint.latents["scaling"]).numpy()
-        for i in picks
+        decode_latents(autoencoder, frames[i][1], job.checkpoint.scaling).numpy() for i in picks
     ]
     images = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
     save_grid(samples.beside("path.png"), images, columns=len(picks))
@@ -38,9 +40,9 @@ def save_pictures(samples: SampleSet, job: Job) -> None:
     """Write grid.png and the files that were asked for; nothing if the set has latents only."""
     if samples.images is None:
         return
-    class_names = samples.meta["class_names"]
-    images, columns, labels = _grid(samples, class_names)
-    save_grid(samples.beside("grid.png"), images, columns=columns, row_labels=labels)
+    names = titles(samples.meta["class_names"])
+    images, columns, texts = _grid(samples, names)
+    save_grid(samples.beside("grid.png"), images, columns=columns, **texts)
     save_files(samples, job.settings)
 
 
@@ -55,18 +57,37 @@ def save_files(samples: SampleSet, settings: SampleSettings) -> None:
 
         folder = samples.beside("png")
         folder.mkdir(exist_ok=True)
-        for i, image in enumerate(samples.images):
-            path = folder / f"{i:06d}.png"
+        for name, image in zip(_file_names(samples, folder), samples.images, strict=True):
+            path = folder / name
             if not path.exists():
                 with replacing(path, durable=False) as temporary:
                     Image.fromarray(image).save(temporary, format="png")
 
 
-def _grid(samples: SampleSet, class_names: list[str]) -> tuple[np.ndarray, int, list[str] | None]:
-    """Images, columns and row labels of the grid; one class per row if a class has several."""
+def _file_names(samples: SampleSet, folder: Path) -> list[str]:
+    """000123_golden-retriever.png for each image, 000123.png without names of classes.
+
+    A folder that an earlier version began goes on without.
+    """
+    class_names = samples.meta.get("class_names") or []
+    if any(re.fullmatch(r"\d{6,}\.png", path.name) for path in folder.iterdir()):
+        class_names = []
+    endings = [f"_{in_file_name(name) or i}" for i, name in enumerate(titles(class_names))]
+    return [
+        f"{i:06d}{endings[label] if label < len(endings) else ''}.png"
+        for i, label in enumerate(samples.labels)
+    ]
+
+
+def _grid(samples: SampleSet, class_names: list[str]) -> tuple[np.ndarray, int, dict[str, list]]:
+    """Images and columns of the grid, and its texts as `save_grid` takes them.
+
+    It has one class per row if a class has several images, else the names below the images.
+    """
     if not class_names or np.bincount(samples.labels).max() < 2:
         shown = min(samples.num, GRID_ROWS * GRID_COLUMNS)
-        return samples.images[:shown], max(1, math.isqrt(shown)), None
+        captions = [class_names[c] for c in samples.labels[:shown]] if class_names else []
+        return samples.images[:shown], max(1, math.isqrt(shown)), dict(captions=captions)
     classes = list(dict.fromkeys(samples.labels.tolist()))[:GRID_ROWS]
     members = [np.flatnonzero(samples.labels == c)[:GRID_COLUMNS] for c in classes]
     columns = max(map(len, members))
@@ -74,4 +95,4 @@ def _grid(samples: SampleSet, class_names: list[str]) -> tuple[np.ndarray, int, 
     cells = [
         samples.images[row[i]] if i < len(row) else blank for row in members for i in range(columns)
     ]
-    return np.stack(cells), columns, [class_names[c] for c in classes]
+    return np.stack(cells), columns, dict(row_labels=[class_names[c] for c in classes])

@@ -25,6 +25,7 @@ from sitcli.engine.engine import held_bytes
 from sitcli.engine.scaler import loss_scale
 from sitcli.errors import SitError
 from sitcli.events import Event, Note, Warn
+from sitcli.images.class_names import titles
 from sitcli.images.curves import save_curve
 from sitcli.images.grid import save_grid
 from sitcli.machine.devices import autocast, matmul_rate, peak_memory
@@ -219,6 +220,7 @@ class Logbook:
             *_, (_, x) = steps
         images = decode_latents(self._autoencoder, x, job.store.scaling)
         path = job.run.path / "samples" / f"{job.run.step_path(step).name}.png"
-        labels = [job.store.class_names[c] for c in classes] if job.store.class_names else None
+        names = titles(job.store.class_names)
+        labels = [names[c] for c in classes] if names else []
         save_grid(path, images.numpy(), columns=columns, row_labels=labels)
         self.board.picture(step, "samples", path)

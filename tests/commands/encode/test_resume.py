@@ -14,6 +14,7 @@ from sitcli.storage.rows import Rows
 from tests.tiny import finish, pictures, write_folder
 
 BEGUN = dict(vae="patch-pca", pca_patch=2, pca_channels=5, image_size=4, crop="resize", flip=False)
+BEGUN["normalize"] = "channels"
 
 
 @pytest.fixture

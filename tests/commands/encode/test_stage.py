@@ -10,9 +10,11 @@ from PIL import Image
 
 from sitcli.autoencoders.load import from_spec, load_autoencoder
 from sitcli.commands.encode.stage import encode
-from sitcli.errors import SitError
+from sitcli.errors import SitError, UsageError
 from sitcli.events import Progress
 from sitcli.images.decode import to_square
+from sitcli.latents.layout import encode_command
+from sitcli.latents.scaling import Scaling
 from sitcli.latents.store import LatentStore
 from sitcli.storage import locks
 from sitcli.storage.rows import MISSING, Rows
@@ -55,6 +57,36 @@ def test_what_the_store_says_of_itself(source, out):
     np.testing.assert_allclose(store.std, everything.std((0, 2, 3)), rtol=1e-3)
     assert (result.path, result.data["bytes"]) == (out, out.stat().st_size)
     assert "--latents" in result.next  # OUT is not below the current folder
+
+
+def test_normalize_channels_standardises_what_training_reads(source, out, tmp_path):
+    """Catches: statistics of other latents than training draws, a shift that decoding forgets, and
+    a store begun by a killed command that ends up otherwise."""
+    options = dict(vae="patch-pca", image_size=32, pca_channels=5, normalize="channels")
+    encoded(settings_for(source, out, **options))
+    store = LatentStore.open(out)
+    everything = torch.cat([store.batch(range(10), flip=np.full(10, f)) for f in (False, True)])
+    std, mean = torch.std_mean(everything.double(), (0, 2, 3), correction=0)
+    np.testing.assert_allclose(mean, np.zeros(5), atol=1e-5)  # sums of float32 squares: 2^-24 each
+    np.testing.assert_allclose(std, np.ones(5), rtol=1e-5)
+    np.testing.assert_allclose(store.std, np.ones(5), rtol=1e-12)
+    plain = tmp_path / "plain.h5"
+    encoded(settings_for(source, plain, **options | {"normalize": "autoencoder"}))
+    plain = LatentStore.open(plain)
+    assert (plain.scaling, plain.attrs["format_version"]) == (Scaling(1.0), 1)
+    assert store.attrs["format_version"] == 2
+    np.testing.assert_allclose(
+        store.scaling.undo(store.batch([0, 7])), plain.batch([0, 7]), rtol=1e-5, atol=1e-5
+    )
+    assert "--normalize channels" in encode_command(store.attrs, out)
+    with pytest.raises(UsageError, match="--normalize channels, not autoencoder"):
+        encoded(settings_for(source, out, **options | {"normalize": "autoencoder"}))
+    before = out.read_bytes()
+    with Rows(out, writable=True) as file:  # as a killed command leaves it, before the statistics
+        file.write([3], status=MISSING)
+        file.set_attrs(complete=False, scaling=[1.0] * 5, shift=[0.0] * 5)
+    encoded(settings_for(source, out, **options))
+    assert out.read_bytes() == before
 
 
 def test_workers_and_archives_change_nothing(source, out, tmp_path):
@@ -138,7 +170,9 @@ def test_a_posterior_is_stored_as_mean_and_std(source, out, tmp_path):
     settings = dict(vae=vae, image_size=32, precision="fp32")
     expected = encoded(settings_for(source, out, **settings))[0].data["checksum"]
     store = LatentStore.open(out)
-    assert (store.kind, store.latent_shape, store.scaling) == ("moments", (2, 16, 16), 0.18215)
+    assert (store.kind, store.latent_shape, store.scaling) == (
+        "moments", (2, 16, 16), Scaling(0.18215),
+    )  # fmt: skip
     autoencoder = from_spec(store.autoencoder, {}, device=torch.device("cpu"), dtype=torch.float32)
     with Image.open(source / store.image_paths()[7]) as image:
         pixels = torch.from_numpy(to_square(image, 32, "adm")).permute(2, 0, 1)[None] / 127.5 - 1
@@ -172,7 +206,7 @@ def test_taef2_latents_decode_to_the_images(tmp_path):
     encoded(settings)
     store = LatentStore.open(tmp_path / "a.h5")
     autoencoder = load_autoencoder(str(WEIGHTS), device=torch.device("cpu"), dtype=torch.float32)
-    decoded = autoencoder.decode(store.batch([0]) / store.scaling)[0].permute(1, 2, 0)
+    decoded = autoencoder.decode(store.scaling.undo(store.batch([0])))[0].permute(1, 2, 0)
     with Image.open(tmp_path / "images" / "a.png") as image:
         expected = np.array(image) / 127.5 - 1
     error = np.square(decoded.numpy() - expected).mean()

@@ -13,6 +13,7 @@ import torch
 from sitcli.commands.evaluate.likelihood import likelihood
 from sitcli.core.flow import Flow
 from sitcli.latents.layout import create_store
+from sitcli.latents.scaling import Scaling
 from sitcli.latents.store import LatentStore
 from sitcli.model.config import TransformerConfig
 from sitcli.model.transformer import Transformer
@@ -69,7 +70,7 @@ def make_moments_store(path: Path, number: int = 6) -> LatentStore:
         flips=False,
         autoencoder={**spec, "kind": "kl", "deterministic": False, "hash": "k" * 64},
         autoencoder_arrays={},
-        scaling=2.0,
+        scaling=Scaling(2.0),
         image_size=8,
         crop="none",
         source="s",

@@ -44,9 +44,20 @@ def test_numbers_are_matched_where_a_side_has_no_names(names):
     assert found == (["1"], [1], 3, 0.25, [], "number")
 
 
+def test_numbers_for_names_are_numbers():
+    """Catches: ImageNet from a dataset.json, whose classes are called 0 to 999, that has no class
+    in common with ImageNet's."""
+    reference = side([0, 1, 2, 2], ["0", "1", "2"])
+    found = known(side([1, 1], ["ant", "bee", "cat"]), reference)
+    assert found == (["1"], [1], 3, 0.25, [], "number")
+    assert known(reference, side([0, 1, 2], ["ant", "bee", "cat"])).by == "number"
+    assert known(reference, side([1], ["0", "1", "2", "3"])).by == "name"
+
+
 @pytest.mark.parametrize(
     ("samples", "reference", "why"),
     [
+        (side([0], ["a"]), side([0], ["0", "1"]), "no name of a class in common"),
         (side([0, 1]), None, "the reference has no images"),
         (side(None), side([0, 1]), "the samples have no classes"),
         (side([0, 0]), side([0, 1]), "the samples have no classes"),

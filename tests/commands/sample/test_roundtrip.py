@@ -55,7 +55,7 @@ def test_the_set_that_is_written(run: Path, tmp_path: Path) -> None:
     document = json.loads((samples.directory / "invert.json").read_text())
     assert document["figures"] == figures
     assert document["format_version"] == 1
-    assert (samples.directory / "png" / "000005.png").exists()
+    assert (samples.directory / "png" / "000005_red.png").exists()
     assert (samples.directory / "samples.npz").exists()
     assert Image.open(samples.directory / "grid.png").height > 3 * 64
     finish(inspect(InspectSettings(path=samples.directory, verify=True, device="cpu")))
