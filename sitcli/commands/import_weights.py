@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sitcli.errors import SitError, UsageError
@@ -33,10 +32,17 @@ from sitcli.weights.official import (
     learns_sigma,
     model_name,
     official_keys,
+    to_float32,
 )
 from sitcli.weights.positions import image_size_of, settle_positions
 from sitcli.weights.read import Found, only_file, read_source
-from sitcli.weights.stated import Evidence, check_args, stated, stated_image_size
+from sitcli.weights.stated import (
+    Evidence,
+    check_args,
+    stated,
+    stated_image_size,
+    stated_label_dropout,
+)
 
 ASIDE = "set-aside.safetensors"
 
@@ -96,7 +102,8 @@ def _described(settings: ImportSettings, run: RunDir) -> _Job:
         job.notes.append(f"set aside in {ASIDE}: {len(job.aside)} tensors of REPA's projectors")
     if found.has_optimizer:
         job.notes.append("the optimizer's state is not imported: sit does not train it further")
-    _settle_dtype(job)
+    if others := to_float32(job.states.values()):
+        job.notes.append(f"converted from {', '.join(others)} to float32")
     first = next(iter(job.states.values()))
     check_foreign(found.path, first)
     lineage, why = recognise(
@@ -205,7 +212,7 @@ def _meta(
         time_convention=row.time_convention,
         model=model_name(row.family, config),
         ema=0.9999 if "ema" in job.states and row.has_ema else None,
-        label_dropout=_label_dropout(found) if config.num_classes else None,
+        label_dropout=stated_label_dropout(found.args) if config.num_classes else None,
         guided_channels=row.guided_channels,
         lineage=lineage,
         weights_source=_source(found),
@@ -224,12 +231,6 @@ def _given(settings: ImportSettings) -> dict[str, Any]:
     names_ = ("model", "lineage", "heads", "interpolant", "prediction", "image_size", "vae")
     values = {f"--{name.replace('_', '-')}": getattr(settings, name) for name in names_}
     return {flag: value for flag, value in values.items() if value is not None}
-
-
-def _label_dropout(found: Found) -> float:
-    """The chance to hide a label: REPA's cfg_prob, else the papers' 0.1."""
-    told = stated(found.args, "cfg_prob", float)
-    return 0.1 if told is None or not 0 <= told <= 1 else told
 
 
 def _as_exported(job: _Job, settings: ImportSettings) -> _Job:
@@ -268,22 +269,6 @@ def _source(found: Found) -> dict[str, Any]:
         "path": str(path.resolve()),
         "sha256": hash_file(path) if path.is_file() else None,
     }
-
-
-def _settle_dtype(job: _Job) -> None:
-    """Convert everything to float32, the dtype of checkpoints."""
-    others = {
-        str(value.dtype).removeprefix("torch.")
-        for state in job.states.values()
-        for value in state.values()
-        if value.is_floating_point() and value.dtype != torch.float32
-    }
-    if others:
-        job.notes.append(f"converted from {', '.join(sorted(others))} to float32")
-    for state in job.states.values():
-        for key, value in state.items():
-            if value.is_floating_point():
-                state[key] = value.float()
 
 
 def _scaling(job: _Job, row: Lineage, said: Path | None, channels: int) -> Scaling | None:

@@ -19,8 +19,8 @@ from sitcli.storage.files import replacing, sync_folder, with_checksum, write_js
 FORMAT = "sit-checkpoint"
 # Format 1 had DeepSpeed's pickles in state/: training cannot go on from them. Format 3 names the
 # random streams of its training, which older versions do not have: they would draw other numbers.
-# Format 4 has a history, adapters, or latents that are shifted per channel (see `needs_shift`): older
-# versions would take other images, other weights, or other latents.
+# Format 4 has a history, adapters, or latents shifted per channel (see `needs_shift`): older
+# versions would take other images, weights or latents.
 FORMAT_VERSION = 4
 STEP_NAME = re.compile(r"step-(\d{7,})")
 SNAPSHOT_NAME = re.compile(r"ema-std(0\.\d+)\.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
@@ -48,6 +49,17 @@ def official_keys(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
     }
     aside = {key: found.pop(key) for key in list(found) if key.startswith(PROJECTORS)}
     return found, aside
+
+
+def to_float32(states: Iterable[dict[str, Tensor]]) -> list[str]:
+    """Convert all floating-point tensors, in place; returns the other types that there were."""
+    others = set()
+    for state in states:
+        for key, value in state.items():
+            if value.is_floating_point() and value.dtype != torch.float32:
+                others.add(str(value.dtype).removeprefix("torch."))
+                state[key] = value.float()
+    return sorted(others)
 
 
 def learns_sigma(state: dict[str, Tensor]) -> bool:

@@ -47,6 +47,12 @@ def stated(args: Namespace | None, name: str, kind: type) -> Any:
     return value if type(value) is kind else None
 
 
+def stated_label_dropout(args: Namespace | None) -> float:
+    """The chance to hide a label: REPA's cfg_prob, else the papers' 0.1."""
+    told = stated(args, "cfg_prob", float)
+    return 0.1 if told is None or not 0 <= told <= 1 else told
+
+
 def stated_image_size(args: Namespace | None) -> int | None:
     """The side of the images in pixels by the trainer's arguments, None if they do not say."""
     sizes = (stated(args, name, int) for name in IMAGE_SIZES)

@@ -18,6 +18,7 @@ from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Table
 from sitcli.latents.joined import JoinedStores
+from sitcli.latents.scaling import Scaling
 from sitcli.latents.store import LatentStore
 from sitcli.model.config import PRESETS, TransformerConfig
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
@@ -178,8 +179,8 @@ def _latent_words(latents: dict[str, Any], store: LatentStore | JoinedStores) ->
     words = []
     if theirs["hash"] not in (None, ours["hash"]) or theirs["class"] != ours["class"]:
         words.append(f"of {ours['name']}, were of {theirs['name']}")
-    if latents["scaling"] != store.scaling:
-        words.append(f"scaled by {store.scaling}, were by {latents['scaling']}")
+    if Scaling.of(latents) != store.scaling:
+        words.append(f"scaled by {store.scaling}, were by {Scaling.of(latents)}")
     return [Fate("other", "latents", "; ".join(words))] if words else []
 
 
