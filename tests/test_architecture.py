@@ -20,7 +20,7 @@ from sitcli.core.wt import WT
 from sitcli.images.decode import CROPS
 from sitcli.images.labels import LABELLINGS
 from sitcli.metrics.table import METRICS
-from sitcli.model.blocks import BLOCKS, MLPS, NORMS
+from sitcli.model.blocks import BLOCKS, MLPS, NORMS, QK_NORMS
 from sitcli.model.config import PRESETS
 from sitcli.model.flops import PUBLISHED_256
 from sitcli.settings.evaluate import EvaluateSettings
@@ -160,6 +160,7 @@ CLOSED_LISTS = {
     "schedule": (names.SCHEDULES, SCHEDULES),
     "block": (names.BLOCKS, BLOCKS),
     "mlp": (names.MLPS, MLPS),
+    "qk_kind": (names.QK_KINDS, QK_NORMS),
     "norm": (names.NORMS, NORMS),
     "size": (names.SIZES, PRESETS),
     "paper-model": (names.PAPER_MODELS, [f"{size}/{patch}" for size, patch in PUBLISHED_256]),

@@ -16,6 +16,7 @@ from sitcli.storage.files import make_folder, replacing, sync_folder
 from sitcli.text import format_bytes
 from sitcli.weights.diffusers_dit import EXTRAS
 from sitcli.weights.formats import FORMATS, TRAINING_ONLY, Export
+from sitcli.weights.sidecar import sidecar_of, write_sidecar
 
 
 def export(settings: ExportSettings) -> Stage:
@@ -37,6 +38,9 @@ def export(settings: ExportSettings) -> Stage:
         else:
             with replacing(out) as temporary:
                 job.write(temporary)
+                if job.export.beside is not None:
+                    meta, tensors = job.export.meta, job.export.beside
+                    write_sidecar(temporary, out, meta=meta, tensors=tensors)
     except OSError as error:
         raise SitError(f"cannot write {out}: {error.strerror or error}") from None
     return _result(job)
@@ -106,8 +110,13 @@ def _result(job: _Job) -> Result:
         "process": checkpoint.process.describe(),
         "format": f"{settings.format}, {format_bytes(size)} of tensors",
     }
+    beside = None
+    if job.export.beside is not None:
+        beside = str(sidecar_of(settings.out))
+        summary["beside it"] = f"{beside}, from which sit import restores the run"
     data = dict(
         checkpoint=str(checkpoint.path),
+        sidecar=beside,
         step=checkpoint.step,
         weights=settings.weights,
         format=settings.format,

@@ -36,6 +36,7 @@ from sitcli.weights.official import (
 )
 from sitcli.weights.positions import image_size_of, settle_positions
 from sitcli.weights.read import Found, only_file, read_source
+from sitcli.weights.sidecar import with_sidecar
 from sitcli.weights.stated import (
     Evidence,
     check_args,
@@ -92,7 +93,9 @@ def _described(settings: ImportSettings, run: RunDir) -> _Job:
     found = read_source(only_file(local_path(settings.weights)))
     if settings.ignore_args:
         _drop_args(found)
-    job = _Job(run=run, found=found)
+    given = [flag for flag in _given(settings) if flag != "--class-names"]
+    found, note = (found, "") if given or found.meta or found.args else with_sidecar(found)
+    job = _Job(run=run, found=found, notes=[note] if note else [])
     if found.meta is not None:
         return _as_exported(job, settings)
     for which, state in found.states.items():
@@ -229,6 +232,7 @@ def _meta(
 def _given(settings: ImportSettings) -> dict[str, Any]:
     """The options about the weights that were given, by flag."""
     names_ = ("model", "lineage", "heads", "interpolant", "prediction", "image_size", "vae")
+    names_ += ("latent_stats", "class_names")
     values = {f"--{name.replace('_', '-')}": getattr(settings, name) for name in names_}
     return {flag: value for flag, value in values.items() if value is not None}
 
@@ -238,14 +242,11 @@ def _as_exported(job: _Job, settings: ImportSettings) -> _Job:
 
     Raises UsageError for options that would contradict it.
     """
-    said = ("model", "lineage", "heads", "image_size", "vae", "latent_stats", "interpolant")
-    said += ("prediction",)
-    for name in said:
-        if getattr(settings, name) is not None:
-            flag = name.replace("_", "-")
+    for flag in _given(settings):
+        if flag != "--class-names":
             raise UsageError(
-                f"--{flag} has no effect: {job.found.path} was exported by sit and holds all facts",
-                f"remove --{flag}",
+                f"{flag} has no effect: {job.found.path} was exported by sit and holds all facts",
+                f"remove {flag}",
             )
     found = job.found
     meta = dict(found.meta)

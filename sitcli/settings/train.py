@@ -82,7 +82,10 @@ class TrainSettings:
     rope: bool = option(
         False, "Turn queries and keys by their position, beside the fixed embedding.", group="Model"
     )
-    qk_norm: bool = option(False, "RMS-normalise queries and keys.", group="Model")
+    qk_norm: bool = option(False, "Normalise queries and keys.", group="Model")
+    qk_kind: names.QkKind = option(
+        "rms", "How --qk-norm does: layer is LayerNorm, as REPA has it.", group="Model"
+    )
     interpolant: names.Interpolant | None = option(
         None, "SiT: path between data and noise. [default: linear]", group="Objective"
     )

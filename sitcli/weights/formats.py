@@ -47,8 +47,8 @@ LAYOUTS_BLOCK = "adaln-zero"  # the block design of the official and the diffuse
 class Export:
     """The weights to export: those called `which` in a checkpoint, as `state`.
 
-    vae: the folder of the autoencoder, None if the user named none. warnings: lines for the user,
-    which the format adds.
+    vae: the folder of the autoencoder, None if the user named none. The format adds: warnings,
+    lines for the user; beside, the tensors for the sidecar, None for a format without one.
     """
 
     checkpoint: Checkpoint
@@ -56,6 +56,14 @@ class Export:
     state: dict[str, Tensor]
     vae: str | None = None
     warnings: list[str] = field(default_factory=list)
+    beside: dict[str, Tensor] | None = None
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The checkpoint's meta, and which of its weights these are."""
+        # The weights are whole: what tells of adapters belongs to the run.
+        meta = {k: v for k, v in self.checkpoint.meta.items() if k not in ("lora", "trained")}
+        return meta | {"exported_weights": self.which}
 
 
 class Format(NamedTuple):
@@ -101,6 +109,12 @@ def _official_sit(export: Export) -> Callable[[Path], None]:
     config = checkpoint.config
     if config.out_channels == config.channels and config.input_size != SIDE_512:
         state = _with_learned_sigma(state, config.patch, config.channels)
+    _keep_beside(export, state)
+    if (shift := float(checkpoint.meta.get("t_shift", 1))) != 1:
+        export.warnings.append(
+            f"the official sampler's steps are equal: it has no --t-shift {shift:g}, as sit sample "
+            "has for this run"
+        )
     told = f"--path-type {OFFICIAL_PATHS[process.interpolant]} --prediction {process.prediction}"
     if told != "--path-type Linear --prediction velocity":
         export.warnings.append(f"call the official sampler with {told}")
@@ -120,7 +134,25 @@ def _official_dit(export: Export) -> Callable[[Path], None]:
                 "official-dit",
                 f"the official sampler needs {part} {known}, and this run has {found}",
             )
+    _keep_beside(export, export.state)
     return lambda path: _save_state(path, export.state, checkpoint.config)
+
+
+def _keep_beside(export: Export, state: dict[str, Tensor]) -> None:
+    """Keep for the sidecar the tensors that differ from those of `state`, which are written.
+
+    Adds a warning if the run's loss over t, which only the sidecar has, decides where sampling
+    begins.
+    """
+    export.beside = {k: v for k, v in export.state.items() if not torch.equal(v, state[k])}
+    export.beside |= _arrays(export.checkpoint)
+    process, curve = export.checkpoint.process, export.checkpoint.loss_curve
+    start = process.ode_interval(curve).start
+    if start != process.ode_interval().start:
+        export.warnings.append(
+            "the file has no place for the run's loss over t, which its sidecar keeps: without it "
+            f"sample with --t-start {start:g}"
+        )
 
 
 def _diffusers(export: Export) -> Callable[[Path], None]:
@@ -150,9 +182,7 @@ def _check_pipeline(checkpoint: Checkpoint, positions: Tensor) -> None:
     config, process = checkpoint.config, checkpoint.process
     _check_layout(checkpoint, "diffusers")
     why = ""
-    if config.input_width is not None:
-        why = "its latents are not square"
-    elif config.num_classes == 0:
+    if config.num_classes == 0:
         why = "a DiTTransformer2DModel needs classes"
     elif not torch.allclose(positions, position_embedding(config.width, *config.grid), atol=1e-5):
         why = "its position embedding was learned"
@@ -209,7 +239,10 @@ def _pipeline_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     }
     if isinstance(process, Diffusion):
         return facts | {"betas": process.chain.table("betas").tolist()}
-    return facts | {"interval": list(process.ode_interval(checkpoint.loss_curve))}
+    return facts | {
+        "interval": list(process.ode_interval(checkpoint.loss_curve)),
+        "t_shift": float(checkpoint.meta.get("t_shift", 1)),
+    }
 
 
 FORMATS: dict[str, Format] = {
@@ -228,6 +261,8 @@ def _check_layout(checkpoint: Checkpoint, layout: str) -> None:
         )
     if beyond:
         raise _refused(checkpoint, layout, f"the layout has no place for {', '.join(beyond)}")
+    if checkpoint.config.input_width is not None:
+        raise _refused(checkpoint, layout, "its latents are not square")
 
 
 def _check_scaling(checkpoint: Checkpoint, layout: str) -> None:
@@ -263,9 +298,7 @@ def _save_state(path: Path, state: dict[str, Tensor], config: TransformerConfig)
 
 
 def _meta_text(export: Export) -> str:
-    # The weights are whole: what tells of adapters belongs to the run.
-    meta = {k: v for k, v in export.checkpoint.meta.items() if k not in ("lora", "trained")}
-    return json.dumps(meta | {"exported_weights": export.which})
+    return json.dumps(export.meta)
 
 
 def _arrays(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -61,6 +61,43 @@ VARIANCES = {
 }
 
 
+# What `sit` may say, and the values that this file knows. Anything else would change the samples.
+TRAINING = {"loss_weight", "direction"}  # changes no samples
+OF_ALL = {"interpolant", "prediction", "time_convention", "num_classes",
+          "guided_channels", "scaling", "shift", "pixels"}  # fmt: skip
+KNOWN = {
+    "interpolant": (*PATHS, "ddpm"),
+    "prediction": ("velocity", *PREDICTIONS),
+    "variance": tuple(VARIANCES),
+    "time_convention": ("paper", "reversed"),
+    "guided_channels": ("all", "3"),
+}
+
+
+def check_facts(sit):
+    """Raise ValueError for facts of model_index.json that this pipeline cannot draw by."""
+    if not isinstance(sit, dict):
+        raise ValueError("model_index.json has no `sit`, so this is not an export of sit")
+    own = {"betas", "variance"} if "betas" in sit else {"interval", "t_shift"}
+    needed = OF_ALL | own
+    unknown, missing = sorted(set(sit) - needed - TRAINING), sorted(needed - set(sit))
+    if unknown or missing:
+        what = f"says {unknown[0]}, unknown" if unknown else f"lacks {missing[0]}, needed"
+        raise ValueError(f"model_index.json {what} to this pipeline.py: export the run again")
+    for name, known in KNOWN.items():
+        if name in sit and sit[name] not in known:
+            raise ValueError(f"this pipeline knows {', '.join(known)}, not {name} {sit[name]}")
+    if "betas" in sit and (sit["prediction"], sit["interpolant"]) != ("noise", "ddpm"):
+        raise ValueError(f"this pipeline's chain predicts noise, not {sit['prediction']}")
+    if "betas" not in sit and len(sit["interval"]) != 5:
+        raise ValueError("model_index.json says an interval unknown to this pipeline.py")
+
+
+def shifted(t, shift):
+    """A time in [0, 1], moved towards the noise."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
 def spaced(count, steps):
     """`steps` of `count` diffusion steps, both ends among them."""
     if steps == 1:
@@ -75,8 +112,8 @@ def spaced(count, steps):
 class SitPipeline(DiffusionPipeline):
     """A DiTTransformer2DModel with SiT's or DiT's sampler; `sit` says which (see model_index.json).
 
-    sit: interpolant, prediction, interval, time_convention of a flow, betas and variance of a
-    diffusion; guided_channels; num_classes; scaling and shift of the latents, a number or one per
+    sit: interpolant, prediction, interval, t_shift, time_convention of a flow, betas and variance
+    of a diffusion; guided_channels; num_classes; scaling and shift of the latents, a number or one per
     channel; pixels, whether the latents are the picture.
     """
 
@@ -85,6 +122,7 @@ class SitPipeline(DiffusionPipeline):
 
     def __init__(self, transformer, vae=None, sit=None):
         super().__init__()
+        check_facts(sit)
         self.register_modules(transformer=transformer, vae=vae)
         self.register_to_config(sit=sit)
         self.sit = sit
@@ -152,7 +190,7 @@ class SitPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=self.decode(x))
 
     def sample_flow(self, network, x, steps, solver):
-        """The probability-flow ODE from noise to data, equal steps."""
+        """The probability-flow ODE from noise to data, in steps that are equal before the shift."""
         start, end, jump, scale, jump_from = self.sit["interval"]
         path, prediction = PATHS[self.sit["interpolant"]], self.sit["prediction"]
         reverse = self.sit["time_convention"] == "reversed"
@@ -169,7 +207,10 @@ class SitPipeline(DiffusionPipeline):
             return d_alpha * data + d_sigma * eps, data
 
         last, equal = (jump_from, steps - 1) if jump_from and steps > 1 else (end, steps)
-        times = [start + (last - start) * k / equal for k in range(equal)] + [last]
+        shift = self.sit["t_shift"]
+        first, final = shifted(start, 1 / shift), shifted(last, 1 / shift)
+        inner = [first + (final - first) * k / equal for k in range(1, equal)]
+        times = [start] + [shifted(t, shift) for t in inner] + [last]
         times += [end] * (equal < steps)
         x = scale * x
         for t, s in self.progress_bar(list(pairwise(times))):

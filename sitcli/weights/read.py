@@ -23,6 +23,7 @@ from sitcli.weights.diffusers_dit import EXTRAS, read_folder
 from sitcli.weights.latent_space import STATISTICS
 from sitcli.weights.official import AUTOENCODER
 
+SIDECAR = ".sit.safetensors"  # see sidecar.py
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
@@ -34,14 +35,22 @@ def only_file(path: Path) -> Path:
     """
     if not path.exists():
         raise SitError(f"there is no {path}", "name a file or folder of weights, or hf:OWNER/NAME")
+    if path.name.endswith(SIDECAR):
+        raise SitError(
+            f"{path} is what lies beside the weights, not the weights",
+            f"name {path.name.removesuffix(SIDECAR)}",
+        )
     if not path.is_dir() or (path / "model_index.json").exists() or (path / "config.json").exists():
         return path
     if (path / "meta.json").exists() or RunDir(path).steps():
         raise UsageError(
             f"{path} is already a run or checkpoint of sit", f"use it as it is: sit sample {path}"
         )
+    beside = (STATISTICS, SIDECAR)
     files = sorted(
-        file for file in path.iterdir() if file.suffix in WEIGHT_FILES and file.name != STATISTICS
+        file
+        for file in path.iterdir()
+        if file.suffix in WEIGHT_FILES and not file.name.endswith(beside)
     )
     if len(files) == 1:
         return files[0]
@@ -57,12 +66,12 @@ def read_source(path: Path) -> Found:
     if path.is_dir():
         return _read_diffusers(path)
     if path.suffix == ".safetensors":
-        _check_bytes(path)
+        check_bytes(path)
         meta = read_metadata(path).get("sit")
         tensors = named_tensors(read_content(path))
         if meta is None:
             return Found(path=path, states={"ema": tensors}, step=_step_in(path))
-        meta = _checked(path, meta)
+        meta = exported_meta(path, meta)
         arrays = {
             key.removeprefix(AUTOENCODER): tensors.pop(key)
             for key in list(tensors)
@@ -103,8 +112,8 @@ def _read_diffusers(path: Path) -> Found:
     heads = facts["config"].get("num_attention_heads")
     extras = path / EXTRAS
     if extras.exists():  # written by sit export
-        _check_bytes(extras, *sorted((path / "transformer").glob("*.safetensors")))
-        meta = _checked(extras, read_metadata(extras).get("sit"))
+        check_bytes(extras, *sorted((path / "transformer").glob("*.safetensors")))
+        meta = exported_meta(extras, read_metadata(extras).get("sit"))
         tensors = named_tensors(read_content(extras))
         # A DiTTransformer2DModel has no place for the heads that training adds.
         config = TransformerConfig(**meta["transformer"]).backbone
@@ -149,14 +158,14 @@ def _read_diffusers(path: Path) -> Found:
     )
 
 
-def _check_bytes(*paths: Path) -> None:
+def check_bytes(*paths: Path) -> None:
     """Raise SitError if a safetensors file that sit wrote is not as it was."""
     for path in paths:
         if problems := verify_tensors(path).problems:
             raise SitError(f"{path} is damaged: {problems[0]}", "export or fetch it again")
 
 
-def _checked(path: Path, text: str | None) -> dict[str, Any]:
+def exported_meta(path: Path, text: str | None) -> dict[str, Any]:
     """The meta.json that sit export put into a file. Raises SitError if it is damaged."""
     try:
         meta = json.loads(text or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from sitcli.machine.seeds import NEW, STREAMS
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.samples.sample_set import SampleSet
 from sitcli.settings.sample import SampleSettings
-from tests.tiny import finish, make_run, normalise
+from tests.tiny import finish, make_run, normalise, write_meta
 from tests.weights.official_files import bring, draw_latents, official, save, take
 
 CPU = torch.device("cpu")
@@ -85,6 +86,46 @@ def test_diffusers_draws_what_we_draw(
     ).images
     scale = max(1.0, float(np.abs(ours).max()))
     np.testing.assert_allclose(images.numpy() / scale, ours / scale, atol=1e-5)
+
+
+def test_a_runs_time_shift_goes_with_it(tmp_path: Path) -> None:
+    """Catches: a pipeline whose steps are equal where `sit sample` follows the run's shift."""
+    run = make_run(tmp_path)
+    meta = open_checkpoint(run).path / "meta.json"
+    write_meta(meta, json.loads(meta.read_text()) | {"t_shift": 3.0})
+    pipe = pipeline_of(take(run, tmp_path / "folder", "diffusers"))
+    noise = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype("f4")
+    np.save(tmp_path / "n.npy", noise)
+    ours = draw_latents(run, tmp_path / "x.h5", noise=tmp_path / "n.npy", steps=4, classes="0")
+    found = pipe([0, 0], num_inference_steps=4, latents=torch.from_numpy(noise),
+                 output_type="latent").images  # fmt: skip
+    np.testing.assert_allclose(found.numpy(), ours, atol=1e-5 * max(1, np.abs(ours).max()))
+    plain = draw_latents(run, tmp_path / "y.h5", noise=tmp_path / "n.npy", steps=4, classes="0",
+                         t_shift="1")  # fmt: skip
+    assert np.abs(plain - ours).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(interpolant="cosine"), "not interpolant cosine"),
+        (dict(prediction="flow"), "not prediction flow"),
+        (dict(time_convention="backwards"), "not time_convention backwards"),
+        (dict(guided_channels="5"), "not guided_channels 5"),
+        (dict(second_network="x"), "says second_network, unknown"),
+        (dict(scaling=None, drop="scaling"), "lacks scaling, needed"),
+        (dict(interval=[1.0, 0.0]), "an interval unknown"),
+    ],
+)
+def test_the_pipeline_refuses_what_it_does_not_know(tmp_path: Path, change, message) -> None:
+    """Catches: pictures drawn by half of what a newer export says."""
+    folder = take(make_run(tmp_path), tmp_path / "folder", "diffusers")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["sit"] |= change
+    index["sit"].pop(index["sit"].pop("drop", None), None)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=message):
+        pipeline_of(folder)
 
 
 def test_pixels_become_pictures_in_diffusers(tmp_path: Path) -> None:

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from sitcli import names
 from sitcli.commands.evaluate.likelihood import likelihood
 from sitcli.commands.inspect.stage import inspect
 from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
 from sitcli.runs.checkpoint import open_checkpoint
+from sitcli.runs.meta import written_fields
 from sitcli.settings.evaluate import EvaluateSettings
 from sitcli.settings.tools import InspectSettings
-from sitcli.storage.tensors import read_tensors
+from sitcli.storage.tensors import read_tensors, write_tensors
 from tests.tiny import finish, make_run, make_store, random_network, write_meta
 from tests.weights.official_files import CONFIG, bring, draw_latents, equal, official, save, take
 
@@ -66,6 +68,81 @@ def test_everything_returns_from_our_own_formats(tmp_path: Path, file: str, layo
     if layout == "safetensors":
         plain = read_tensors(out)
         assert equal(plain, official())
+
+
+NO_FLOW, NO_CHAIN = "trained with SiT's flow", "trained with DiT's diffusion"
+NOT_SQUARE, OTHER_BLOCKS = "latents are not square", "layout has adaln-zero blocks"
+
+
+def only(**refused: str) -> dict[str, str]:
+    """Why a layout refuses, for those that do."""
+    return {name.replace("_", "-"): why for name, why in refused.items()}
+
+
+def others(why: str) -> dict[str, str]:
+    """The reason for which every layout but safetensors refuses."""
+    return dict.fromkeys(("official-sit", "official-dit", "diffusers"), why)
+
+
+# A process, changes to the network, and the layouts that cannot hold such a run.
+KINDS = {
+    "velocity": (Flow(), {}, only(official_dit=NO_FLOW)),
+    "score-gvp": (Flow(interpolant="gvp", prediction="score"), {}, only(official_dit=NO_FLOW)),
+    "noise": (Flow(prediction="noise"), {}, only(official_dit=NO_FLOW)),
+    "noise-vp": (Flow(interpolant="vp", prediction="noise"), {}, only(official_dit=NO_FLOW)),
+    "data": (Flow(prediction="data"), {},
+             only(official_sit="lacks data prediction", official_dit=NO_FLOW)),
+    "learned-sigma": (Diffusion(), {}, only(official_sit=NO_CHAIN)),
+    "fixed-sigma": (Diffusion(variance="fixed-large"), {},
+                    only(official_sit=NO_CHAIN, official_dit="needs variance learned-range")),
+    "cosine": (Diffusion(betas="cosine"), {},
+               only(official_sit=NO_CHAIN, official_dit="needs betas linear")),
+    "unconditional": (Flow(), dict(num_classes=0),
+                      only(official_dit=NO_FLOW, diffusers="needs classes")),
+    "second-head": (Flow(), dict(aux_block=1), only(official_dit=NO_FLOW)),
+    "projector": (Flow(), dict(align_block=1, align_width=5), only(official_dit=NO_FLOW)),
+    "qk-norm": (Flow(), dict(qk_norm=True), others("no place for QK-norm")),
+    "qk-layer-norm": (Flow(), dict(qk_norm=True, qk_kind="layer"), others("for QK-LayerNorm")),
+    "lightning": (Flow(), dict(rope=True, mlp="swiglu", norm="rms"),
+                  others("no place for SwiGLU, RMSNorm, RoPE")),
+    "in-context": (Flow(), dict(block="in-context"), others(OTHER_BLOCKS)),
+    "not-square": (Flow(), dict(input_width=4), others(NOT_SQUARE)),
+}  # fmt: skip
+
+
+def run_of_kind(folder: Path, process: Flow, changes: dict) -> Path:
+    """A run of random weights with this process and these changes to its network."""
+    run = make_run(folder, process=process, classes=changes.get("num_classes") != 0)
+    checkpoint = open_checkpoint(run)
+    config = dataclasses.replace(checkpoint.config, **changes)
+    for name in ("model", "ema"):
+        network = random_network(config)
+        write_tensors(checkpoint.path / f"{name}.safetensors", network.state_dict())
+    meta = checkpoint.meta | {"transformer": written_fields(config)}
+    if config.input_width:
+        meta["latents"] |= dict(image_size=[config.input_size, config.input_width])
+    write_meta(checkpoint.path / "meta.json", meta)
+    return run
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_export_draws_the_same_or_says_why_not(tmp_path: Path, kind: str) -> None:
+    """Catches: a layout that loses something without saying so, or loses a bit of what it keeps."""
+    process, changes, refused = KINDS[kind]
+    run = run_of_kind(tmp_path, process, changes)
+    expected = draw_latents(run, tmp_path / "own.h5", num=2, steps=3)
+    for layout in names.EXPORT_FORMATS:
+        out = tmp_path / {"diffusers": "folder", "safetensors": "x.safetensors"}.get(layout, layout)
+        out = out.with_suffix(out.suffix or (".pt" if layout != "diffusers" else ""))
+        if layout in refused:
+            with pytest.raises(UsageError, match=refused[layout]) as caught:
+                take(run, out, layout)
+            assert "--format safetensors" in caught.value.hint
+            assert not out.exists()
+            continue
+        bring(take(run, out, layout), tmp_path / f"from-{layout}")
+        drawn = draw_latents(tmp_path / f"from-{layout}", tmp_path / f"{layout}.h5", num=2, steps=3)
+        np.testing.assert_array_equal(drawn, expected, err_msg=layout)
 
 
 def test_a_run_of_ours_returns_with_its_autoencoder(tmp_path: Path) -> None:

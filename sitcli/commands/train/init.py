@@ -32,7 +32,7 @@ from sitcli.weights.start import SHAPE, Fate, Start, start_from, turn_time
 
 # The options that a run takes over from its source: the network's, and those of the process, where
 # the new run is of the same family.
-OF_NETWORK = ("block", "mlp", "norm", "rope", "qk_norm")
+OF_NETWORK = ("block", "mlp", "norm", "rope", "qk_norm", "qk_kind")
 OF_PROCESS = ("prediction", "loss_weight")
 
 

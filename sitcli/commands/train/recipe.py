@@ -54,6 +54,8 @@ def resolve_recipe(
             raise UsageError(
                 f"--{flag} has no effect without {of}", f"remove --{flag}, or add {of}"
             )
+    if s.qk_kind != TrainSettings.qk_kind and not s.qk_norm:
+        raise UsageError("--qk-kind has no effect without --qk-norm", "add --qk-norm")
     filled: dict[str, Any] = {}
     if s.t_dist in with_moments:
         filled["t_mean"] = s.t_mean if s.t_mean is not None else Times.mean
@@ -120,7 +122,7 @@ def parse_repa(text: str, depth: int) -> tuple[float, int]:
 def network_parts(settings: TrainSettings, store: LatentStore | JoinedStores) -> dict[str, Any]:
     """Fields of TransformerConfig beyond the papers, from resolved settings."""
     parts: dict[str, Any] = {
-        name: getattr(settings, name) for name in ("mlp", "norm", "rope", "qk_norm")
+        name: getattr(settings, name) for name in ("mlp", "norm", "rope", "qk_norm", "qk_kind")
     }
     if settings.internal_guidance:
         parts["aux_block"] = settings.aux_block

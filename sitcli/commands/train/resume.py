@@ -191,7 +191,7 @@ def _recorded(resume: Checkpoint) -> dict[str, Any]:
         prediction=process.prediction,
         loss_weight=process.loss_weight,
         direction_loss=process.direction,
-        **{name: getattr(config, name) for name in ("block", "mlp", "norm", "rope", "qk_norm")},
+        **{name: getattr(config, name) for name in OF_NETWORK},
         **_known(resume),
     )
     if isinstance(process, Diffusion):
