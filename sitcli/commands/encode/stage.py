@@ -67,7 +67,7 @@ def encode(settings: EncodeSettings, said: Said | None = None) -> Stage:
                 return Result()
             if complete:
                 return result_of(LatentStore(file), settings)
-            yield from _complete(settings.out)
+            yield from complete_store(settings.out)
             return result_of(LatentStore.open(settings.out), settings, pace=pace)
     except KeyboardInterrupt:
         raise Interrupted(
@@ -124,7 +124,7 @@ def plan(settings: EncodeSettings, said: Said | None = None) -> Result:
     return Result(summary=summary, data=data, path=settings.out)
 
 
-def _complete(out: Path) -> Generator[Event, None, None]:
+def complete_store(out: Path) -> Generator[Event, None, None]:
     """Read everything back from the disk and mark OUT complete; raises SitError for damage."""
     with Rows(out, writable=True) as file:
         store = LatentStore(file)
