@@ -272,12 +272,12 @@ WITHOUT_A_MIRROR = {
     # Import statements, names and docstrings: there is no behaviour to test.
     "names.py", "errors.py", "events.py", "images/place.py", "__main__.py",
     # Fields and their help, frozen in tests/cli/options.txt and tested in tests/cli.
-    "settings/encode.py", "settings/evaluate.py", "settings/option.py", "settings/sample.py",
-    "settings/tools.py", "settings/train.py", "settings/weights.py",
+    "settings/encode.py", "settings/evaluate.py", "settings/latents.py", "settings/option.py",
+    "settings/sample.py", "settings/tools.py", "settings/train.py", "settings/weights.py",
     # Each hands a settings class on to its command; tests/cli/test_app.py tests them together.
     "cli/bench.py", "cli/ema.py", "cli/encode.py", "cli/evaluate.py", "cli/export.py",
-    "cli/flops.py", "cli/import_weights.py", "cli/inspect.py", "cli/quickstart.py",
-    "cli/sample.py", "cli/train.py",
+    "cli/flops.py", "cli/import_latents.py", "cli/import_weights.py", "cli/inspect.py",
+    "cli/quickstart.py", "cli/sample.py", "cli/train.py",
     # Needs a run, sample sets and figures: tests/whole/test_history.py.
     "commands/evaluate/history.py",
 }  # fmt: skip

@@ -16,6 +16,7 @@ from sitcli.errors import SitError, UsageError
 from sitcli.latents.store import LatentStore
 from sitcli.storage.untrusted import read_weights
 
+UNKNOWN = "unknown"  # name and kind of an autoencoder that `sit import-latents` was not told
 # Keys are values of --vae.
 EMBEDDED: dict[str, Embedded] = {"pixels": pixels.EMBEDDED, "patch-pca": patch_pca.EMBEDDED}
 # Tried in this order for a file. diffusers is last: any file may lie beside a config.json.
@@ -29,6 +30,30 @@ FAMILIES: dict[str, Family] = {
 def is_identity(spec: dict[str, Any]) -> bool:
     """Whether latents of this autoencoder are the images' pixels themselves."""
     return spec["kind"] in EMBEDDED and EMBEDDED[spec["kind"]].identity
+
+
+def unknown_spec(channels: int, *, downsample: int, moments: bool) -> dict[str, Any]:
+    """The spec of an autoencoder of which nobody knows more than its latents."""
+    return {
+        "name": UNKNOWN,
+        "class": UNKNOWN,
+        "kind": UNKNOWN,
+        "latent_channels": channels,
+        "downsample": downsample,
+        "deterministic": not moments,
+        "scaling": 1.0,
+        "shift": 0.0,
+        "hash": None,
+    }
+
+
+def check_known(spec: dict[str, Any], override: str | None) -> None:
+    """Raise SitError if no one has said which autoencoder made the latents; override: --vae."""
+    if (override or spec["name"]) == UNKNOWN:
+        raise SitError(
+            "nobody said which autoencoder made these latents",
+            "name it with --vae NAME; sit sample --latents-only needs none",
+        )
 
 
 def load_autoencoder(name: str, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
@@ -84,6 +109,7 @@ def from_spec(
             )
         return EMBEDDED[spec["kind"]].restore(spec, arrays, device)
     found = override or name
+    check_known(spec, override)
     if override is None and Path(name).is_absolute() and not Path(name).exists():
         raise SitError(
             f"the autoencoder of these latents is gone: {name}",
@@ -96,7 +122,13 @@ def from_spec(
             f"{spec['latent_channels']}",
             "name the autoencoder that made them with --vae PATH",
         )
-    # Imported weights name an autoencoder but have no hash of it: any is accepted.
+    if spec["kind"] == UNKNOWN and autoencoder.downsample != spec["downsample"]:
+        raise SitError(
+            f"{found} makes {autoencoder.downsample} pixels of a latent position, and these "
+            f"latents were imported with {spec['downsample']}",
+            "import them again with --vae NAME, or with their --image-size",
+        )
+    # Imported weights and latents name an autoencoder but have no hash of it: any is accepted.
     if spec["hash"] not in (None, autoencoder.spec["hash"]):
         raise SitError(
             f"{found} holds other weights than the autoencoder these latents were made with",

@@ -18,6 +18,7 @@ from sitcli.cli import (
     evaluate,
     export,
     flops,
+    import_latents,
     import_weights,
     inspect,
     quickstart,
@@ -65,7 +66,7 @@ def root(
     """The options before the subcommand."""
 
 
-STAGES = (encode, train, sample, evaluate, flops)
+STAGES = (encode, import_latents, train, sample, evaluate, flops)
 OTHERS = (ema, import_weights, export, inspect, watch, bench, quickstart)
 
 

@@ -150,7 +150,7 @@ def _common_facts(store: LatentStore) -> dict[str, Any]:
     """The facts that stores must share to be read as one, by the names that an error uses."""
     spec = store.autoencoder
     return {
-        "autoencoder": f"{spec['name']} ({spec['hash'][:12]})",
+        "autoencoder": f"{spec['name']} ({(spec['hash'] or 'unknown')[:12]})",
         "kind": store.kind,
         "scaling": store.scaling,
         "latent shape": format_shape(store.latent_shape),

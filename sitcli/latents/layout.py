@@ -19,10 +19,10 @@ from sitcli.storage.rows import Rows
 from sitcli.text import format_shape
 
 FORMAT = "sit-latents"
-FORMAT_VERSION = 2  # 1 unless `needs_shift`
+FORMAT_VERSION = 2  # 1 unless `needs_shift`, or the autoencoder has no hash
 PROBLEM_BYTES = 96
 MOST_PIXELS = 1 << 16  # of an image's side
-SPEC: dict[str, type | tuple] = dict(name=str, hash=str, shift=(int, float, list))
+SPEC: dict[str, type | tuple] = dict(name=str, hash=(str, type(None)), shift=(int, float, list))
 ARRAY_PREFIX = "autoencoder_"
 KINDS = ("moments", "latents")
 FEATURES, FEATURES_CRC = ("features", "features_flipped"), "features_crc32"
@@ -45,6 +45,8 @@ SOURCE_FACTS: dict[str, type | tuple] = dict(
 )
 # Optional too: how latents are normalised where the autoencoder alone does not say it.
 NORMALISATION: dict[str, type | tuple] = dict(shift=(int, float, list), normalize=str)
+# Of `sit import-latents`: what the source was and the words of the command.
+IMPORTED: dict[str, type | tuple] = dict(imported=dict)
 NO_FACTS: Mapping[str, Any] = {}
 DATASETS = {"latents": "f2:4", "crc32": "u4:2", "problems": "S", "labels": "i8", "paths": "S"}
 
@@ -103,7 +105,7 @@ def create_store(
         **source_facts,
         **({} if align is None else {"align": dict(align)}),
     )
-    if needs_shift(attrs):
+    if needs_shift(attrs) or autoencoder["hash"] is None:
         attrs["format_version"] = FORMAT_VERSION
     arrays = dict(labels=np.asarray(labels, np.int64), paths=paths, class_names=class_names)
     arrays |= {ARRAY_PREFIX + name: array for name, array in autoencoder_arrays.items()}
@@ -133,6 +135,9 @@ def row_datasets(file: Rows) -> list[str]:
 
 def encode_command(attrs: Mapping[str, Any], path: Path) -> str:
     """The command that creates or continues the store with these attributes."""
+    if "imported" in attrs:
+        words = ["sit", "import-latents", attrs["source"], str(path), *attrs["imported"]["words"]]
+        return shlex.join(words)
     words = ["sit", "encode-latents", attrs["source"], str(path), "--vae", attrs["vae"]]
     words += ["--image-size", str(attrs["image_size"]), "--crop", attrs["crop"]]
     spec = attrs["autoencoder"]
@@ -168,7 +173,7 @@ def open_rows(path: Path) -> Rows:
         )
     file.check({}, {"format_version": int})
     check_version(path, file.attrs["format_version"], FORMAT_VERSION)
-    optional = SOURCE_FACTS | NORMALISATION
+    optional = SOURCE_FACTS | NORMALISATION | IMPORTED
     file.check(DATASETS, ATTRS | {k: v for k, v in optional.items() if k in file.attrs})
     if file.attrs["flips"]:
         file.check({"latents_flipped": "f2:4"}, {})
@@ -196,7 +201,7 @@ def _check_values(file: Rows) -> None:
         wrong = "checksums of another number of copies"
     elif wrong_values(attrs["scaling"], channels, zero=False):
         wrong = f"scaling {str(attrs['scaling'])[:40]}"
-    elif lacking := [k for k in SPEC if not isinstance(attrs["autoencoder"].get(k), SPEC[k])]:
+    elif lacking := [k for k in SPEC if not isinstance(attrs["autoencoder"].get(k, ...), SPEC[k])]:
         wrong = f"an autoencoder without '{lacking[0]}'"
     elif wrong_values(shift := Scaling.of(attrs).shift, channels, zero=True):
         wrong = f"shift {str(shift)[:40]}"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
 from sitcli.latents.layout import FEATURES, FEATURES_CRC
 from sitcli.latents.scaling import Scaling
@@ -48,7 +49,8 @@ class ReadBack:
                 if written[row] == DONE and zlib.crc32(values) != expected[row, copy]:
                     self.damaged.add(row)
             # Broken rows are zeros: they add nothing to the sums and are not counted in `_finish`.
-            values = piece.astype(np.float32)
+            # Exact as numpy's conversion, which takes five times as long.
+            values = torch.from_numpy(np.array(piece)).float().numpy()
             total += values[:, : store.channels].sum((0, 2, 3), dtype=np.float64)
             power = np.square(values).sum((0, 2, 3), dtype=np.float64)
             squares += power.reshape(-1, store.channels).sum(0)  # mean^2 and std^2

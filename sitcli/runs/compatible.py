@@ -62,7 +62,7 @@ def check_same_latents(store: LatentStore | JoinedStores, checkpoint: Checkpoint
         what = (
             f"latents {format_shape(store.latent_shape)}, but the run needs {format_shape(shape)}"
         )
-    elif latents["autoencoder"]["hash"] not in (None, store.autoencoder["hash"]):
+    elif _differ(latents["autoencoder"]["hash"], store.autoencoder["hash"]):
         what = f"latents of another autoencoder, {store.autoencoder['name']}"
     elif store.scaling != checkpoint.scaling:
         what = f"latents scaled by {store.scaling}, but the run needs {checkpoint.scaling}"
@@ -72,6 +72,11 @@ def check_same_latents(store: LatentStore | JoinedStores, checkpoint: Checkpoint
     if latents["store"] is not None:
         like = f"as {latents['store']} was encoded"
     raise SitError(f"{store.path} holds {what}", f"encode the images {like}")
+
+
+def _differ(first: str | None, second: str | None) -> bool:
+    """Whether two hashes are known and not equal: imported weights and latents have none."""
+    return None not in (first, second) and first != second
 
 
 def known_labels(

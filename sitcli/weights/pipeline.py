@@ -113,8 +113,8 @@ class SitPipeline(DiffusionPipeline):
     """A DiTTransformer2DModel with SiT's or DiT's sampler; `sit` says which (see model_index.json).
 
     sit: interpolant, prediction, interval, t_shift, time_convention of a flow, betas and variance
-    of a diffusion; guided_channels; num_classes; scaling and shift of the latents, a number or one per
-    channel; pixels, whether the latents are the picture.
+    of a diffusion; guided_channels; num_classes; scaling and shift of the latents, a number or one
+    per channel; pixels, whether the latents are the picture.
     """
 
     model_cpu_offload_seq = "transformer->vae"

@@ -24,8 +24,8 @@ def rest_of(terminal: int) -> bytes:
 
 
 COMMANDS = [
-    "encode-latents", "train", "sample", "evaluate", "flops", "ema", "import", "export", "inspect",
-    "watch", "bench", "quickstart",
+    "encode-latents", "import-latents", "train", "sample", "evaluate", "flops", "ema", "import",
+    "export", "inspect", "watch", "bench", "quickstart",
 ]  # fmt: skip
 
 

@@ -72,10 +72,10 @@ def result_of(store: LatentStore, settings: EncodeSettings, *, pace: float | Non
         "checksum": store.attrs["checksum"],
         "images_per_second": pace,
     }
-    return Result(summary=summary, data=data, path=settings.out, next=_train_command(settings.out))
+    return Result(summary=summary, data=data, path=settings.out, next=train_command(settings.out))
 
 
-def _train_command(out: Path) -> str:
+def train_command(out: Path) -> str:
     try:
         if newest_store().samefile(out):
             return "sit train"

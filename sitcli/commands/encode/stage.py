@@ -79,7 +79,7 @@ def encode(settings: EncodeSettings, said: Said | None = None) -> Stage:
                 return Result()
             if complete:
                 return result_of(LatentStore(file), settings)
-            yield from _complete(out)
+            yield from complete_store(out)
             if old is not None:
                 take_place(out, settings.out)
             if later:
@@ -151,7 +151,7 @@ def plan(settings: EncodeSettings, said: Said | None = None) -> Result:
     return Result(summary=summary, data=data, path=settings.out)
 
 
-def _complete(out: Path) -> Generator[Event, None, None]:
+def complete_store(out: Path) -> Generator[Event, None, None]:
     """Read everything back from the disk and mark OUT complete; raises SitError for damage."""
     with Rows(out, writable=True) as file:
         store = LatentStore(file)

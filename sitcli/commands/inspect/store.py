@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shlex import quote
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def describe_store(store: LatentStore) -> Result:
         "latents": f"{format_shape(store.latent_shape)} float16, {parts}",
         "scaled by": f"{_scaling(store)}: "
         + (statistics if store.complete else "statistics follow when it is complete"),
-        "autoencoder": f"{spec['name']} ({spec['class']}, {spec['hash'][:12]})",
+        "autoencoder": f"{spec['name']} ({spec['class']}, {_hash(spec)})",
         "pictures": f"{store.image_size} x {store.image_size} pixels, crop {store.crop}",
         "source": f"{store.source} ({attrs['source_fingerprint'][:12]})",
         "encoded in": f"{attrs['precision']}, batches of {attrs['batch_size']}",
@@ -58,6 +59,9 @@ def describe_store(store: LatentStore) -> Result:
     grown = attrs.get("grown", [])
     if grown:
         summary["grown"] = f"from {' and '.join(str(r['rows']) for r in grown)} images"
+    if "imported" in attrs:
+        del summary["encoded in"]
+        summary["imported"] = attrs["imported"]["layout"]
     if store.complete:
         summary["checksum"] = attrs["checksum"]
     data = {
@@ -76,7 +80,7 @@ def describe_store(store: LatentStore) -> Result:
         "latent_kind": store.kind,
         **{name: attrs[name] for name in ("flips", "image_size", "crop", "mean", "std")},
         **store.scaling.facts(spec),
-        **({"normalize": attrs["normalize"]} if "normalize" in attrs else {}),
+        **{name: attrs[name] for name in ("normalize", "imported") if name in attrs},
         "autoencoder": spec,
         **{name: attrs[name] for name in ("source", "source_fingerprint", "fingerprint")},
         **{name: attrs[name] for name in ("batch_size", "precision", "checksum")},
@@ -87,6 +91,10 @@ def describe_store(store: LatentStore) -> Result:
     if not store.complete:
         following = encode_command(attrs, store.path)
     return Result(summary=summary, data=data, next=following)
+
+
+def _hash(spec: dict[str, Any]) -> str:
+    return "weights not known" if spec["hash"] is None else spec["hash"][:12]
 
 
 def _scaling(store: LatentStore) -> str:

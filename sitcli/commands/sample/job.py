@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sitcli.autoencoders.base import Autoencoder
-from sitcli.autoencoders.load import from_spec
+from sitcli.autoencoders.load import check_known, from_spec
 from sitcli.commands.newest import SAMPLES, newest_run
 from sitcli.commands.parsing import parse_interval
 from sitcli.commands.sample.labels import labels_of
@@ -178,6 +178,8 @@ def _prepare(settings: SampleSettings) -> Job:
     num = noise.num if noise is not None else settings.num or NUM
     settings = dataclasses.replace(settings, num=num)
     _check_latents_only(settings)
+    if not settings.latents_only:
+        check_known(checkpoint.latents["autoencoder"], settings.vae)
     device = resolve_device(device_name(settings.device, gpus=settings.gpus, procs=settings.procs))
     dtype = resolve_precision(settings.precision, device)
     sampler = sampler_of(settings, checkpoint)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from sitcli.commands.train.init import OF_NETWORK
 from sitcli.commands.train.recipe import SCHEDULES
 from sitcli.commands.train.run_settings import (
     KEPT_ON_RESUME,

@@ -1,0 +1,1 @@
+"""`sit import-latents`: latents of other projects to a latent store."""
