@@ -64,6 +64,16 @@ def test_the_run_says_what_changes_and_keeps_it(run: Path) -> None:
     assert (run / "loss.png").stat().st_size
 
 
+def test_nothing_left_to_do_changes_nothing(run: Path) -> None:
+    """Catches: a change that is announced, and does not come."""
+    notes = [note.text for note in go_on(run, lr=3e-4, steps=1)]
+    assert notes[1:] == [
+        f"{run} has 2 steps already, more than --steps 1; with lr 0.0003, not 0.001 it goes on for "
+        "a higher --steps"
+    ]
+    assert read_config(run / "config.yaml")["lr"] == 1e-3
+
+
 def test_what_was_begun_and_never_saved_holds(run: Path) -> None:
     """Catches: a learning rate that falls back to the old one after a kill, or is noted twice."""
     prepare(TrainSettings(out=run, device="cpu", lr=3e-4), ALONE, {"lr": "x"})

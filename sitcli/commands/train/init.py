@@ -119,6 +119,8 @@ def unsaid_as_source(settings: TrainSettings, said: Said, source: Source) -> Tra
     if family == source.family:
         facts |= {name: getattr(process, name) for name in OF_PROCESS}
         facts["direction_loss"] = process.direction
+        if "t_shift" in source.checkpoint.meta:
+            facts["t_shift"] = f"{source.checkpoint.meta['t_shift']:.6g}"
         if isinstance(process, Diffusion):
             facts["variance"] = process.variance
             if isinstance(process.betas, str):

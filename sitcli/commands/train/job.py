@@ -144,9 +144,8 @@ class Job:
         make_folder(self.run.path)
         with locks.lock(self.run.config, what=self.run.path):
             self.run.clean()
-            write_config(
-                self.run.config, replace(self.settings, precision=precision_name(self.dtype))
-            )
+            settings = replace(self.settings, precision=precision_name(self.dtype))
+            write_config(self.run.config, settings, init=self.init)
             yield
 
     def rolled_back(self, bad_step: int) -> Job:

@@ -61,9 +61,15 @@ def said_by_default(settings: TrainSettings) -> Said:
     }
 
 
-def write_config(path: Path, settings: TrainSettings) -> None:
-    """config.yaml, in the form --config takes, and its checksum as a comment."""
+def write_config(
+    path: Path, settings: TrainSettings, *, init: dict[str, Any] | None = None
+) -> None:
+    """config.yaml, in the form --config takes, and as comments where the run begins from and the
+    checksum; init: as meta.json has it."""
     text = yaml.safe_dump({"train": as_plain(settings)}, sort_keys=False)
+    if init is not None:
+        source = json.dumps(f"{init['path']}, {init['weights']} weights")
+        text = f"# begun from {source}, sha256 {init['sha256'] or 'unknown'}\n{text}"
     write_text(path, f"{text}{CHECKSUM}{zlib.crc32(text.encode()):08x}\n")
 
 

@@ -49,11 +49,11 @@ def train(settings: TrainSettings, said: Said | None = None) -> Stage:
             yield Note(f"latents: {job.store.path} ({which})")
         if world.rank == 0 and job.start:
             yield from _told(job)
+        if job.resume and job.resume.step >= job.settings.steps:
+            yield Note(_done_already(job))
+            return result_of(job, {}, {})
         if world.rank == 0 and (now := job.change_now):
             yield Note(f"from step {now.step} on: {now.words}")
-        if job.resume and job.resume.step >= job.settings.steps:
-            yield Note(f"all {job.settings.steps} steps of {job.run.path} are done already")
-            return result_of(job, {}, {})
         # Rank 0 locks the run directory for all.
         owned = contextlib.ExitStack()
         stack.enter_context(owned)
@@ -79,6 +79,15 @@ def train(settings: TrainSettings, said: Said | None = None) -> Stage:
                     )
             finally:
                 trainer.close()
+
+
+def _done_already(job: Job) -> str:
+    """Why there is nothing to do."""
+    done, asked, now = job.resume.step, job.settings.steps, job.change_now
+    text = f"all {asked} steps of {job.run.path} are done already"
+    if done > asked:
+        text = f"{job.run.path} has {done} steps already, more than --steps {asked}"
+    return f"{text}; with {now.words} it goes on for a higher --steps" if now else text
 
 
 def _told(job: Job) -> Iterator[Event]:

@@ -57,6 +57,8 @@ def test_the_network_and_the_objective_are_the_source_s(store: Path, source: Pat
     assert after.meta["init"]["sha256"] == hash_file(before.path / "ema.safetensors")
     assert after.meta["init"]["path"] == str(before.path.resolve())
     config = read_config(source.parent / "new" / "config.yaml")
+    text = (source.parent / "new" / "config.yaml").read_text()
+    assert f"sha256 {after.meta['init']['sha256']}" in text.splitlines()[0]
     assert (config["init"], config["interpolant"], config["mlp"]) == (str(source), "gvp", "swiglu")
     facts = dict(finish(inspect(InspectSettings(path=source.parent / "new"))).tables[0].rows)
     assert facts["begun from"].startswith(f"{before.path.resolve()}, step 2, ema weights")
