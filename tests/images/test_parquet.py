@@ -81,6 +81,18 @@ def test_columns_of_bytes(tmp_path, images):
     assert source.class_names == ["0", "1", "2"]
 
 
+def test_columns_of_other_types_of_bytes(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    large = pa.array([PNG] * 3, pa.large_binary())
+    for number, images in enumerate((large, large.dictionary_encode())):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"image": images, "label": [0, 1, 2]}), path)
+        source = open_source(path)
+        assert [source.read_bytes(k) for k in range(3)] == [PNG] * 3
+
+
 def test_other_names_of_columns(tmp_path):
     """Catches: CIFAR-100's columns, and a column of masks taken for the images."""
     rows = [{"bytes": PNG, "path": None}] * 2
@@ -176,6 +188,10 @@ def test_shards_without_the_columns_are_named(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
     with pytest.raises(UsageError, match="no column of images, only text: string"):
         open_source(tmp_path / "text.parquet")
+    lists = pa.table({"image": [[PNG]], "pixels": [[1]], "label": [0]})
+    pq.write_table(lists, tmp_path / "lists.parquet")
+    with pytest.raises(UsageError, match="no column of images, only image: list"):
+        open_source(tmp_path / "lists.parquet")
     pq.write_table(pa.table({"image": [PNG]}), tmp_path / "plain.parquet")
     with pytest.raises(UsageError, match="no column of labels, only image: binary") as failure:
         open_source(tmp_path / "plain.parquet")
