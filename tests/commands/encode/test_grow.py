@@ -307,6 +307,20 @@ def test_new_shards_are_new_images(tmp_path, out, form):
         encoded(settings)
 
 
+def test_what_the_store_says_of_itself_stays(source, out):
+    """Catches: attributes that another version gave the store, lost as it grows."""
+    encoded(settings_for(source, out))
+    Rows(out).set_attrs(something_new=[1.5, 2.0])
+    before = Rows(out).attrs
+    add(source, *NEW)
+    encoded(settings_for(source, out))
+    after = Rows(out).attrs
+    changed = {name for name in before.keys() | after if before.get(name) != after.get(name)}
+    assert changed == {
+        "checksum", "fingerprint", "source_fingerprint", "source_content", "mean", "std", "grown",
+    }  # fmt: skip
+
+
 def test_a_dry_run_of_a_growth_writes_nothing(source, out):
     encoded(settings_for(source, out))
     add(source, *NEW)
