@@ -54,6 +54,25 @@ def test_rows_are_unpacked_a_few_at_a_time(tmp_path, monkeypatch):
     for index in (97, 95, 90, 20):  # of the pieces that are kept
         source.read_bytes(index)
     assert len(unpacked) == 7
+    # Of the one that is not, and of those that the way back leads past.
+    assert [source.read(k).getpixel((0, 0))[0] for k in (3, 60, 20)] == [3, 60, 20]
+
+
+def test_a_disk_that_fails_once_breaks_no_other_row(tmp_path, monkeypatch):
+    """Catches: all later rows of a row group lost after one failed read."""
+    source = open_source(write_parquet(tmp_path / "x.parquet", range(60), group=60))
+    piece, failures = parquet._Piece, [OSError("timed out")]
+
+    def once(where, start, rows):
+        if start and failures:
+            raise failures.pop()
+        return piece(where, start, rows)
+
+    monkeypatch.setattr(parquet, "_Piece", once)
+    assert source.read(0).getpixel((0, 0))[0] == 0
+    with pytest.raises(BrokenImage, match="timed out"):
+        source.read(20)
+    assert [source.read(k).getpixel((0, 0))[0] for k in (20, 21, 59)] == [20, 21, 59]
 
 
 def test_threads_read_what_they_ask_for(shards):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -183,6 +184,22 @@ def test_a_growth_goes_on_where_it_was(source, out):
     _, events = encoded(settings_for(source, out))
     assert texts(events) == [f"{out} is complete already"]
     assert not growing_path(out).exists()
+
+
+def test_a_growth_of_another_store_is_not_taken(source, out):
+    """Catches: rows of a store that was put in OUT's place, and of the one before, in one file."""
+    encoded(settings_for(source, out))
+    add(source, *NEW)
+    until(settings_for(source, out), 14)
+    with Rows(out, writable=True) as file:
+        file.write(range(10), latents=np.zeros((10, *file.shape("latents")[1:]), np.float16))
+    checksums = np.full(10, zlib.crc32(bytes(file.array("latents")[0].nbytes)), np.uint32)
+    with Rows(out, writable=True) as file:
+        file.write(range(10), crc32=np.stack([checksums, file.array("crc32")[:, 1]], axis=1))
+    Rows(out).set_attrs(checksum=LatentStore(Rows(out)).checksum())
+    _, events = encoded(settings_for(source, out))
+    assert min(event.done for event in events if isinstance(event, Progress)) == 10
+    assert not LatentStore.open(out).batch(range(10)).any()
 
 
 def test_a_store_that_is_not_complete_grows_too(source, out, tmp_path):
