@@ -99,7 +99,8 @@ def _schema_of(file: Any, name: str, labels: Labels) -> _Schema:
     features = _features(arrow)
     kinds = {field.name: str(field.type) for field in arrow}
     given = [c for c, f in features.items() if f.get("_type") == "Image" and c in kinds]
-    fitting = [c for c in kinds if "binary" in kinds[c]]
+    fitting = [field.name for field in arrow if _holds_bytes(field.type)]
+    given = [c for c in given if c in fitting]
     images = (given or [c for c in IMAGE_COLUMNS if c in fitting] or fitting)[:1]
     columns = ", ".join(f"{column}: {kind}" for column, kind in kinds.items())[:300]
     if not images:
@@ -125,6 +126,17 @@ def _schema_of(file: Any, name: str, labels: Labels) -> _Schema:
         class_names = [class_names[key] for key in sorted(class_names, key=int)]
     known = tuple(map(str, class_names)) if isinstance(class_names, list) else None
     return _Schema(images[0], kinds[images[0]], label, kinds[label], known)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether values of this type are bytes, or {bytes, ...}."""
+    types = _pyarrow().types
+    if types.is_struct(kind):
+        names = [kind.field(i).name for i in range(kind.num_fields)]
+        return "bytes" in names and _holds_bytes(kind.field(names.index("bytes")).type)
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_binary(kind) or types.is_large_binary(kind)
 
 
 def _features(arrow: Any) -> dict[str, dict]:

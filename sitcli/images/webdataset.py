@@ -12,7 +12,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from sitcli.images.tar import list_tar
 from sitcli.names import Labels
 
 PEEKED = 64  # members of a tar that tell whether it is a shard: those of a sample are neighbours
+UNREAD_LABELS = ("folders", "none")  # the values of --labels that need none of these files
 LABEL_FILES = ("cls", "class", "label")
 USED = frozenset((*LABEL_FILES, "json"))
 # Fields of a .json, as timm's and img2dataset's shards and others have them.
@@ -36,13 +37,12 @@ LARGEST = 1 << 24  # bytes of a label's file
 
 
 class _Sample(NamedTuple):
-    """One sample. name: its image's, below its shard's; image: None if it has none; others: its
-    other members by ending.
+    """One sample that has an image. key: its shard and its name; image: the image's place; others:
+    its other members by ending.
     """
 
-    shard: str
-    name: str
-    image: Place | None
+    key: str
+    image: Place
     others: dict[str, Place]
 
 
@@ -83,25 +83,25 @@ def _is_image(ending: str) -> bool:
 
 def _listed(path: Path, labels: Labels) -> Listed:
     shards, folder = shards_at(path, ".tar")
-    samples: dict[str, _Sample] = {}
+    images: list[Place] = []
     others: Counter = Counter()
     unread: list[str] = []
+    found = None if labels in UNREAD_LABELS else _Labels()
     for shard in shards:
         _check_tar(shard)
-        name, path_of_shard = shard_name(shard, folder), str(shard)
-        for key, members in _samples(shard, others).items():
-            image = _image_of(members, f"{name}/{key}")
-            if image is None:
-                unread += [f"{name}/{p.file}" for e, p in members.items()
-                           if ending_of(f"x.{e}") in UNREAD_ENDINGS]  # fmt: skip
-            else:
-                image = image._replace(more=(path_of_shard,))
-                members = {e: p for e, p in members.items() if not _is_image(e)}
-            used = USED if labels == "auto" and image else frozenset()
-            others.update(f".{ending}" for ending in members.keys() - used)
-            file = f"{name}/{image.file}" if image else ""
-            samples[f"{name}/{key}"] = _Sample(path_of_shard, file, image, members)
-    return _labelled(path, folder, samples, labels, others, unread)
+        name = shard_name(shard, folder)
+        for sample in _samples(shard, name, others, unread, found):
+            images.append(sample.image)
+            if found is not None:
+                found.add(sample)
+    names = [image.file for image in images]
+    if found is not None and names:
+        labelled = found.labelled(folder)
+    elif labels == "folders" and names:
+        labelled = _by_folders(path, images)
+    else:
+        labelled = without_labels(Files(str(path), names, [], "", {}))
+    return Listed(names, images, labelled, others, unread)
 
 
 def _check_tar(shard: Path) -> None:
@@ -117,18 +117,35 @@ def _check_tar(shard: Path) -> None:
         )
 
 
-def _samples(shard: Path, others: Counter) -> dict[str, dict[str, Place]]:
-    """The members of each sample by their endings; others: counts hidden files."""
-    found: dict[str, dict[str, Place]] = {}
+def _samples(
+    shard: Path, name: str, others: Counter, unread: list[str], found: _Labels | None
+) -> Iterator[_Sample]:
+    """The samples of a shard that have an image; others, unread: see Listed, they are added to.
+
+    found: gets the keys of samples that have a label alone; None if labels are not read.
+    """
+    samples: dict[str, dict[str, Place]] = {}
+    more = (str(shard),)  # one for all of them
     for place in list_tar(shard)[0]:
         parts = tuple(part for part in place.file.split("/") if part not in ("", "."))
         if any(part.startswith(".") or part == "__MACOSX" for part in parts):
             others["hidden"] += 1
             continue
-        file = "/".join(parts)
-        key, ending = _split(file)
-        found.setdefault(key, {})[ending] = place._replace(file=file)
-    return found
+        key, ending = _split("/".join((name, *parts)))
+        samples.setdefault(key, {})[ending] = place._replace(
+            file="/".join((name, *parts)), more=more
+        )
+    for key, members in samples.items():
+        image = _image_of(members, key)
+        rest = {e: p for e, p in members.items() if not _is_image(e)}
+        used = USED if found is not None and image else frozenset()
+        others.update(f".{ending}" for ending in rest.keys() - used)
+        if image is not None:
+            yield _Sample(key, image, rest)
+            continue
+        unread += [p.file for e, p in rest.items() if ending_of(f"x.{e}") in UNREAD_ENDINGS]
+        if found is not None and rest.keys() & set(LABEL_FILES):
+            found.absent.append(key)
 
 
 def _image_of(members: dict[str, Place], where: str) -> Place | None:
@@ -146,80 +163,70 @@ def _image_of(members: dict[str, Place], where: str) -> Place | None:
     return next(iter(chosen.values()), None)
 
 
-def _labelled(
-    path: Path,
-    folder: Path,
-    samples: dict[str, _Sample],
-    labels: Labels,
-    others: Counter,
-    unread: list[str],
-) -> Listed:
-    whole_samples = {key: s for key, s in samples.items() if s.image is not None}
-    images = [s.image for s in whole_samples.values()]
-    names = [s.name for s in whole_samples.values()]
-    if not names or labels == "none":
-        labelled = Labelled([0] * len(names), [], "none")
-    elif labels == "folders":
-        labelled = _by_folders(path, names, images)
-    else:
-        labelled = _by_members(folder, whole_samples)
-        absent = [
-            key for key, s in samples.items()
-            if s.image is None and s.others.keys() & set(LABEL_FILES)
-        ]  # fmt: skip
-        labelled = labelled._replace(absent=absent)
-    return Listed(names, images, labelled, others, unread)
-
-
-def _by_folders(path: Path, names: list[str], images: list[Place]) -> Labelled:
+def _by_folders(path: Path, images: list[Place]) -> Labelled:
     """A class for each folder inside the shards if images lie in some, else for each shard."""
-    inside = [place.file for place in images]
-    if not any("/" in file for file in inside):
-        inside = [f"{Path(name.rpartition('/')[0]).with_suffix('')}/x" for name in names]
-        if len(set(inside)) == 1:
-            return without_labels(Files(str(path), names, [], "", {}))
+    # The shard's name is the beginning of an image's name.
+    shards = [os.path.basename(place.more[0]) for place in images]
+    inside = [
+        place.file.partition(f"{shard}/")[2] for place, shard in zip(images, shards, strict=True)
+    ]
+    if not any("/" in file for file in inside) and len(set(shards)) > 1:
+        inside = [f"{os.path.splitext(shard)[0]}/x" for shard in shards]
     return by_image_folders(Files(str(path), inside, [], "", {}))
 
 
-def _by_members(folder: Path, samples: dict[str, _Sample]) -> Labelled:
-    """Labels by the samples' .cls or .json, and names of classes by fields of the .json.
+class _Labels:
+    """Labels by the samples' .cls or .json, and names of classes by fields of the .json."""
 
-    Raises UsageError for a sample without a label or with one that is no class's number.
-    """
-    labels, origins = [], set()
-    class_names: dict[int, tuple[str, str]] = {}
-    seen: set[tuple[str, int]] = set()
-    for key, sample in samples.items():
-        label, origin, fields = _label_of(key, sample)
-        labels.append(label)
-        origins.add(origin)
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.numbers: list[int] = []
+        self.absent: list[str] = []
+        self.origins: set[str] = set()
+        self.names: dict[int, tuple[str, str]] = {}
+        self.seen: set[tuple[str, int]] = set()
+
+    def add(self, sample: _Sample) -> None:
+        """Read a sample's label. Raises UsageError if it has none, or one that is no number."""
+        label, origin, fields = _label_of(sample)
+        self.keys.append(sample.key)
+        self.numbers.append(label)
+        self.origins.add(origin)
         # One sample of each class and shard tells its name.
-        if (sample.shard, label) not in seen:
-            seen.add((sample.shard, label))
-            _note_name(class_names, label, fields() or {}, key)
-    known = {label: name for label, (name, _) in class_names.items()}
-    return by_number(labels, known, folder, list(samples), " and ".join(sorted(origins)))
+        mark = sample.image.more[0], label
+        if mark not in self.seen:
+            self.seen.add(mark)
+            self._note_name(label, fields() or {}, sample.key)
+
+    def _note_name(self, label: int, fields: dict, key: str) -> None:
+        name = next((fields[f] for f in NAME_FIELDS if isinstance(fields.get(f), str)), None)
+        if name is None:
+            return
+        before, first = self.names.setdefault(label, (name, key))
+        if before != name:
+            raise UsageError(
+                f"{key}: class {label} is called {name}, and {before} in {first}", HINT
+            )
+
+    def labelled(self, folder: Path) -> Labelled:
+        """The labels of all samples, in the order in which they were added."""
+        known = {label: name for label, (name, _) in self.names.items()}
+        origin = " and ".join(sorted(self.origins))
+        labelled = by_number(self.numbers, known, folder, self.keys, origin)
+        return labelled._replace(absent=self.absent)
 
 
-def _note_name(class_names: dict[int, tuple[str, str]], label: int, fields: dict, key: str) -> None:
-    name = next((fields[f] for f in NAME_FIELDS if isinstance(fields.get(f), str)), None)
-    if name is None:
-        return
-    before, first = class_names.setdefault(label, (name, key))
-    if before != name:
-        raise UsageError(f"{key}: class {label} is called {name}, and {before} in {first}", HINT)
-
-
-def _label_of(key: str, sample: _Sample) -> tuple[int, str, Callable[[], dict | None]]:
+def _label_of(sample: _Sample) -> tuple[int, str, Callable[[], dict | None]]:
     """(label, the ending of its file, a function that gives the fields of the .json)."""
+    key = sample.key
 
     def fields() -> dict | None:
         place = sample.others.get("json")
-        return None if place is None else _json(sample, place, key)
+        return None if place is None else _json(place, key)
 
     ending = next((e for e in LABEL_FILES if e in sample.others), None)
     if ending is not None:
-        text = _read_member(sample.shard, sample.others[ending], key).strip()
+        text = _read_member(sample.others[ending], key).strip()
         if not WHOLE_NUMBER.fullmatch(text):
             check_label(text[:40].decode("utf-8", "replace"), f"{key}.{ending}")
         return check_label(int(text[:40]), f"{key}.{ending}"), f".{ending}", fields
@@ -239,9 +246,9 @@ def _label_of(key: str, sample: _Sample) -> tuple[int, str, Callable[[], dict | 
     return check_label(found[field], f"{key}.json"), ".json", lambda: found
 
 
-def _json(sample: _Sample, place: Place, key: str) -> dict:
+def _json(place: Place, key: str) -> dict:
     try:
-        found = json.loads(_read_member(sample.shard, place, key))
+        found = json.loads(_read_member(place, key))
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -249,13 +256,13 @@ def _json(sample: _Sample, place: Place, key: str) -> dict:
     return found
 
 
-def _read_member(shard: str, place: Place, key: str) -> bytes:
+def _read_member(place: Place, key: str) -> bytes:
     if place.size > LARGEST:
         raise UsageError(f"{key}: a label's file of {place.size} bytes", HINT)
     try:
-        return _read(Path(shard), lambda: None, place._replace(more=(shard,)))
+        return _read(Path(place.more[0]), lambda: None, place)
     except (OSError, BrokenImage) as error:
-        raise SitError(f"cannot read {key} of {shard}: {error}", "copy it again") from None
+        raise SitError(f"cannot read {place.file}: {error}", "copy it again") from None
 
 
 def _piece(path: Path, opened: Callable, place: Place, start: int, length: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import zlib
 from collections.abc import Mapping, Sequence
@@ -207,6 +208,8 @@ def _check_values(file: Rows) -> None:
         wrong = f"shift {str(shift)[:40]}"
     elif "align" in attrs and (feature_fault := _wrong_features(file)):
         wrong = feature_fault
+    elif not _is_history(attrs.get("grown", []), shape[0]):
+        wrong = f"a history {str(attrs['grown'])[:40]}"
     elif "class_names" not in file.names or len(file.shape("class_names")) != 1:
         wrong = "no list of classes"
     elif file.dtype("class_names").kind != "S":
@@ -226,3 +229,11 @@ def _wrong_features(file: Rows) -> str:
     if file.shape(FEATURES_CRC)[1] < (2 if file.attrs["flips"] else 1):
         return "checksums of another number of copies"
     return ""
+
+
+def _is_history(grown: list[Any], num: int) -> bool:
+    """Whether these are records of what a store of `num` rows was before it grew."""
+    rows = [record.get("rows") if isinstance(record, dict) else None for record in grown]
+    if any(isinstance(n, bool) or not isinstance(n, int) for n in rows):
+        return False
+    return all(a < b for a, b in itertools.pairwise([0, *rows, num]))

@@ -54,6 +54,25 @@ def test_rows_are_unpacked_a_few_at_a_time(tmp_path, monkeypatch):
     for index in (97, 95, 90, 20):  # of the pieces that are kept
         source.read_bytes(index)
     assert len(unpacked) == 7
+    # Of the one that is not, and of those that the way back leads past.
+    assert [source.read(k).getpixel((0, 0))[0] for k in (3, 60, 20)] == [3, 60, 20]
+
+
+def test_a_disk_that_fails_once_breaks_no_other_row(tmp_path, monkeypatch):
+    """Catches: all later rows of a row group lost after one failed read."""
+    source = open_source(write_parquet(tmp_path / "x.parquet", range(60), group=60))
+    piece, failures = parquet._Piece, [OSError("timed out")]
+
+    def once(where, start, rows):
+        if start and failures:
+            raise failures.pop()
+        return piece(where, start, rows)
+
+    monkeypatch.setattr(parquet, "_Piece", once)
+    assert source.read(0).getpixel((0, 0))[0] == 0
+    with pytest.raises(BrokenImage, match="timed out"):
+        source.read(20)
+    assert [source.read(k).getpixel((0, 0))[0] for k in (20, 21, 59)] == [20, 21, 59]
 
 
 def test_threads_read_what_they_ask_for(shards):
@@ -79,6 +98,18 @@ def test_columns_of_bytes(tmp_path, images):
     source = open_source(path)
     assert [source.read_bytes(k) for k in range(3)] == [PNG] * 3
     assert source.class_names == ["0", "1", "2"]
+
+
+def test_columns_of_other_types_of_bytes(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    large = pa.array([PNG] * 3, pa.large_binary())
+    for number, images in enumerate((large, large.dictionary_encode())):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"image": images, "label": [0, 1, 2]}), path)
+        source = open_source(path)
+        assert [source.read_bytes(k) for k in range(3)] == [PNG] * 3
 
 
 def test_other_names_of_columns(tmp_path):
@@ -176,6 +207,10 @@ def test_shards_without_the_columns_are_named(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
     with pytest.raises(UsageError, match="no column of images, only text: string"):
         open_source(tmp_path / "text.parquet")
+    lists = pa.table({"image": [[PNG]], "pixels": [[1]], "label": [0]})
+    pq.write_table(lists, tmp_path / "lists.parquet")
+    with pytest.raises(UsageError, match="no column of images, only image: list"):
+        open_source(tmp_path / "lists.parquet")
     pq.write_table(pa.table({"image": [PNG]}), tmp_path / "plain.parquet")
     with pytest.raises(UsageError, match="no column of labels, only image: binary") as failure:
         open_source(tmp_path / "plain.parquet")

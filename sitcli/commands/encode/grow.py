@@ -17,12 +17,20 @@ import numpy as np
 
 from sitcli.errors import SitError
 from sitcli.images.source import Source
-from sitcli.latents.layout import create_store, open_rows, row_datasets
+from sitcli.latents.layout import (
+    ATTRS,
+    NORMALISATION,
+    SOURCE_FACTS,
+    create_store,
+    open_rows,
+    row_datasets,
+)
 from sitcli.latents.scaling import Scaling
 from sitcli.latents.store import LatentStore
 from sitcli.storage.files import sync_folder
 from sitcli.storage.rows import MISSING, Rows
 
+KNOWN = {*ATTRS, *SOURCE_FACTS, *NORMALISATION, "format", "format_version", "align"}
 COPIED = 32_000_000  # bytes of latents that are copied at once
 
 
@@ -62,6 +70,8 @@ def create_grown(file: Rows, source: Source, path: Path, facts: Mapping[str, Any
     """
     attrs = file.attrs
     grown = [*attrs.get("grown", []), record_of(file)]
+    # What later versions may keep of a store stays with it.
+    others = {name: value for name, value in attrs.items() if name not in KNOWN}
     create_store(
         path,
         paths=[item.name for item in source.items],
@@ -81,7 +91,7 @@ def create_grown(file: Rows, source: Source, path: Path, facts: Mapping[str, Any
         batch_size=attrs["batch_size"],
         precision=attrs["precision"],
         align=attrs.get("align"),
-        source_facts={**facts, "grown": grown},
+        source_facts={**others, **facts, "grown": grown},
     )
 
 

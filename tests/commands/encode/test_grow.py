@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -185,6 +186,22 @@ def test_a_growth_goes_on_where_it_was(source, out):
     assert not growing_path(out).exists()
 
 
+def test_a_growth_of_another_store_is_not_taken(source, out):
+    """Catches: rows of a store that was put in OUT's place, and of the one before, in one file."""
+    encoded(settings_for(source, out))
+    add(source, *NEW)
+    until(settings_for(source, out), 14)
+    with Rows(out, writable=True) as file:
+        file.write(range(10), latents=np.zeros((10, *file.shape("latents")[1:]), np.float16))
+    checksums = np.full(10, zlib.crc32(bytes(file.array("latents")[0].nbytes)), np.uint32)
+    with Rows(out, writable=True) as file:
+        file.write(range(10), crc32=np.stack([checksums, file.array("crc32")[:, 1]], axis=1))
+    Rows(out).set_attrs(checksum=LatentStore(Rows(out)).checksum())
+    _, events = encoded(settings_for(source, out))
+    assert min(event.done for event in events if isinstance(event, Progress)) == 10
+    assert not LatentStore.open(out).batch(range(10)).any()
+
+
 def test_a_store_that_is_not_complete_grows_too(source, out, tmp_path):
     """Catches: a first encoding that cannot be finished since images were added meanwhile."""
     until(settings_for(source, out), 4)
@@ -305,6 +322,20 @@ def test_new_shards_are_new_images(tmp_path, out, form):
     write_parquet(tmp_path / "hf" / "0.parquet", range(20, 25), labels=[0, 1, 0, 1, 0])
     with pytest.raises(SitError, match="with other images"):
         encoded(settings)
+
+
+def test_what_the_store_says_of_itself_stays(source, out):
+    """Catches: attributes that another version gave the store, lost as it grows."""
+    encoded(settings_for(source, out))
+    Rows(out).set_attrs(something_new=[1.5, 2.0])
+    before = Rows(out).attrs
+    add(source, *NEW)
+    encoded(settings_for(source, out))
+    after = Rows(out).attrs
+    changed = {name for name in before.keys() | after if before.get(name) != after.get(name)}
+    assert changed == {
+        "checksum", "fingerprint", "source_fingerprint", "source_content", "mean", "std", "grown",
+    }  # fmt: skip
 
 
 def test_a_dry_run_of_a_growth_writes_nothing(source, out):

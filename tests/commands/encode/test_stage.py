@@ -13,6 +13,7 @@ from sitcli.commands.encode.stage import encode
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Progress
 from sitcli.images.decode import to_square
+from sitcli.images.sets import batches, open_images
 from sitcli.latents.layout import encode_command
 from sitcli.latents.scaling import Scaling
 from sitcli.latents.store import LatentStore
@@ -141,6 +142,9 @@ def test_shards_interrupted_go_on_exactly(out, tmp_path, form):
     ]
     _, events = encoded(settings_for(source, out, image_size=4))
     assert texts(events) == [f"{out} is complete already"]
+    # sit evaluate reads the pictures behind the store.
+    pictures = next(batches(open_images(out), range(20), 20))
+    assert pictures[:, 0, 0, 0].tolist() == numbers
 
 
 def test_two_encoders_on_one_file(source, out):
