@@ -140,7 +140,7 @@ def _config(
             state,
             heads=heads or turned,
             model=settings.model,
-            rope=turned is not None,
+            unseen=found.unseen | ({"rope": True} if turned else {}),
         )
         check_args(
             found.path,

@@ -163,7 +163,7 @@ def test_our_network_computes_its_function(tmp_path: Path, monkeypatch, parts) -
     run = bring(file, tmp_path / "run", heads=HEADS if parts.get("rope") is False else None,
                 **lineage)  # fmt: skip
     assert (run.config.heads, run.config.rope) == (HEADS, parts.get("rope", True))
-    monkeypatch.setattr(embed, "sinusoid", features)
+    monkeypatch.setattr(embed, "sinusoid", lambda t, dim, *, last: features(t, dim))
     network = Transformer(run.config).double().eval()
     network.load_state_dict(run.weights("ema"))
     rng = torch.Generator().manual_seed(1)
