@@ -24,6 +24,7 @@ BLOCK = re.compile(r"blocks\.(\d+)\.")
 # The blocks after the one that is projected, in REPA's older files.
 LATER_BLOCK = re.compile(r"decoder_blocks\.(\d+)\.")
 NO_FIELDS: Mapping[str, Any] = {}
+BATCH_NORM = "bn."  # prefix of the statistics by which REPA-E normalises latents
 ESSENTIAL = (
     "x_embedder.proj.weight",
     "t_embedder.mlp.0.weight",
@@ -35,7 +36,8 @@ KEYS = "keys as in the official DiT and SiT: x_embedder, t_embedder, y_embedder,
 
 
 def official_keys(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors with wrappers' prefixes removed from their keys, and REPA's projectors apart.
+    """The tensors with wrappers' prefixes removed from their keys, and apart from them REPA's
+    projectors and the statistics of latents in REPA-E's networks.
 
     REPA's older files number the blocks after the projector from 0 again.
     """
@@ -48,7 +50,7 @@ def official_keys(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
         LATER_BLOCK.sub(lambda m: f"blocks.{first + int(m[1])}.", key): value
         for key, value in found.items()
     }
-    aside = {key: found.pop(key) for key in list(found) if key.startswith(PROJECTORS)}
+    aside = {key: found.pop(key) for key in list(found) if key.startswith((PROJECTORS, BATCH_NORM))}
     return found, aside
 
 
