@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sitcli.errors import SitError, UsageError
 from sitcli.events import Note, Progress, Result, Stage, Warn
-from sitcli.images.class_names import IMAGENET_CLASSES, imagenet_names, read_names, titles
+from sitcli.images.class_names import names_of_weights, titles
 from sitcli.latents.scaling import Scaling
 from sitcli.machine.quiet import quiet_libraries
 from sitcli.model.config import TransformerConfig, parse_model
@@ -23,10 +23,17 @@ from sitcli.storage.files import hash_file, make_folder
 from sitcli.storage.hub import local_path
 from sitcli.storage.tensors import write_tensors
 from sitcli.weights.foreign import check_foreign
-from sitcli.weights.latent_space import STATISTICS, autoencoder_of, is_sd_vae, read_statistics
+from sitcli.weights.latent_space import (
+    STATISTICS,
+    autoencoder_of,
+    is_sd_vae,
+    own_statistics,
+    read_statistics,
+)
 from sitcli.weights.lightningdit import rope_heads
 from sitcli.weights.lineages import LINEAGES, Clues, Lineage, recognise
 from sitcli.weights.official import (
+    BATCH_NORM,
     check_tensors,
     config_of,
     learns_sigma,
@@ -101,6 +108,7 @@ def _described(settings: ImportSettings, run: RunDir) -> _Job:
     for which, state in found.states.items():
         job.states[which], aside = official_keys(state)
         job.aside |= aside
+    job.statistics = {k: job.aside.pop(k) for k in list(job.aside) if k.startswith(BATCH_NORM)}
     if job.aside:
         job.notes.append(f"set aside in {ASIDE}: {len(job.aside)} tensors of REPA's projectors")
     if found.has_optimizer:
@@ -112,7 +120,7 @@ def _described(settings: ImportSettings, run: RunDir) -> _Job:
     lineage, why = recognise(
         Clues(
             name=found.path.name,
-            keys=[*first, *job.aside],
+            keys=[*first, *job.aside, *job.statistics],
             args=found.args,
             learned_sigma=learns_sigma(first),
         ),
@@ -159,7 +167,7 @@ def _config(
             state,
             heads=heads or turned,
             model=settings.model,
-            rope=turned is not None,
+            unseen=found.unseen | ({"rope": True} if turned else {}),
         )
         check_args(
             found.path,
@@ -223,7 +231,7 @@ def _meta(
         latents=unseen_latent_facts(
             config,
             spec,
-            _class_names(job, found.class_names, config.num_classes, settings.class_names),
+            _class_names(job, found.class_names, config.num_classes, settings),
             scaling=_scaling(job, row, settings.latent_stats, spec["latent_channels"]),
         ),
     )
@@ -258,7 +266,7 @@ def _as_exported(job: _Job, settings: ImportSettings) -> _Job:
     meta.setdefault("lineage", "sit")
     if settings.class_names is not None:
         num_classes = meta["transformer"]["num_classes"]
-        meta["latents"]["class_names"] = _class_names(job, [], num_classes, settings.class_names)
+        meta["latents"]["class_names"] = _class_names(job, [], num_classes, settings)
     job.meta = meta | {"weights_source": _source(found)}
     job.summary = {"lineage": f"{meta['lineage']}, exported by sit"}
     return job
@@ -275,52 +283,36 @@ def _source(found: Found) -> dict[str, Any]:
 def _scaling(job: _Job, row: Lineage, said: Path | None, channels: int) -> Scaling | None:
     """How the latents are normalised by their statistics, None for the autoencoder's own way.
 
-    said: --latent-stats; without it, those beside the weights are taken where the row's latents are
-    normalised.
+    said: --latent-stats. Without it: the network's own statistics, or those beside the weights
+    where the row's latents are normalised.
     """
     args, beside = job.found.args, job.found.path.parent / STATISTICS
     multiplier = stated(args, "latent_multiplier", float)
+    if said is None and job.statistics:
+        job.notes.append("latents are normalised by the network's own statistics, bn.running_*")
+        job.warnings.append(
+            f"{job.found.path} was trained together with its autoencoder: pictures need that one, "
+            "sit sample --vae"
+        )
+        return own_statistics(job.found.path, job.statistics, channels)
     if said is None and row.normalised and stated(args, "latent_norm", bool) is not False:
-        if not beside.is_file():
+        if beside.is_file():
+            job.notes.append(f"latents are normalised by {beside}")
+            said = beside
+        else:
             job.warnings.append(
                 f"{row.title} normalises its latents by {STATISTICS}, which is not beside "
                 f"{job.found.path}: without it pictures are wrong; name it with --latent-stats"
             )
-            return None
-        job.notes.append(f"latents are normalised by {beside}")
-        said = beside
     if said is not None:
         return read_statistics(said, channels, multiplier or 1.0)
     return Scaling(multiplier) if multiplier else None
 
 
-def _class_names(job: _Job, given: list[str], num_classes: int, said: str | None) -> list[str]:
-    """The names of the classes, [] if nobody knows them.
-
-    given: those that the file has; said: --class-names. Raises UsageError for a --class-names that
-    names another number of classes.
-    """
-    known = len(given) == num_classes
-    if said == "none" or not num_classes:
-        return []
-    if said is None and (known or num_classes != IMAGENET_CLASSES):
-        return given if known else []
-    if said in (None, "imagenet"):
-        names_, where = imagenet_names(), "ImageNet"
-        if said is None:
-            job.notes.append(
-                "the 1,000 classes are taken to be ImageNet's, e.g. --classes 'golden retriever'; "
-                "--class-names says otherwise"
-            )
-    else:
-        names_, where = read_names(Path(said)), said
-    if len(names_) != num_classes:
-        raise UsageError(
-            f"--class-names: {where} has {len(names_)} classes, and {job.found.path} has "
-            f"{num_classes}",
-            "name a file with a name for each class, one a line",
-        )
-    return names_
+def _class_names(job: _Job, given: list[str], number: int, settings: ImportSettings) -> list[str]:
+    names, note = names_of_weights(job.found.path, settings.class_names, given, number)
+    job.notes += [note] if note else []
+    return names
 
 
 def _write(job: _Job) -> Path:
@@ -383,6 +375,7 @@ class _Job:
     found: Found
     states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     aside: dict[str, Tensor] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
     arrays: dict[str, Tensor] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
     step: int = 0

@@ -75,6 +75,37 @@ def are_numbers(class_names: Sequence[str]) -> bool:
     return list(class_names) == [str(i) for i in range(len(class_names))]
 
 
+def names_of_weights(
+    path: object, said: str | None, given: Sequence[str], num_classes: int
+) -> tuple[list[str], str]:
+    """The names of the classes of imported weights, [] if nobody knows them, and a note or "".
+
+    path: the weights; said: --class-names; given: the names that the weights come with. A thousand
+    classes without names are taken to be ImageNet's.
+    Raises UsageError for a --class-names that names another number of classes.
+    """
+    known, note = len(given) == num_classes, ""
+    if said == "none" or not num_classes:
+        return [], ""
+    if said is None and (known or num_classes != IMAGENET_CLASSES):
+        return (list(given) if known else []), ""
+    if said in (None, "imagenet"):
+        names, where = imagenet_names(), "ImageNet"
+        if said is None:
+            note = (
+                "the 1,000 classes are taken to be ImageNet's, e.g. --classes 'golden retriever'; "
+                "--class-names says otherwise"
+            )
+    else:
+        names, where = read_names(Path(said)), said
+    if len(names) != num_classes:
+        raise UsageError(
+            f"--class-names: {where} has {len(names)} classes, and {path} has {num_classes}",
+            "name a file with a name for each class, one a line",
+        )
+    return names, note
+
+
 def words_of(class_names: Sequence[str]) -> list[str]:
     """The words for each class: all that WordNet has for its number, else the name itself."""
     if not class_names or not all(map(WORDNET.fullmatch, class_names)):

@@ -24,14 +24,15 @@ class Style(NamedTuple):
     """Block parts that can differ from the DiT and SiT papers, independently of each other.
 
     mlp: a row of MLPS; norm: a row of NORMS; qk_norm: normalise queries and keys, head by head
-    (Henry et al. 2020; Yao et al. 2025), as the row qk_kind of QK_NORMS does. The default is DiT's
-    and SiT's.
+    (Henry et al. 2020; Yao et al. 2025), as the row qk_kind of QK_NORMS does; mlp_eps: of the norm
+    before an adaLN-Zero block's MLP. The default is DiT's and SiT's.
     """
 
     mlp: str = "gelu"
     norm: str = "layer"
     qk_norm: bool = False
     qk_kind: str = "rms"
+    mlp_eps: float = EPS
 
 
 PLAIN = Style()
@@ -42,14 +43,14 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-def layer_norm(width: int, *, affine: bool) -> nn.Module:
-    """LayerNorm, eps 1e-6, with gain and bias only where nothing modulates its output."""
-    return nn.LayerNorm(width, eps=EPS, elementwise_affine=affine)
+def layer_norm(width: int, *, affine: bool, eps: float = EPS) -> nn.Module:
+    """LayerNorm, with gain and bias only where nothing modulates its output."""
+    return nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
 
 
-def rms_norm(width: int, *, affine: bool) -> nn.Module:
-    """x / sqrt(mean x^2 + 1e-6) times a gain, always (Zhang and Sennrich 2019; LightningDiT)."""
-    return nn.RMSNorm(width, eps=EPS)
+def rms_norm(width: int, *, affine: bool, eps: float = EPS) -> nn.Module:
+    """x / sqrt(mean x^2 + eps) times a gain, always (Zhang and Sennrich 2019; LightningDiT)."""
+    return nn.RMSNorm(width, eps=eps)
 
 
 class Norm(NamedTuple):
@@ -241,7 +242,8 @@ class AdaLNZeroBlock(nn.Module):
     def __init__(self, width: int, heads: int, style: Style = PLAIN) -> None:
         super().__init__()
         norm = NORMS[style.norm].make
-        self.norm1, self.norm2 = norm(width, affine=False), norm(width, affine=False)
+        self.norm1 = norm(width, affine=False)
+        self.norm2 = norm(width, affine=False, eps=style.mlp_eps)
         self.attn = Attention(width, heads, qk_norm=style.qk_norm, qk_kind=style.qk_kind)
         self.mlp = MLPS[style.mlp].make(width, MLP_RATIO * width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))

@@ -25,10 +25,12 @@ class TransformerConfig:
     input_size: height of the latent; input_width: its width, None if it is square; channels: its
     channels; num_classes: 0 is unconditional; block: one of BLOCKS.
 
-    Beyond the papers: mlp, norm, qk_norm, qk_kind: see `Style`; rope: turn queries and keys by
-    their positions, see `rotary_embedding`. aux_block: an auxiliary final layer reads the tokens
-    after so many blocks, 0: there is none. align_block, align_width: a projector reads them for
-    features of so many channels. Raises ValueError for sizes that do not fit together.
+    Beyond the papers: mlp, norm, qk_norm, qk_kind, mlp_eps: see `Style`; rope: turn queries and
+    keys by their positions, see `rotary_embedding`. own_embedders: every block has embedders of
+    time and label of its own, with diffusers' frequencies, and the final layer the first block's.
+    aux_block: an auxiliary final layer reads the tokens after so many blocks, 0: there is none.
+    align_block, align_width: a projector reads them for features of so many channels.
+    Raises ValueError for sizes that do not fit together.
     """
 
     input_size: int
@@ -49,6 +51,8 @@ class TransformerConfig:
     align_block: int = 0
     align_width: int = 0
     qk_kind: str = "rms"
+    mlp_eps: float = Style().mlp_eps
+    own_embedders: bool = False
 
     def __post_init__(self) -> None:
         if self.block not in BLOCKS:
@@ -57,6 +61,8 @@ class TransformerConfig:
             raise ValueError(
                 f"no parts of a block are called '{self.mlp}', '{self.norm}' and '{self.qk_kind}'"
             )
+        if self.own_embedders and not BLOCKS[self.block].vectors:
+            raise ValueError(f"blocks of design {self.block} have no embedders of their own")
         for side in self.latent_shape[1:]:
             if side % self.patch:
                 raise ValueError(f"patch {self.patch} does not divide the latent side {side}")
@@ -94,7 +100,7 @@ class TransformerConfig:
     @property
     def style(self) -> Style:
         """The parts of its blocks."""
-        return Style(self.mlp, self.norm, self.qk_norm, self.qk_kind)
+        return Style(self.mlp, self.norm, self.qk_norm, self.qk_kind, self.mlp_eps)
 
     @property
     def backbone(self) -> TransformerConfig:
@@ -106,6 +112,8 @@ class TransformerConfig:
         """What sets it apart from the papers' networks, in words."""
         parts = [MLPS[self.mlp].words, NORMS[self.norm].words]
         parts += [QK_NORMS[self.qk_kind].words * self.qk_norm, "RoPE" * self.rope]
+        parts += ["embedders in every block" * self.own_embedders]
+        parts += [f"eps {self.mlp_eps:g} before the MLP" * (self.mlp_eps != Style().mlp_eps)]
         return [words for words in parts if words]
 
     @property

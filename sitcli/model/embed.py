@@ -27,16 +27,20 @@ def position_embedding(width: int, rows: int, columns: int) -> Tensor:
 
 
 def frequencies(
-    dim: int, *, max_period: float = 10000.0, device: torch.device | None = None
+    dim: int, *, max_period: float = 10000.0, last: bool = False, device: torch.device | None = None
 ) -> Tensor:
-    """The angular frequencies of `sinusoid`, (dim // 2,), falling from 1 to about 1/max_period."""
+    """The angular frequencies of `sinusoid`, (dim // 2,), falling from 1 to about 1/max_period.
+
+    last: to 1/max_period itself, as diffusers' default.
+    """
     half = dim // 2
-    return torch.exp(-math.log(max_period) / half * torch.arange(half, device=device))
+    rate = -math.log(max_period) / (half - 1 if last else half)
+    return torch.exp(rate * torch.arange(half, device=device))
 
 
-def sinusoid(t: Tensor, dim: int, *, max_period: float = 10000.0) -> Tensor:
-    """[cos | sin] features of t, shape (B,) -> (B, dim), float32."""
-    omega = frequencies(dim, max_period=max_period, device=t.device)
+def sinusoid(t: Tensor, dim: int, *, max_period: float = 10000.0, last: bool = False) -> Tensor:
+    """[cos | sin] features of t, shape (B,) -> (B, dim), float32. last: see `frequencies`."""
+    omega = frequencies(dim, max_period=max_period, last=last, device=t.device)
     angles = t[:, None].float() * omega[None]
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -112,19 +116,23 @@ class PatchEmbed(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Times (B,) -> (B, d): 256 sinusoid features through a two-layer MLP."""
+    """Times (B,) -> (B, d): 256 sinusoid features through a two-layer MLP.
+
+    last: see `frequencies`.
+    """
 
     frequency_dim = 256
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, last: bool = False) -> None:
         super().__init__()
+        self.last = last
         self.mlp = nn.Sequential(
             nn.Linear(self.frequency_dim, width), nn.SiLU(), nn.Linear(width, width)
         )
 
     @in_float32
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(sinusoid(t, self.frequency_dim))
+        return self.mlp(sinusoid(t, self.frequency_dim, last=self.last))
 
 
 class LabelEmbedder(nn.Module):

@@ -92,13 +92,16 @@ def count_costs(
     mlp = _mlp_cost(config)
     crossing = depth if context else 0  # the blocks with cross-attention
     frequencies = TimestepEmbedder.frequency_dim
+    embedders = depth if config.own_embedders else 1
     patch_in = config.patch**2 * config.channels
     patch_out = config.patch**2 * config.out_channels
     parts = {
         "patch embedding": Cost(patch_in * d + d, patch_in * d * T),
         # A bias for every output: d (frequencies + 1) is the first layer, d (d + 1) the second.
-        "time embedding": Cost(d * (frequencies + 1) + d * (d + 1), frequencies * d + d**2),
-        "label embedding": Cost((config.num_classes + 1) * d, 0),
+        "time embedding": Cost(
+            embedders * (d * (frequencies + 1) + d * (d + 1)), embedders * (frequencies * d + d**2)
+        ),
+        "label embedding": Cost(embedders * (config.num_classes + 1) * d, 0),
         # q, k, v and the output projection for every token; QK^T and its product with V.
         "attention": Cost(
             depth * (4 * d**2 + 4 * d) + qk_gains, 4 * d**2 * tokens + 2 * squares * d

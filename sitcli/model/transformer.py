@@ -51,8 +51,7 @@ class Transformer(nn.Module):
         self.checkpoint_every = 0
         self.design = BLOCKS[config.block]
         self.x_embedder = PatchEmbed(config.patch, config.channels, config.width)
-        self.t_embedder = TimestepEmbedder(config.width)
-        self.y_embedder = LabelEmbedder(config.num_classes, config.width)
+        self.t_embedder, self.y_embedder = self._embedders()
         # A buffer under the official key: ZeRO-1 consolidation loses frozen parameters.
         self.register_buffer("pos_embed", position_embedding(config.width, *config.grid))
         self.blocks = nn.ModuleList(
@@ -76,12 +75,23 @@ class Transformer(nn.Module):
         self.modulation: Modulation | None = None  # of all blocks, after `modulate_at_once`
         self.initialize()
 
+    def _embedders(self) -> tuple[nn.Module, nn.Module]:
+        """The embedders of times and labels, or lists of them with one for each block."""
+        config = self.config
+        if not config.own_embedders:
+            return TimestepEmbedder(config.width), LabelEmbedder(config.num_classes, config.width)
+        blocks = range(config.depth)
+        times = (TimestepEmbedder(config.width, last=True) for _ in blocks)
+        labels = (LabelEmbedder(config.num_classes, config.width) for _ in blocks)
+        return nn.ModuleList(times), nn.ModuleList(labels)
+
     def modulate_at_once(self) -> None:
         """Make the modulation of all blocks one product of the condition, for evaluation alone.
 
-        This removes the blocks' own layers and their state-dict keys.
+        This removes the blocks' own layers and their state-dict keys. Nothing is done where blocks
+        have conditions of their own.
         """
-        if self.design.vectors:
+        if self.design.vectors and not self.config.own_embedders:
             self.modulation = Modulation([b.adaLN_modulation[1] for b in self.blocks])
             for block in self.blocks:
                 block.adaLN_modulation = nn.Identity()  # the block gets its part of the product
@@ -103,11 +113,10 @@ class Transformer(nn.Module):
         """
         config, found = self.config, {}
         tokens = self.x_embedder(x) + self.pos_embed  #           (B, T, d)
-        time, label = self.t_embedder(t), self.y_embedder(y)  #   (B, d) each
-        tokens, c = self.design.condition(tokens, time, label)  # as the design's blocks take them
+        tokens, c, conditions = self._condition(tokens, t, y)
         rope = all_rope = self._rope(x.device)
         depth = len(self.blocks)
-        parts = self.modulation(c).chunk(depth, dim=1) if self.modulation else [c] * depth
+        parts = self.modulation(c).chunk(depth, dim=1) if self.modulation else conditions
         whole = None  # all tokens, while some of them skip blocks
         for i, (block, part) in enumerate(zip(self.blocks, parts, strict=True)):
             if route is not None and i == route.start:
@@ -134,6 +143,20 @@ class Transformer(nn.Module):
         tokens = self.final_layer(tokens, c)  #                   (B, T, p*p*C_out)
         output = self.unpatchify(tokens)  #                       (B, C_out, h, w)
         return (output, found) if taps else output
+
+    def _condition(
+        self, tokens: Tensor, t: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+        """The tokens as the design's blocks take them, what the final layer gets beside them, and
+        what each block gets, from times and labels (B,).
+        """
+        if self.config.own_embedders:
+            pairs = zip(self.t_embedder, self.y_embedder, strict=True)
+            own = [time(t) + label(y) for time, label in pairs]  #  (B, d) each
+            return tokens, own[0], own
+        time, label = self.t_embedder(t), self.y_embedder(y)  #     (B, d) each
+        tokens, c = self.design.condition(tokens, time, label)
+        return tokens, c, [c] * len(self.blocks)
 
     def two_headed(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The output and the auxiliary head's, from one evaluation."""
@@ -181,9 +204,13 @@ class Transformer(nn.Module):
         # The patch convolution is a linear map of flattened patches.
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         nn.init.zeros_(self.x_embedder.proj.bias)
-        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        embedders = [*self.y_embedder.modules(), *self.t_embedder.modules()]
+        for module in embedders:  # in this order, in which a seed has always given their values
+            if isinstance(module, LabelEmbedder):
+                nn.init.normal_(module.embedding_table.weight, std=0.02)
+            if isinstance(module, TimestepEmbedder):
+                nn.init.normal_(module.mlp[0].weight, std=0.02)
+                nn.init.normal_(module.mlp[2].weight, std=0.02)
         # Nothing is modulated at first: an adaLN block begins as a plain one, and with the gates of
         # adaLN-Zero as the identity. Affine LayerNorms are made as the identity.
         for name, parameter in self.named_parameters():

@@ -93,8 +93,9 @@ class ImportSettings:
     )
     latent_stats: Path | None = option(
         None,
-        "LightningDiT's latents_stats.pt: mean and std per channel of the latents. [default: for "
-        "LightningDiT the one beside the weights]",
+        "Statistics per channel of the latents: LightningDiT's latents_stats.pt, REPA-E's "
+        "NAME-latents-stats.pt. [default: those in a REPA-E network; for LightningDiT the file "
+        "beside the weights]",
         group="Images",
     )
 

@@ -20,6 +20,9 @@ PIPELINE_PATHS = ("linear", "gvp", "vp")
 PIPELINE_PREDICTIONS = ("velocity", "score", "noise", "data")
 PIPELINE_VARIANCES = ("learned-range", "fixed-small", "fixed-large")
 EXTRAS = "sit.safetensors"  # the tensors diffusers has no place for, and the whole meta.json
+# What a config.json must say, where it says it: the tensors do not show it.
+SAID = {"activation_fn": "gelu-approximate", "norm_type": "ada_norm_zero"}
+NORM_EPS = 1e-5  # diffusers' default of the norm before the MLP
 # Official key -> diffusers' key. Keys in a block begin with `blocks.i.` or `transformer_blocks.i.`.
 OUTER = {
     "x_embedder.proj": "pos_embed.proj",
@@ -33,7 +36,8 @@ IN_BLOCK = {
     "mlp.fc2": "ff.net.2",
 }
 QKV = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
-# diffusers repeats the embedders of time and label in every block; the official layout has one.
+# diffusers has embedders of time and label in every block. Those of a converted DiT are copies of
+# one, which the official layout has; trained in diffusers they go apart.
 COPIED = {
     "t_embedder.mlp.0.weight": "norm1.emb.timestep_embedder.linear_1.weight",
     "t_embedder.mlp.0.bias": "norm1.emb.timestep_embedder.linear_1.bias",
@@ -61,12 +65,14 @@ def to_diffusers(state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
                 found[f"{block}.{name}.{kind}"] = part
     for i in range(depth):
         for ours, theirs in COPIED.items():
-            found[f"transformer_blocks.{i}.{theirs}"] = state[ours]
+            embedder, _, inner = ours.partition(".")
+            own = state.get(f"{embedder}.{i}.{inner}")
+            found[f"transformer_blocks.{i}.{theirs}"] = state[ours] if own is None else own
     return found
 
 
 def from_diffusers(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `to_diffusers`.
+    """The inverse of `to_diffusers`; embedders that differ from block to block are numbered.
 
     Raises SitError naming the first tensor that is missing, unknown or of a wrong shape or value.
     """
@@ -94,16 +100,15 @@ def from_diffusers(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
             if len({part.shape for part in parts}) > 1:
                 raise SitError(f"{path}: the shapes of {block}'s q, k and v differ")
             found[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
-    for ours, theirs in COPIED.items():
-        copies = [take(f"transformer_blocks.{i}.{theirs}") for i in range(depth)]
-        for i, copy in enumerate(copies):
-            if copy.shape != copies[0].shape or not torch.equal(copy, copies[0]):
-                raise SitError(
-                    f"{path}: transformer_blocks.{i}.{theirs} differs from block 0's, so these "
-                    "are not the weights of a DiT"
-                )
-        if copies:
-            found[ours] = copies[0]
+    copies = {
+        ours: [take(f"transformer_blocks.{i}.{theirs}") for i in range(depth)]
+        for ours, theirs in COPIED.items()
+    }
+    own = any(not torch.equal(copy, all_[0]) for all_ in copies.values() for copy in all_)
+    for ours, all_ in copies.items():
+        embedder, _, inner = ours.partition(".")
+        for i, copy in enumerate(all_ if own else all_[:1]):
+            found[f"{embedder}.{i}.{inner}" if own else ours] = copy
     if rest:
         raise SitError(f"{path} holds '{next(iter(rest))}', which no DiT has")
     return found
@@ -123,6 +128,12 @@ def read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{inner / 'config.json'} describes a {kind}, not a DiTTransformer2DModel",
             "sit import takes DiT and SiT weights",
         )
+    for name, known in SAID.items():
+        if (said := facts["config"].get(name, known)) != known:
+            raise SitError(
+                f"{inner / 'config.json'} says {name} {said}, and a DiT has {known}",
+                "sit import takes DiT and SiT weights",
+            )
     for name, file in (
         ("index", path / "model_index.json"),
         ("scheduler", path / "scheduler" / "scheduler_config.json"),
@@ -174,7 +185,7 @@ def write_folder(
             sample_size=config.input_size,
             patch_size=config.patch,
             num_embeds_ada_norm=config.num_classes,
-            norm_eps=1e-6,
+            norm_eps=config.mlp_eps,
         )
     (path / "transformer").mkdir()
     network.save_config(path / "transformer")

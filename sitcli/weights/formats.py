@@ -180,7 +180,7 @@ def _diffusers(export: Export) -> Callable[[Path], None]:
 def _check_pipeline(checkpoint: Checkpoint, positions: Tensor) -> None:
     """Raise UsageError if a DiTTransformer2DModel or the pipeline cannot run this checkpoint."""
     config, process = checkpoint.config, checkpoint.process
-    _check_layout(checkpoint, "diffusers")
+    _check_layout(checkpoint, "diffusers", of_diffusers=True)
     why = ""
     if config.num_classes == 0:
         why = "a DiTTransformer2DModel needs classes"
@@ -236,6 +236,8 @@ def _pipeline_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "num_classes": checkpoint.config.num_classes,
         **checkpoint.scaling.spec(),
         "pixels": is_identity(spec),
+        "mlp_eps": checkpoint.config.mlp_eps,
+        "own_embedders": checkpoint.config.own_embedders,
     }
     if isinstance(process, Diffusion):
         return facts | {"betas": process.chain.table("betas").tolist()}
@@ -253,8 +255,14 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def _check_layout(checkpoint: Checkpoint, layout: str) -> None:
-    block, beyond = checkpoint.config.block, checkpoint.config.beyond
+def _check_layout(checkpoint: Checkpoint, layout: str, *, of_diffusers: bool = False) -> None:
+    """Raise UsageError for a network that the layout's code does not have.
+
+    of_diffusers: whether it may be one that diffusers trained.
+    """
+    block = checkpoint.config.block
+    parts = dict(own_embedders=False, mlp_eps=TransformerConfig.mlp_eps) if of_diffusers else {}
+    beyond = dataclasses.replace(checkpoint.config, **parts).beyond
     if block != LAYOUTS_BLOCK:
         raise _refused(
             checkpoint, layout, f"its blocks are {block}, and the layout has {LAYOUTS_BLOCK} blocks"

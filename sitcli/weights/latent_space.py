@@ -76,21 +76,49 @@ def is_sd_vae(spec: dict[str, Any]) -> bool:
 
 
 def read_statistics(path: Path, channels: int, multiplier: float) -> Scaling:
-    """The normalisation (latents - mean) / std * multiplier of LightningDiT's latents_stats.pt.
+    """The normalisation (latents - mean) / std * multiplier of a file of statistics.
 
-    The file holds `mean` and `std`, a number for each of the channels.
+    The file holds a number for each of the channels: `mean` and `std` as LightningDiT's, or
+    `latents_bias` and `latents_scale`, which is 1 / std, as REPA-E's.
     Raises SitError for a file that does not.
     """
     content = read_content(path)
-    parts = [content.get(name) for name in ("mean", "std")] if isinstance(content, dict) else []
-    values = [part.flatten().tolist() if isinstance(part, Tensor) else [] for part in parts]
-    if len(values) != 2 or any(
-        len(part) != channels or wrong_values(part, channels, zero=zero)
-        for part, zero in zip(values, (True, False), strict=True)
-    ) or min(values[1]) < 0:  # fmt: skip
+    content = content if isinstance(content, dict) else {}
+    mean, std = content.get("mean"), content.get("std")
+    if isinstance(scale := content.get("latents_scale"), Tensor):
+        mean, std = content.get("latents_bias"), 1 / scale.double()
+    found = _standardising(mean, std, channels, multiplier)
+    if found is None:
         raise SitError(
             f"{path} does not hold a mean and a positive std for each of {channels} channels",
-            "name LightningDiT's latents_stats.pt of these latents",
+            f"name LightningDiT's {STATISTICS} of these latents, or REPA-E's NAME-latents-stats.pt",
         )
-    mean, std = values
-    return Scaling([multiplier / s for s in std], mean)
+    return found
+
+
+def own_statistics(path: object, tensors: dict[str, Tensor], channels: int) -> Scaling:
+    """The normalisation by the running mean and variance of REPA-E's batch norm of latents.
+
+    Its eps counts in training alone: its sampler takes 1 / sqrt(variance). Raises SitError for
+    tensors that are no such statistics.
+    """
+    mean, variance = (tensors.get(f"bn.running_{name}") for name in ("mean", "var"))
+    std = variance if variance is None else variance.double().sqrt()
+    found = _standardising(mean, std, channels, 1.0)
+    if found is None:
+        raise SitError(
+            f"{path}: bn.running_mean and bn.running_var are not statistics of {channels} channels",
+            "fetch it again",
+        )
+    return found
+
+
+def _standardising(mean: object, std: object, channels: int, multiplier: float) -> Scaling | None:
+    """The scaling by these tensors, None if they are not a mean and a positive std per channel."""
+    parts = [part.flatten().tolist() if isinstance(part, Tensor) else [] for part in (mean, std)]
+    if any(
+        len(part) != channels or wrong_values(part, channels, zero=zero)
+        for part, zero in zip(parts, (True, False), strict=True)
+    ) or min(parts[1]) < 0:  # fmt: skip
+        return None
+    return Scaling([multiplier / s for s in parts[1]], parts[0])

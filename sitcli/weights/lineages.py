@@ -18,7 +18,7 @@ from sitcli.model.config import TransformerConfig
 from sitcli.runs.meta import PAPER, REVERSED
 from sitcli.weights.latent_space import SD_VAE_SPEC, VA_VAE_SPEC
 from sitcli.weights.lightningdit import ROPE, from_lightningdit
-from sitcli.weights.official import PROJECTORS
+from sitcli.weights.official import BATCH_NORM, PROJECTORS
 
 PATHS = {"linear": "linear", "gvp": "gvp", "cosine": "gvp", "vp": "vp"}
 
@@ -136,6 +136,8 @@ def _dit_process(
 def _repa_clue(clues: Clues) -> str:
     if any(key.startswith(PROJECTORS) for key in clues.keys):
         return "it has REPA's projectors"
+    if any(key.startswith(BATCH_NORM) for key in clues.keys):
+        return "it has REPA-E's statistics of latents"
     return "its trainer's arguments are REPA's" if clues.of_repa else ""
 
 
@@ -183,6 +185,7 @@ LINEAGES: dict[str, Lineage] = {
         guided_channels="all",
         recognises=_repa_clue,
         process=_sit_process,
+        vaes=(SD_VAE_SPEC, VA_VAE_SPEC),  # REPA-E's networks take both
     ),
     "lightningdit": Lineage(
         title="LightningDiT",

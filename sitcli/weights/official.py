@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any
 
@@ -23,6 +23,8 @@ PROJECTORS = "projectors."  # prefix of REPA's projectors, which only training n
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 # The blocks after the one that is projected, in REPA's older files.
 LATER_BLOCK = re.compile(r"decoder_blocks\.(\d+)\.")
+NO_FIELDS: Mapping[str, Any] = {}
+BATCH_NORM = "bn."  # prefix of the statistics by which REPA-E normalises latents
 ESSENTIAL = (
     "x_embedder.proj.weight",
     "t_embedder.mlp.0.weight",
@@ -34,7 +36,8 @@ KEYS = "keys as in the official DiT and SiT: x_embedder, t_embedder, y_embedder,
 
 
 def official_keys(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors with wrappers' prefixes removed from their keys, and REPA's projectors apart.
+    """The tensors with wrappers' prefixes removed from their keys, and apart from them REPA's
+    projectors and the statistics of latents in REPA-E's networks.
 
     REPA's older files number the blocks after the projector from 0 again.
     """
@@ -47,7 +50,7 @@ def official_keys(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
         LATER_BLOCK.sub(lambda m: f"blocks.{first + int(m[1])}.", key): value
         for key, value in found.items()
     }
-    aside = {key: found.pop(key) for key in list(found) if key.startswith(PROJECTORS)}
+    aside = {key: found.pop(key) for key in list(found) if key.startswith((PROJECTORS, BATCH_NORM))}
     return found, aside
 
 
@@ -76,22 +79,23 @@ def config_of(
     *,
     heads: int | None,
     model: str | None,
-    rope: bool = False,
+    unseen: Mapping[str, Any] = NO_FIELDS,
 ) -> TransformerConfig:
     """The configuration of the network with these tensors, after checking every key and shape.
 
-    heads, model: --heads and --model, None if not given; rope: whether it has rotary embeddings;
+    heads, model: --heads and --model, None if not given; unseen: fields that tensors do not show;
     path: the file that errors name.
     Raises SitError naming the first wrong key and both shapes, UsageError if the number of heads
     is unknown or `model` has another size.
     """
-    for key in ESSENTIAL:
+    essential = [_first(state, key) for key in ESSENTIAL]
+    for key in essential:
         if key not in state:
             has = f"it begins with '{next(iter(state))}'" if state else "it holds no tensors"
             raise SitError(f"{path} has no '{key}': {has}", f"expected {KEYS}")
     if state["x_embedder.proj.weight"].ndim != 4:
         raise _wrong(path, state, "x_embedder.proj.weight", "width x channels x patch x patch")
-    for key in ESSENTIAL[1:]:
+    for key in essential[1:]:
         if state[key].ndim != 2:
             raise _wrong(path, state, key, "two dimensions")
     width = state["x_embedder.proj.weight"].shape[0]
@@ -101,7 +105,7 @@ def config_of(
             width,
         ):
             raise _wrong(path, state, "pos_embed", f"1 x tokens x {width}")
-        config = infer_config(state, heads=_heads(state, heads, model), rope=rope)
+        config = infer_config(state, heads=_heads(state, heads, model), unseen=unseen)
     except (ValueError, KeyError, ZeroDivisionError) as error:
         raise SitError(f"{path} holds no DiT or SiT: {error}", f"expected {KEYS}") from None
     _check_model(path, config, model)
@@ -181,10 +185,12 @@ def model_name(family: str, config: TransformerConfig) -> str:
     return f"{family}-{config.depth}x{config.width}/{config.patch}"
 
 
-def infer_config(state: dict[str, Tensor], *, heads: int, rope: bool = False) -> TransformerConfig:
+def infer_config(
+    state: dict[str, Tensor], *, heads: int, unseen: Mapping[str, Any] = NO_FIELDS
+) -> TransformerConfig:
     """The configuration of weights in the official layout, from the shapes of their tensors.
 
-    The number of heads cannot be seen in them; neither can rotary embeddings, which `rope` tells.
+    The number of heads cannot be seen in them; neither can `unseen`, such as rotary embeddings.
     Raises KeyError for a missing tensor, ValueError for blocks of an unknown design or a position
     embedding that fits no grid.
     """
@@ -201,10 +207,16 @@ def infer_config(state: dict[str, Tensor], *, heads: int, rope: bool = False) ->
         width=width,
         depth=depth,
         heads=heads,
-        num_classes=state["y_embedder.embedding_table.weight"].shape[0] - 1,
-        rope=rope,
-        **_infer_block(state, width, heads),
+        num_classes=state[_first(state, "y_embedder.embedding_table.weight")].shape[0] - 1,
+        own_embedders=_first(state, "t_embedder.") != "t_embedder.",
+        **(_infer_block(state, width, heads) | dict(unseen)),
     )
+
+
+def _first(state: dict[str, Tensor], key: str) -> str:
+    """The key itself, or that of the first block's where every block has embedders of its own."""
+    own = "t_embedder.0.mlp.0.weight" in state
+    return re.sub(r"^([ty]_embedder)\.", r"\1.0.", key) if own else key
 
 
 def infer_grid(pos_embed: Tensor) -> tuple[int, int]:

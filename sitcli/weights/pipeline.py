@@ -3,8 +3,8 @@
     pipe = DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=True)
     images = pipe(class_labels=[207, 360], guidance_scale=1.5).images
 
-A stock DiTTransformer2DModel embeds times with other frequencies and, by default, adds 1e-5 in its
-LayerNorms; the weights were trained without the first and with 1e-6. This sets both.
+A stock DiTTransformer2DModel embeds times with other frequencies than DiT, and by default it adds
+1e-5 in its LayerNorms where DiT adds 1e-6. This sets both as the weights were trained.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ VARIANCES = {
 # What `sit` may say, and the values that this file knows. Anything else would change the samples.
 TRAINING = {"loss_weight", "direction"}  # changes no samples
 OF_ALL = {"interpolant", "prediction", "time_convention", "num_classes",
-          "guided_channels", "scaling", "shift", "pixels"}  # fmt: skip
+          "guided_channels", "scaling", "shift", "pixels", "mlp_eps", "own_embedders"}  # fmt: skip
 KNOWN = {
     "interpolant": (*PATHS, "ddpm"),
     "prediction": ("velocity", *PREDICTIONS),
@@ -114,7 +114,8 @@ class SitPipeline(DiffusionPipeline):
 
     sit: interpolant, prediction, interval, t_shift, time_convention of a flow, betas and variance
     of a diffusion; guided_channels; num_classes; scaling and shift of the latents, a number or one
-    per channel; pixels, whether the latents are the picture.
+    per channel; pixels, whether the latents are the picture; mlp_eps, of the norm before the MLP;
+    own_embedders, whether diffusers trained the weights, with its frequencies.
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -127,9 +128,8 @@ class SitPipeline(DiffusionPipeline):
         self.register_to_config(sit=sit)
         self.sit = sit
         for block in transformer.transformer_blocks:
-            block.norm1.emb.time_proj.downscale_freq_shift = 0
-            for norm in (block.norm1.norm, block.norm3):
-                norm.eps = 1e-6
+            block.norm1.emb.time_proj.downscale_freq_shift = int(sit["own_embedders"])
+            block.norm1.norm.eps, block.norm3.eps = 1e-6, sit["mlp_eps"]
 
     @torch.no_grad()
     def __call__(

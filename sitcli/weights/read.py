@@ -19,7 +19,7 @@ from sitcli.runs.meta import process_from, written_fields, wrong_in_meta
 from sitcli.runs.run_dir import RunDir
 from sitcli.storage.tensors import verify_tensors
 from sitcli.storage.untrusted import check_archive, named_tensors, read_content, read_metadata
-from sitcli.weights.diffusers_dit import EXTRAS, read_folder
+from sitcli.weights.diffusers_dit import EXTRAS, NORM_EPS, read_folder
 from sitcli.weights.latent_space import STATISTICS
 from sitcli.weights.official import AUTOENCODER
 
@@ -143,6 +143,7 @@ def _read_diffusers(path: Path) -> Found:
     out = facts["config"].get("out_channels") or facts["config"].get("in_channels")
     learned = out == 2 * (facts["config"].get("in_channels") or 0)
     process["variance"] = "learned-range" if learned else "fixed-large"
+    own = "t_embedder.0.mlp.0.weight" in state
     labels = facts["index"].get("id2label") or {}
     names_ = [str(labels.get(str(i), "")) for i in range(len(labels))]
     if are_imagenet(names_):
@@ -155,7 +156,16 @@ def _read_diffusers(path: Path) -> Found:
         process=process_from(process),
         class_names=names_ if all(names_) else [],
         vae=path / "vae" if (path / "vae").is_dir() else None,
+        unseen=_trained_in_diffusers(path, facts["config"]) if own else {},
     )
+
+
+def _trained_in_diffusers(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What sets the network of weights that diffusers trained apart from DiT's."""
+    eps = config.get("norm_eps", NORM_EPS)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise SitError(f"{path}: its config.json says norm_eps {str(eps)[:40]}", "fetch it again")
+    return {"mlp_eps": eps}
 
 
 def check_bytes(*paths: Path) -> None:
@@ -188,7 +198,8 @@ class Found:
     """The contents of a file or folder of weights.
 
     states: 'ema' and 'model' -> the tensors; args: the trainer's arguments; lineage, heads,
-    process, class_names, vae: known for diffusers folders alone; meta, arrays: the checkpoint's
+    process, class_names, vae: known for diffusers folders alone; unseen: fields of the network that
+    its tensors do not show; meta, arrays: the checkpoint's
     meta.json and the autoencoder's arrays, which sit export put beside the weights.
     """
 
@@ -202,5 +213,6 @@ class Found:
     process: Any = None
     class_names: list[str] = field(default_factory=list)
     vae: Path | None = None
+    unseen: dict[str, Any] = field(default_factory=dict)
     meta: dict[str, Any] | None = None
     arrays: dict[str, Tensor] = field(default_factory=dict)

@@ -37,6 +37,14 @@ def test_unknown_block_designs_are_refused() -> None:
         dataclasses.replace(TINY, block="adaln0")
 
 
+def test_parts_that_do_not_exist_are_refused() -> None:
+    """Catches: embedders that a design's blocks cannot take, left unused."""
+    with pytest.raises(ValueError, match="no embedders of their own"):
+        dataclasses.replace(TINY, block="in-context", own_embedders=True)
+    with pytest.raises(ValueError, match="no parts of a block"):
+        dataclasses.replace(TINY, qk_kind="batch")
+
+
 def test_sizes_are_the_papers() -> None:
     """Catches: a size changed by accident: depth, width and heads of DiT Table 1."""
     assert [PRESETS[size] for size in ("S", "B", "L", "XL")] == [

@@ -45,6 +45,12 @@ def test_costs_of_normalised_queries_and_keys(qk_kind: str) -> None:
     assert total_cost(made) == measure_cost(made)
 
 
+def test_costs_of_embedders_in_every_block() -> None:
+    """Catches: one block's embedders counted for all."""
+    made = plain_config(own_embedders=True)
+    assert total_cost(made) == measure_cost(made)
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_costs_of_a_routed_step(block: str) -> None:
     """Catches: an MFU that counts the tokens that were skipped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from sitcli.commands.sample.labels import labels_of
 from sitcli.errors import UsageError
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.settings.sample import SampleSettings
-from tests.tiny import draw, make_run
+from tests.tiny import draw, make_run, write_meta
 
 
 def test_classes_and_labels(run: Path) -> None:
@@ -65,3 +66,18 @@ def test_classes_without_images_are_not_drawn(run: Path) -> None:
     for named in ("0,1", "green"):
         with pytest.raises(UsageError, match="class 1 had no image when the model was trained"):
             labels_of(SampleSettings(num=4, classes=named), checkpoint)
+
+
+def test_words_name_the_classes_of_folders_that_wordnet_numbers(run: Path) -> None:
+    """Catches: a run trained on ImageNet's folders that knows its classes by number alone."""
+    meta = open_checkpoint(run).path / "meta.json"
+    facts = json.loads(meta.read_text())
+    facts["latents"]["class_names"] = ["n01440764", "n02099601", "n02123045"]
+    write_meta(meta, facts)
+    samples = draw(run, "words", num=3, classes="tabby cat,golden retriever,0", png=True)
+    assert samples.labels.tolist() == [2, 1, 0]
+    assert samples.meta["class_names"] == facts["latents"]["class_names"]
+    names = sorted(path.name for path in (samples.directory / "png").iterdir())
+    assert names == ["000000_tabby.png", "000001_golden-retriever.png", "000002_tench.png"]
+    # The set goes on, and knows that the same words were meant.
+    assert draw(run, "words", num=3, classes="tabby cat,golden retriever,0").complete
