@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sitcli.autoencoders.diffusers_vae import KINDS, find_folder
+from sitcli.autoencoders.diffusers_classes import KINDS
+from sitcli.autoencoders.diffusers_vae import find_folder
 from sitcli.autoencoders.load import is_identity
 from sitcli.core.diffusion import Diffusion
 from sitcli.core.prediction import PREDICTIONS
