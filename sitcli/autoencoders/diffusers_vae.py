@@ -60,7 +60,7 @@ def load_folder(
             str(folder), local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # diffusers raises its own, torch's, safetensors' and OSError
-        if row_needs_transformers(class_name):
+        if lacks_transformers(class_name):
             raise SitError(
                 f"{folder} holds an {class_name}, whose encoder is one of transformers, which is "
                 "not installed",
@@ -208,7 +208,7 @@ def _choose_files(files: list[str], folders: list[str]) -> list[str]:
     return []
 
 
-def row_needs_transformers(class_name: str) -> bool:
+def lacks_transformers(class_name: str) -> bool:
     """Whether a class needs the library transformers, and it is not there."""
     return ROWS[class_name].transformers and importlib.util.find_spec("transformers") is None
 

@@ -6,6 +6,7 @@ import diffusers
 import pytest
 import torch
 
+from sitcli.autoencoders import diffusers_vae
 from sitcli.autoencoders.base import decode_latents, encode_latents, to_uint8
 from sitcli.autoencoders.diffusers_classes import ROWS, patchified, unpatchified
 from sitcli.autoencoders.load import from_spec, load_autoencoder
@@ -143,6 +144,16 @@ def test_rae_takes_pictures_from_0_to_1_of_one_size(tmp_path):
     assert torch.equal(vae.decode(theirs), network.decode(theirs).sample * 2 - 1)
     with pytest.raises(UsageError, match="takes images of 32 x 32"):
         vae.encode(images_of(64))
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    """Catches: a NameError from within diffusers."""
+    known("AutoencoderRAE")
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderRAE"}')
+    monkeypatch.setattr(diffusers_vae, "lacks_transformers", lambda name: True)
+    with pytest.raises(SitError, match="is one of transformers, which is not installed") as caught:
+        load_autoencoder(str(tmp_path), **FP32)
+    assert caught.value.hint == "pip install transformers"
 
 
 @pytest.mark.parametrize("name", ROWS)
