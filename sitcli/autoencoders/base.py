@@ -136,7 +136,9 @@ def wrap_network(
     """
     network.eval().requires_grad_(False)
     spec = {**spec, "hash": hash_arrays(network.state_dict())}
-    network.to(device, memory_format=torch.channels_last)
+    # Convolutions over frames have weights of five dimensions, which have no such layout.
+    flat = all(parameter.ndim < 5 for parameter in network.parameters())
+    network.to(device, memory_format=torch.channels_last if flat else torch.preserve_format)
     return Autoencoder(spec, encode=encode, decode=decode, device=device, dtype=dtype)
 
 
@@ -144,7 +146,8 @@ class Autoencoder:
     """Pictures to latents and back; made by `load_autoencoder`, `from_spec`, `fit_patch_pca`.
 
     spec:   name, class, kind, latent_channels, downsample, deterministic, scaling, shift, hash;
-            scaling and shift are numbers, or lists of one per channel.
+            scaling and shift are numbers, or lists of one per channel. image_size, if there is
+            one, is the only side of images that it takes.
     arrays: float32 arrays that a latent store must keep for `from_spec`; {} unless patch-pca.
     """
 
@@ -170,9 +173,14 @@ class Autoencoder:
         """Images (B, 3, H, W) in [-1, 1] -> unscaled latents, float32 on the device.
 
         (B, C, h, w) if deterministic, else (B, 2C, h, w): the posterior's mean, then its std.
-        Raises UsageError if H or W is not divisible by `downsample`.
+        Raises UsageError if H or W is not divisible by `downsample`, or not the one side it takes.
         """
         height, width = images.shape[-2:]
+        if (size := self.spec.get("image_size")) is not None and {height, width} != {size}:
+            raise UsageError(
+                f"{height} x {width} pixels cannot be encoded by {self.spec['name']}: "
+                f"it takes images of {size} x {size}"
+            )
         if height % self.downsample or width % self.downsample:
             raise UsageError(
                 f"{height} x {width} pixels cannot be encoded by {self.spec['name']}: "

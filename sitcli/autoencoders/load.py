@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sitcli import names
-from sitcli.autoencoders import diffusers_vae, patch_pca, pixels, taesd
+from sitcli.autoencoders import diffusers_vae, original_vae, patch_pca, pixels, taesd
 from sitcli.autoencoders.base import Autoencoder, Embedded, Family
 from sitcli.errors import SitError, UsageError
 from sitcli.latents.store import LatentStore
@@ -22,7 +22,7 @@ EMBEDDED: dict[str, Embedded] = {"pixels": pixels.EMBEDDED, "patch-pca": patch_p
 # Tried in this order for a file. diffusers is last: any file may lie beside a config.json.
 FAMILIES: dict[str, Family] = {
     "taesd": taesd.FAMILY,
-    "original": diffusers_vae.ORIGINAL,
+    "original": original_vae.ORIGINAL,
     "diffusers": diffusers_vae.FAMILY,
 }
 
@@ -159,6 +159,6 @@ def _load_file(path: Path, *, device: torch.device, dtype: torch.dtype) -> Autoe
             return family.load(path, weights, name=path, device=device, dtype=dtype)
     raise SitError(
         f"{path} does not hold autoencoder weights that sit knows",
-        "expected TAESD-style weights, an original Stable Diffusion VAE, or a diffusers folder "
-        "with a config.json",
+        "expected TAESD-style weights, an original Stable Diffusion VAE or VA-VAE, or a diffusers "
+        "folder with a config.json",
     )

@@ -34,12 +34,13 @@ AGAIN = "write or fetch it again"
 
 
 class Array(Protocol):
-    """An array of shape (N, ...) in a file."""
+    """An array of shape (N, ...) in a file; at_once: rows that lie together in a chunk."""
 
     path: Path
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    at_once: int
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows start to stop. Raises SitError if they cannot be read."""
@@ -58,6 +59,7 @@ class FileArray:
     shape: tuple[int, ...]
     dtype: torch.dtype
     begin: int
+    at_once: int = 1
 
     def check(self) -> FileArray:
         """This array. Raises SitError unless the file has all of its bytes."""
@@ -83,6 +85,8 @@ class FileArray:
 
 class NpzArray:
     """A compressed array of an .npz file. Reading on from the last row is fast; back is not."""
+
+    at_once = 1
 
     def __init__(self, path: Path, name: str) -> None:
         with Npz(path) as file:
@@ -112,6 +116,7 @@ class ZarrArray:
     def __init__(self, path: Path, name: str, array: Any) -> None:
         self.path, self.name, self._array = path, name, array
         self.shape, self.dtype = tuple(array.shape), torch_dtype(np.dtype(array.dtype), path)
+        self.at_once = max(1, min(array.chunks[0], self.shape[0])) if self.shape else 1
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows start to stop. Raises SitError for a chunk that cannot be read."""

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sitcli.autoencoders.diffusers_vae import KINDS, find_folder
-from sitcli.autoencoders.load import is_identity
+from sitcli.autoencoders.diffusers_classes import KINDS
+from sitcli.autoencoders.diffusers_vae import find_folder
+from sitcli.autoencoders.load import UNKNOWN, is_identity
 from sitcli.core.diffusion import Diffusion
 from sitcli.errors import UsageError
 from sitcli.model.config import TransformerConfig
@@ -205,12 +206,19 @@ def _vae_folder(export: Export) -> Path | None:
     Adds a warning if the pipeline will need an autoencoder and not have one.
     """
     spec = export.checkpoint.latents["autoencoder"]
-    if spec["kind"] in KINDS.values():
+    if spec["kind"] == UNKNOWN and export.vae is None:
+        export.warnings.append(
+            "the autoencoder of these latents is not known: the folder will have no vae, and its "
+            "pipeline returns latents; name it with --vae FOLDER"
+        )
+        return None
+    if spec["kind"] in (*KINDS.values(), UNKNOWN):
         vae = find_folder(export.vae or spec["name"])
         if vae is None:
             export.warnings.append(
-                f"the autoencoder {spec['name']} is not on this machine: the folder will have no "
-                "vae, and its pipeline returns latents; name it with --vae FOLDER"
+                f"the autoencoder {spec['name']} is not on this machine as a diffusers folder: "
+                "the export will have no vae, and its pipeline returns latents; name it with "
+                "--vae FOLDER"
             )
         return vae
     if export.vae is not None:

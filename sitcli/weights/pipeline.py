@@ -98,6 +98,30 @@ def shifted(t, shift):
     return shift * t / (1 + (shift - 1) * t)
 
 
+def decode_frame(vae, z):
+    """A picture is a video of one frame."""
+    return vae.decode(z[:, :, None]).sample[:, :, 0]
+
+
+def decode_patches(vae, z):
+    """Each channel of `vae` is a patch of channels in `z`, in order of its rows."""
+    p = vae.config.patch_size[0]
+    b, c, h, w = z.shape
+    z = z.reshape(b, c // p**2, p, p, h, w).permute(0, 1, 4, 2, 5, 3)
+    return vae.decode(z.reshape(b, c // p**2, h * p, w * p)).sample
+
+
+# (vae, unscaled latents) -> images in [-1, 1], by the class of the vae.
+DECODERS = {
+    **dict.fromkeys(
+        ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"), lambda vae, z: vae.decode(z).sample
+    ),
+    **dict.fromkeys(("AutoencoderKLQwenImage", "AutoencoderKLWan"), decode_frame),
+    "AutoencoderKLFlux2": decode_patches,
+    "AutoencoderRAE": lambda vae, z: 2 * vae.decode(z).sample - 1,
+}
+
+
 def spaced(count, steps):
     """`steps` of `count` diffusion steps, both ends among them."""
     if steps == 1:
@@ -259,7 +283,12 @@ class SitPipeline(DiffusionPipeline):
         )
         z = x / scaling + shift
         if self.vae is not None:
-            z = self.vae.decode(z.to(self.vae.dtype)).sample
+            decode = DECODERS.get(type(self.vae).__name__)
+            if decode is None:
+                raise ValueError(
+                    f"this pipeline does not know how {type(self.vae).__name__} decodes"
+                )
+            z = decode(self.vae, z.to(self.vae.dtype))
         elif not self.sit["pixels"]:
             raise ValueError("this folder has no vae: use output_type='latent'")
         bytes_ = (127.5 * z.float() + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -184,6 +184,8 @@ def _parts(source: TransformerConfig, config: TransformerConfig) -> list[Fate]:
     fates = []
     if source.norm != config.norm:
         fates.append(Fate(NEW, f"{config.norm} norms", f"were {source.norm} norms"))
+    if source.mlp_eps != config.mlp_eps:
+        fates.append(Fate(NEW, f"eps {config.mlp_eps:g}", f"was {source.mlp_eps:g}"))
     if source.rope != config.rope:
         fates.append(Fate(NEW if config.rope else LEFT_OUT, "RoPE"))
     return fates

@@ -25,8 +25,7 @@ def tiny_kl(**config) -> torch.nn.Module:
         up_block_types=["UpDecoderBlock2D"] * 2,
         block_out_channels=[8, 16],
         norm_num_groups=4,
-        latent_channels=4,
-        **config,
+        **{"latent_channels": 4, **config},
     ).eval()
 
 

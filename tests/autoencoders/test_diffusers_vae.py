@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from sitcli.autoencoders import diffusers_vae
 from sitcli.autoencoders.load import from_spec, load_autoencoder
 from sitcli.errors import SitError
 from sitcli.latents.scaling import Scaling
@@ -160,69 +158,3 @@ def test_hub_that_does_not_answer_fails_soon():
         )
     assert b"a/b is not in the hub's cache" in run.stdout
     assert run.stderr == b""
-
-
-def original_keys(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A diffusers KL state dict under CompVis's names, attention as 1x1 convolutions."""
-    stages = 1 + max(int(key.split(".")[2]) for key in weights if "up_blocks" in key)
-    renamed = {}
-    for key, value in weights.items():
-        key = re.sub(r"up_blocks\.(\d+)", lambda m: f"up.{stages - 1 - int(m[1])}", key)
-        key = key.replace("down_blocks", "down").replace("samplers.0.conv", "sample.conv")
-        key = key.replace("mid_block.resnets.0", "mid.block_1").replace(
-            "conv_shortcut", "nin_shortcut"
-        )
-        key = key.replace("mid_block.resnets.1", "mid.block_2").replace("resnets", "block")
-        key = key.replace("mid_block.attentions.0", "mid.attn_1").replace("to_out.0", "proj_out")
-        key = key.replace("conv_norm_out", "norm_out").replace("group_norm", "norm")
-        key = re.sub(r"attn_1\.to_([qkv])", r"attn_1.\1", key)
-        if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", key):
-            value = value[..., None, None]
-        renamed[key] = value
-    return renamed
-
-
-@pytest.mark.parametrize("form", ["plain.pt", "wrapped.ckpt", "whole.safetensors"])
-def test_original_checkpoints_equal_the_diffusers_folder(tmp_path, monkeypatch, form):
-    """Catches: keys left at random, a file that needs unsafe unpickling, and a call to the hub."""
-    from diffusers import AutoencoderKL
-
-    config = {
-        **diffusers_vae.SD_VAE_CONFIG,
-        "block_out_channels": [8, 8, 16, 16],
-        "norm_num_groups": 4,
-    }
-    monkeypatch.setattr(diffusers_vae, "SD_VAE_CONFIG", config)
-    network = AutoencoderKL.from_config(config)
-    network.save_pretrained(tmp_path / "folder")
-    weights = original_keys(network.state_dict())
-    path = tmp_path / form
-    if form == "plain.pt":
-        torch.save(weights, path)
-    elif form == "wrapped.ckpt":
-        averaged = {f"model_ema.{key.replace('.', '')}": value for key, value in weights.items()}
-        torch.save({"state_dict": {**weights, **averaged}, "global_step": 5}, path)
-    else:
-        other = {"model.diffusion_model.out.weight": torch.zeros(3)}
-        whole = {f"first_stage_model.{k}": v.contiguous() for k, v in weights.items()}
-        safetensors.torch.save_file({**whole, **other}, path)
-    vae = load_autoencoder(str(path), **FP32)
-    assert vae.scaling == Scaling(0.18215)
-    assert vae.spec["hash"] == load_autoencoder(str(tmp_path / "folder"), **FP32).spec["hash"]
-
-
-def test_original_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch):
-    """Catches: weights that diffusers leaves at random, saying so only in a log."""
-    weights = original_keys(tiny_kl().state_dict())
-    torch.save(weights, tmp_path / "other-shape.pt")
-    config = {**diffusers_vae.SD_VAE_CONFIG, "block_out_channels": [8, 16], "norm_num_groups": 4}
-    config |= {"down_block_types": ["DownEncoderBlock2D"] * 2, "layers_per_block": 1}
-    config |= {"up_block_types": ["UpDecoderBlock2D"] * 2}
-    with pytest.raises(SitError, match="not a Stable Diffusion 1 or 2 VAE"):
-        load_autoencoder(str(tmp_path / "other-shape.pt"), **FP32)
-    monkeypatch.setattr(diffusers_vae, "SD_VAE_CONFIG", config)
-    load_autoencoder(str(tmp_path / "other-shape.pt"), **FP32)
-    del weights["encoder.conv_in.bias"]
-    torch.save(weights, tmp_path / "incomplete.pt")
-    with pytest.raises(SitError, match="not a Stable Diffusion 1 or 2 VAE"):
-        load_autoencoder(str(tmp_path / "incomplete.pt"), **FP32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from sitcli.errors import UsageError
-from sitcli.machine.devices import resolve_device, resolve_precision
+from sitcli.machine.devices import one_thread, resolve_device, resolve_precision
 
 
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch, number: int, capability: int = 9) -> None:
@@ -107,3 +108,16 @@ def test_threads_are_those_of_the_share(environment, processors, threads) -> Non
         command, check=True, capture_output=True, text=True, env=rest | environment
     )
     assert int(done.stdout) == threads
+
+
+def test_one_thread_gives_the_others_back():
+    """Catches: a training that goes on with one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with contextlib.suppress(ZeroDivisionError), one_thread():
+            assert torch.get_num_threads() == 1
+            raise ZeroDivisionError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

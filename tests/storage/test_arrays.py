@@ -41,6 +41,7 @@ def test_rows_of_every_kind_of_file(tmp_path: Path, name: str) -> None:
     array = open_arrays(tmp_path / name)[key] if (key := write(tmp_path / name)) else None
     array = array or open_arrays(tmp_path / name)[""]
     assert (array.shape, array.dtype) == (VALUES.shape, torch.float32)
+    assert array.at_once == (4 if name == "a.zarr" else 1)
     for start, stop in ((0, 4), (4, 10), (2, 3), (7, 9), (0, 10)):
         assert np.array_equal(array.read(start, stop).numpy(), VALUES[start:stop])
 
@@ -87,8 +88,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(SitError, match="not a readable safetensors"):
         open_arrays(tmp_path / "x.safetensors")
     header = b'{"z":{"dtype":"F32","shape":[9,9],"data_offsets":[0,4]}}'
-    size = (len(header) + 4).to_bytes(8, "little")
-    (tmp_path / "y.safetensors").write_bytes(size + header.ljust(len(header) + 4))
+    (tmp_path / "y.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(SitError, match="another size than its shape"):
         open_arrays(tmp_path / "y.safetensors")
     with pytest.raises(SitError, match="is not a file of arrays"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -147,6 +148,54 @@ def test_channels_of_their_own_are_undone_in_diffusers(tmp_path: Path) -> None:
     ours = decode_latents(pixels, latents, open_checkpoint(run).scaling).numpy()
     np.testing.assert_array_equal(np.stack([np.asarray(p) for p in pipe.decode(latents)]), ours)
     assert len(np.unique(ours)) > 10
+
+
+def vae_of(name: str):
+    """A small autoencoder of this class, of 4 channels as training sees them, and statistics."""
+    made = getattr(diffusers, name, None)
+    if made is None:
+        pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
+    if name == "AutoencoderKLFlux2":
+        vae = made(
+            down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+            block_out_channels=[8, 8], norm_num_groups=4, latent_channels=1, layers_per_block=1,
+        )  # fmt: skip
+        vae.bn.running_mean.copy_(torch.tensor([0.5, -1.0, 0.0, 2.0]))
+        vae.bn.running_var.copy_(torch.tensor([1.0, 4.0, 0.5, 2.0]))
+        return vae
+    return made(
+        base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1,
+        temperal_downsample=[False, True], latents_mean=[0.5, -1.0, 0.0, 2.0],
+        latents_std=[1.0, 2.0, 0.5, 1.5],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["AutoencoderKLWan", "AutoencoderKLQwenImage", "AutoencoderKLFlux2"]
+)
+def test_a_vae_that_leaves_its_latents_to_the_pipeline(tmp_path: Path, name: str) -> None:
+    """Catches: an exported pipeline that decodes them unscaled, unpatched or without a frame."""
+    vae_of(name).save_pretrained(tmp_path / "vae")
+    run = bring(
+        save(tmp_path / "SiT-Mi-2-64x64.pt", official()), tmp_path / "run",
+        vae=str(tmp_path / "vae"),
+    )  # fmt: skip
+    assert run.scaling.per_channel
+    pipe = pipeline_of(take(tmp_path / "run", tmp_path / "folder", "diffusers"))
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ours = decode_latents(
+        load_autoencoder(str(tmp_path / "vae"), device=CPU, dtype=torch.float32),
+        latents, run.scaling,
+    ).numpy().astype(int)  # fmt: skip
+    theirs = np.stack([np.asarray(picture) for picture in pipe.decode(latents)]).astype(int)
+    # Ours has colours side by side in memory: a convolution sums in another order, which moves a
+    # value on the border of two bytes by one.
+    assert np.abs(theirs - ours).max() <= 1
+    assert len(np.unique(ours)) > 10
+    pipe.vae = torch.nn.Identity()
+    pipe.vae.dtype = torch.float32
+    with pytest.raises(ValueError, match="does not know how Identity decodes"):
+        pipe.decode(latents)
 
 
 def test_a_vae_goes_with_the_folder(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sitcli.autoencoders.load import EMBEDDED, from_spec, load_autoencoder
 from sitcli.commands.encode.grow import copy_rows, create_grown
 from sitcli.commands.encode.job import (
     check_divisible,
+    check_size,
     embedded_options,
     first_scaling,
     precision_of,
@@ -106,7 +107,7 @@ def _begin(
         autoencoder = fitted(read_some(settings, source, chosen), options, device)
     else:
         autoencoder = load_autoencoder(settings.vae, device=device, dtype=dtype)
-        check_divisible(size, autoencoder.downsample, settings.vae)
+        check_size(size, autoencoder, settings.vae)
     create_store(
         settings.out,
         paths=[item.name for item in source.items],

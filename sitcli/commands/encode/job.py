@@ -299,9 +299,19 @@ def row_shape_ahead(settings: EncodeSettings, file: Rows | None) -> tuple[int, .
     if Path(settings.vae).exists():
         device = torch.device("cpu")
         autoencoder = load_autoencoder(settings.vae, device=device, dtype=torch.float32)
-        check_divisible(size, autoencoder.downsample, settings.vae)
+        check_size(size, autoencoder, settings.vae)
         return row_shape(autoencoder.spec, size)
     return None
+
+
+def check_size(size: int, autoencoder: Autoencoder, vae: str) -> None:
+    """Raise UsageError unless the autoencoder takes images of side `size`."""
+    only = autoencoder.spec.get("image_size")
+    if only not in (None, size):
+        raise UsageError(
+            f"--image-size {size}: {vae} takes images of {only} pixels", f"use --image-size {only}"
+        )
+    check_divisible(size, autoencoder.downsample, vae)
 
 
 def check_divisible(size: int, downsample: int, vae: str) -> None:

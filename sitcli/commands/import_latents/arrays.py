@@ -34,6 +34,7 @@ def open_array(path: Path, settings: ImportLatentsSettings) -> Source:
         path=path, layout="an array", names=names, labels=labels,
         labels_from="none" if found is None else found.name or found.path.name,
         row_shape=latents.shape[1:], moments=False, reads=[latents.read], num_classes=num_classes,
+        at_once=latents.at_once,
         identity=[path.name, latents.name, list(latents.shape), str(latents.dtype)],
     )  # fmt: skip
 

@@ -17,13 +17,13 @@ from sitcli.commands.import_latents.source import (
     needs_float,
 )
 from sitcli.errors import SitError, UsageError
-from sitcli.latents.scaling import Scaling, wrong_values
+from sitcli.latents.scaling import Scaling
+from sitcli.latents.statistics import LIGHTNING, read_statistics
 from sitcli.settings.latents import ImportLatentsSettings
 from sitcli.storage.arrays import Array, open_arrays
-from sitcli.storage.untrusted import read_content
 from sitcli.text import format_shape
 
-LATENTS, FLIPPED, LABELS, STATISTICS = "latents", "latents_flip", "labels", "latents_stats.pt"
+LATENTS, FLIPPED, LABELS = "latents", "latents_flip", "labels"
 
 
 def find_shards(path: Path) -> Path | None:
@@ -112,24 +112,5 @@ def _in_turn(arrays: list[Array]) -> Read:
 
 def _statistics(folder: Path, channels: int) -> Scaling | None:
     """The scaling of latents_stats.pt, None if there is no such file."""
-    path = folder / STATISTICS
-    if not path.is_file():
-        return None
-    content = read_content(path)
-    try:
-        mean, std = (content[name].double().flatten().tolist() for name in ("mean", "std"))
-    except (TypeError, KeyError, AttributeError):
-        raise SitError(
-            f"{path} holds no 'mean' and 'std'", "remove it, or fetch it again"
-        ) from None
-    if (
-        not len(mean) == len(std) == channels
-        or wrong_values(mean, channels, zero=True)
-        or wrong_values(std, channels, zero=False)
-    ):
-        raise SitError(
-            f"{path} has {len(mean)} means and {len(std)} standard deviations for {channels} "
-            "channels, or numbers that are not finite",
-            "remove it to compute them, or fetch it again",
-        )
-    return Scaling([1 / value for value in std], mean)
+    path = folder / LIGHTNING
+    return read_statistics(path, channels) if path.is_file() else None

@@ -31,7 +31,7 @@ class Source:
     mirrored images. identity: facts that tell these latents from others. scaling: what the source
     states, None if nothing; scaled: whether its values are scaled already; standardise: whether the
     project computes statistics where it states none. vae: the autoencoder of the project that wrote
-    it, None if it can be any.
+    it, None if it can be any. at_once: rows that it reads together, as the chunks of zarr.
     """
 
     path: Path
@@ -48,6 +48,7 @@ class Source:
     standardise: bool = False
     vae: str | None = None
     num_classes: int = 0
+    at_once: int = 1
 
     def __post_init__(self) -> None:
         self.check_shape()

@@ -149,6 +149,11 @@ def begin(
                 "leave --model, --depth, --width, --heads, --block and --mlp out: they are the "
                 "source's",
             )
+    if before.config.own_embedders:
+        raise UsageError(
+            f"--init {source.name}: every block has embedders of its own, which sit does not train",
+            "name weights of the official layout",
+        )
     state = source.state
     if source.reversed:
         state = turn_time(state, before.process.prediction)
