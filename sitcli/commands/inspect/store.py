@@ -35,9 +35,6 @@ def describe_store(store: LatentStore) -> Result:
     missing = store.num_missing()
     counts = counts_text(store.labels, store.num_classes)
     size = store.path.stat().st_size
-    images = f"{store.num_items}" if not missing else f"{store.num_items} of {num_rows} encoded"
-    images += ", and their mirror images" if store.has_flips else ""
-    images += f"; {len(broken)} broken: {listed([name for name, _ in broken])}" if broken else ""
     parts = "mean and std" if store.kind == "moments" else "deterministic"
     statistics = f"mean {listed(store.mean, '.3g')}, std {listed(store.std, '.3g')}"
     labels_from = attrs.get("labels_from")
@@ -45,7 +42,7 @@ def describe_store(store: LatentStore) -> Result:
     summary = {
         "kind": f"latent store, format {attrs['format_version']}, by sit {attrs['sit_version']}",
         "complete": "yes" if store.complete else "no",
-        "images": images,
+        "images": _images(store, missing, broken),
         "classes": describe_classes(store.class_names, counts) + by_file,
         "latents": f"{format_shape(store.latent_shape)} float16, {parts}",
         "scaled by": f"{_scaling(store)}: "
@@ -91,6 +88,14 @@ def describe_store(store: LatentStore) -> Result:
     if not store.complete:
         following = encode_command(attrs, store.path)
     return Result(summary=summary, data=data, next=following)
+
+
+def _images(store: LatentStore, missing: int, broken: list[tuple[str, str]]) -> str:
+    """How many images there are, and which are broken."""
+    of = f" of {store.rows.num_rows} encoded" if missing else ""
+    images = f"{store.num_items}{of}" + (", and their mirror images" if store.has_flips else "")
+    names = [name for name, _ in broken]
+    return images + (f"; {len(broken)} broken: {listed(names)}" if broken else "")
 
 
 def _hash(spec: dict[str, Any]) -> str:
