@@ -84,6 +84,14 @@ def _origin(failure: Exception) -> str:
     return places.get(getattr(source, "name", ""), "")
 
 
+def _of_pattern(message: str, hint: str) -> tuple[str, str]:
+    """The message and hint for what the parser says, if the shell has expanded a pattern."""
+    shards = sum(word.endswith((".tar", ".parquet")) for word in sys.argv)
+    if "extra argument" not in message or shards < 2:
+        return message, hint
+    return f"the shell made {shards} files of a pattern", "quote it: 'shards/*.tar'"
+
+
 def _say_failure(failure: SitError) -> None:
     """Print the failure in one process: rank 0 if all ranks share it, else the rank that had it."""
     rank = int(os.environ.get("RANK", 0))
@@ -150,6 +158,7 @@ def main() -> None:
             sys.exit(failure.exit_code)
         if close := getattr(failure, "possibilities", None):
             message, hint = failure.message, f"did you mean {close[0]}? See {hint}"
+        message, hint = _of_pattern(message, hint)
         error(" ".join(message.split()) + _origin(failure), hint)
         sys.exit(failure.exit_code)
     if code == 130:

@@ -80,6 +80,8 @@ def test_no_arguments_shows_help():
         (["flops", "--image-size", "big"], "--image-size"),
         (["flops", "--image-size", "0"], "--image-size"),
         (["encode-latents"], "source"),
+        (["encode-latents", "x-0.tar", "x-1.tar", "x-2.tar", "a.h5"], "quote it: 'shards/*.tar'"),
+        (["encode-latents", "x.tar", "a.h5", "b.h5"], "extra argument"),
         (["train", "--lr"], "--lr"),
     ],
     ids=" ".join,
