@@ -33,7 +33,11 @@ from sitcli.core.diffusion import Diffusion
 from sitcli.errors import SitError
 from sitcli.latents.store import LatentStore
 from tests import tiny
+<<<<<<< HEAD
 from tests.images.archives import samples_of, write_parquet, write_shard
+=======
+from tests.commands.import_latents.others import normal, write_fast_dit, write_repa, write_shards
+>>>>>>> 90d35cd67c72de5191e2e6856b1f7290ca0f8bc7
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -72,6 +76,8 @@ HOW = (
     Rule("evaluate .*(--nll|--features)", DRY, "--device cpu"),
     Rule("evaluate", DRY, "--device cpu --features-weights inception.pth"),
     Rule("ema", DRY),
+    Rule("import-latents .*--vae", HELP),  # the weights are not here
+    Rule("import-latents", DRY),
     Rule("import", DRY, "--vae pixels --heads 2"),
     Rule("export", DRY),
 )
@@ -269,6 +275,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         weights = torch.load("SiT-XL-2-256x256.pt")
         arguments = argparse.Namespace(path_type="GVP", prediction="velocity")
         torch.save(dict(ema=weights, model=weights, opt={}, args=arguments), "0400000.pt")
+        write_repa(folder / "repa")
+        write_fast_dit(folder / "fastdit")
+        write_shards(folder / "lightningdit")
+        np.save("latents.npy", normal(8, 4, 4, 4) / 0.2)
+        np.save("labels.npy", np.arange(8))
+        shutil.copy("in256.h5", "repa.h5")
         np.save("noise.npy", np.zeros((4, 3, 8, 8), np.float32))
         Path("inception.pth").touch()
         mean, square = np.zeros(2048), np.zeros((2048, 2048))
@@ -332,7 +344,7 @@ def test_every_line_runs(folder: Path) -> None:
             problems.append(f"{line}: no rule of HOW says what to do with it")
             continue
         words = [INSTEAD.get(word, word).replace("$SCRATCH", ".") for word in line.words]
-        if words[0] in ("encode-latents", "import"):
+        if words[0] in ("encode-latents", "import-latents", "import"):
             words[2] = f"new/{words[2]}"  # what they write is there already, for other lines
         words += rule.more.split()
         words += {DRY: ["--dry-run"], HELP: ["--help"], REAL: []}[rule.how]
