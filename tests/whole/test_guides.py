@@ -33,11 +33,8 @@ from sitcli.core.diffusion import Diffusion
 from sitcli.errors import SitError
 from sitcli.latents.store import LatentStore
 from tests import tiny
-<<<<<<< HEAD
-from tests.images.archives import samples_of, write_parquet, write_shard
-=======
 from tests.commands.import_latents.others import normal, write_fast_dit, write_repa, write_shards
->>>>>>> 90d35cd67c72de5191e2e6856b1f7290ca0f8bc7
+from tests.images.archives import samples_of, write_parquet, write_shard
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
