@@ -6,6 +6,7 @@ the words, "great white shark, white shark, man-eater" for n01484850.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import re
@@ -108,15 +109,11 @@ def names_of_weights(
 
 def words_of(class_names: Sequence[str]) -> list[str]:
     """The words for each class: all that WordNet has for its number, else the name itself."""
-    if not class_names or not all(map(WORDNET.fullmatch, class_names)):
-        return list(class_names)
-    known = _wordnet()
-    words = []
-    for name in class_names:
-        try:
-            words.append(known.label_name_to_description(name))
-        except KeyError:  # a number that timm's list lacks
-            words.append(name)
+    words = list(class_names)
+    for i, name in enumerate(class_names):
+        if WORDNET.fullmatch(name):
+            with contextlib.suppress(KeyError):  # a number that timm's list lacks
+                words[i] = _wordnet().label_name_to_description(name)
     return words
 
 

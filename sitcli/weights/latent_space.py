@@ -48,9 +48,9 @@ def autoencoder_of(
     """
     known = next((spec for spec in usual if spec["latent_channels"] == channels), None)
     if name is None and known is None:
+        have = " or ".join(str(spec["latent_channels"]) for spec in usual)
         raise UsageError(
-            f"{path} takes latents of {channels} channels, which are not the "
-            f"{'SD VAE' if channels != VA_VAE_SPEC['latent_channels'] else 'usual autoencoder'}'s",
+            f"{path} takes latents of {channels} channels, and the usual autoencoder has {have}",
             "add --vae FOLDER, --vae STORE.h5, or --vae pixels",
         )
     if name is None:

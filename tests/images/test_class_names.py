@@ -76,11 +76,13 @@ def test_names_as_they_were_given_go_first() -> None:
 
 
 def test_words_and_titles() -> None:
-    """Catches: a folder of a user's own that is looked up in WordNet."""
+    """Catches: words asked of all classes or none where a user's own join ImageNet's, and a name
+    of the user's cut at its comma."""
     assert titles(["n01484850", "n02099601"]) == ["great white shark", "golden retriever"]
     assert words_of(["n01484850"]) == [SHARK]
     assert titles(["n99999999", "n02099601"]) == ["n99999999", "golden retriever"]
-    assert titles(["n01484850", "a, b"]) == ["n01484850", "a, b"]
+    assert titles(["n01484850", "my, cat"]) == ["great white shark", "my, cat"]
+    assert parse_classes("my, cat,man-eater", ["n01484850", "my, cat"], 2) == [1, 0]
     assert titles([]) == []
 
 

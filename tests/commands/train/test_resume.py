@@ -160,7 +160,8 @@ def test_every_field_of_process_and_network_is_compared(run):
         prediction="data", loss_weight="likelihood", direction=0.125, interpolant="vp",
         input_size=16, patch=1, channels=2, out_channels=9, width=16, depth=4, heads=1,
         num_classes=9, block="in-context", input_width=8, mlp="gelu", norm="rms", qk_norm=True,
-        rope=True, aux_block=1, align_block=1, align_width=5, qk_kind="layer",
+        rope=True, aux_block=1, align_block=1, align_width=5, qk_kind="layer", mlp_eps=1e-5,
+        own_embedders=True,
     )  # fmt: skip
     for described in (job.process, job.config):
         for field in fields(described):
