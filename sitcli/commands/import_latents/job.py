@@ -15,13 +15,13 @@ from sitcli.autoencoders.load import load_autoencoder, unknown_spec
 from sitcli.commands.import_latents.layouts import open_source
 from sitcli.commands.import_latents.scales import questions
 from sitcli.commands.import_latents.source import Source
-from sitcli.commands.import_weights import SD_VAE_SPEC, SD_VAES
 from sitcli.errors import SitError, UsageError
 from sitcli.latents.layout import encode_command, open_rows
 from sitcli.latents.scaling import Scaling, wrong_values
 from sitcli.settings.latents import ImportLatentsSettings
 from sitcli.storage.files import hash_json
 from sitcli.storage.rows import Rows
+from sitcli.weights.latent_space import SD_VAE_SPEC, SD_VAES
 
 STANDARDISE = "channels"  # the --normalize that takes statistics of the values
 # Pixels of a latent position where nobody says: SD's f8, and f16 as VA-VAE's f16d32.
