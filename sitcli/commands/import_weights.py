@@ -13,6 +13,7 @@ from sitcli.errors import SitError, UsageError
 from sitcli.events import Note, Progress, Result, Stage, Warn
 from sitcli.images.class_names import names_of_weights, titles
 from sitcli.latents.scaling import Scaling
+from sitcli.latents.statistics import STATISTICS, read_statistics
 from sitcli.machine.quiet import quiet_libraries
 from sitcli.model.config import TransformerConfig, parse_model
 from sitcli.runs.checkpoint import Checkpoint
@@ -24,11 +25,9 @@ from sitcli.storage.hub import local_path
 from sitcli.storage.tensors import write_tensors
 from sitcli.weights.foreign import check_foreign
 from sitcli.weights.latent_space import (
-    STATISTICS,
     autoencoder_of,
     is_sd_vae,
     own_statistics,
-    read_statistics,
 )
 from sitcli.weights.lightningdit import rope_heads
 from sitcli.weights.lineages import LINEAGES, Clues, Lineage, recognise
@@ -305,7 +304,7 @@ def _scaling(job: _Job, row: Lineage, said: Path | None, channels: int) -> Scali
                 f"{job.found.path}: without it pictures are wrong; name it with --latent-stats"
             )
     if said is not None:
-        return read_statistics(said, channels, multiplier or 1.0)
+        return read_statistics(said, channels, multiplier=multiplier or 1.0)
     return Scaling(multiplier) if multiplier else None
 
 

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+
+from torch import Tensor
 
 from sitcli.errors import SitError
 from sitcli.latents.scaling import Scaling, wrong_values
 from sitcli.storage.untrusted import read_content
 
-LIGHTNING = "latents_stats.pt"
-
-
-class Names(NamedTuple):
-    """The tensors in a file: of the shift, and of the factor or, `inverse`, of the std."""
-
-    shift: str
-    factor: str
-    inverse: bool
-
-
-# LightningDiT's datasets/img_latent_dataset.py and REPA-E's save_vae_weights.py.
-MEAN_AND_STD = Names("mean", "std", inverse=True)
-BIAS_AND_SCALE = Names("latents_bias", "latents_scale", inverse=False)
+STATISTICS = "latents_stats.pt"  # as LightningDiT's trainer calls it
 
 
 def statistics_beside(weights: Path, channels: int) -> Scaling | None:
@@ -31,35 +19,41 @@ def statistics_beside(weights: Path, channels: int) -> Scaling | None:
     They are REPA-E's NAME-latents-stats.pt beside NAME.pt, or LightningDiT's latents_stats.pt.
     """
     of_repa_e = weights.with_name(f"{weights.stem}-latents-stats.pt")
-    for path in (of_repa_e, weights.with_name(LIGHTNING)):
+    for path in (of_repa_e, weights.with_name(STATISTICS)):
         if path.is_file():
             return read_statistics(path, channels)
     return None
 
 
-def read_statistics(path: Path, channels: int) -> Scaling:
-    """The scaling in a file of statistics. Raises SitError if it is not one for these channels."""
+def read_statistics(path: Path, channels: int, *, multiplier: float = 1.0) -> Scaling:
+    """The normalisation (latents - mean) / std * multiplier of a file of statistics.
+
+    The file holds a number for each of the channels: `mean` and `std` as LightningDiT's, or
+    `latents_bias` and `latents_scale`, which is 1 / std, as REPA-E's.
+    Raises SitError for a file that does not.
+    """
     content = read_content(path)
-    names = next(
-        (n for n in (MEAN_AND_STD, BIAS_AND_SCALE)
-         if isinstance(content, dict) and n.shift in content and n.factor in content),
-        None,
-    )  # fmt: skip
-    try:
-        shift, factor = (content[n].double().flatten().tolist() for n in names[:2])
-    except (TypeError, AttributeError):
+    content = content if isinstance(content, dict) else {}
+    mean, std = content.get("mean"), content.get("std")
+    if isinstance(scale := content.get("latents_scale"), Tensor):
+        mean, std = content.get("latents_bias"), 1 / scale.double()
+    found = standardising(mean, std, channels, multiplier)
+    if found is None:
         raise SitError(
-            f"{path} holds no 'mean' and 'std', nor 'latents_bias' and 'latents_scale'",
-            "remove it, or fetch it again",
-        ) from None
-    if (
-        not len(shift) == len(factor) == channels
-        or wrong_values(shift, channels, zero=True)
-        or wrong_values(factor, channels, zero=False)
-    ):
-        raise SitError(
-            f"{path} has {len(shift)} means and {len(factor)} standard deviations for {channels} "
-            "channels, or numbers that are not finite",
-            "remove it, or fetch it again",
+            f"{path} does not hold a mean and a positive std for each of {channels} channels",
+            f"name LightningDiT's {STATISTICS} of these latents, or REPA-E's NAME-latents-stats.pt",
         )
-    return Scaling([1 / value for value in factor] if names.inverse else factor, shift)
+    return found
+
+
+def standardising(
+    mean: object, std: object, channels: int, multiplier: float = 1.0
+) -> Scaling | None:
+    """The scaling by these tensors, None if they are not a mean and a positive std per channel."""
+    parts = [part.flatten().tolist() if isinstance(part, Tensor) else [] for part in (mean, std)]
+    if any(
+        len(part) != channels or wrong_values(part, channels, zero=zero)
+        for part, zero in zip(parts, (True, False), strict=True)
+    ) or min(parts[1]) < 0:  # fmt: skip
+        return None
+    return Scaling([multiplier / s for s in parts[1]], parts[0])

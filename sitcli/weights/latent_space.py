@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +11,9 @@ from torch import Tensor
 from sitcli import names
 from sitcli.autoencoders.load import load_autoencoder
 from sitcli.errors import SitError, UsageError
-from sitcli.latents.scaling import Scaling, wrong_values
-from sitcli.storage.untrusted import read_content
+from sitcli.latents.scaling import Scaling
+from sitcli.latents.statistics import standardising
 
-STATISTICS = "latents_stats.pt"  # as LightningDiT's trainer calls it
 SD_VAES = (names.DEFAULT_VAE, "stabilityai/sd-vae-ft-mse")
 # Known without loading them: --latents-only needs no autoencoder.
 SD_VAE_SPEC: dict[str, Any] = {
@@ -75,27 +73,6 @@ def is_sd_vae(spec: dict[str, Any]) -> bool:
     return all(spec[name] == SD_VAE_SPEC[name] for name in same)
 
 
-def read_statistics(path: Path, channels: int, multiplier: float) -> Scaling:
-    """The normalisation (latents - mean) / std * multiplier of a file of statistics.
-
-    The file holds a number for each of the channels: `mean` and `std` as LightningDiT's, or
-    `latents_bias` and `latents_scale`, which is 1 / std, as REPA-E's.
-    Raises SitError for a file that does not.
-    """
-    content = read_content(path)
-    content = content if isinstance(content, dict) else {}
-    mean, std = content.get("mean"), content.get("std")
-    if isinstance(scale := content.get("latents_scale"), Tensor):
-        mean, std = content.get("latents_bias"), 1 / scale.double()
-    found = _standardising(mean, std, channels, multiplier)
-    if found is None:
-        raise SitError(
-            f"{path} does not hold a mean and a positive std for each of {channels} channels",
-            f"name LightningDiT's {STATISTICS} of these latents, or REPA-E's NAME-latents-stats.pt",
-        )
-    return found
-
-
 def own_statistics(path: object, tensors: dict[str, Tensor], channels: int) -> Scaling:
     """The normalisation by the running mean and variance of REPA-E's batch norm of latents.
 
@@ -104,21 +81,10 @@ def own_statistics(path: object, tensors: dict[str, Tensor], channels: int) -> S
     """
     mean, variance = (tensors.get(f"bn.running_{name}") for name in ("mean", "var"))
     std = variance if variance is None else variance.double().sqrt()
-    found = _standardising(mean, std, channels, 1.0)
+    found = standardising(mean, std, channels, 1.0)
     if found is None:
         raise SitError(
             f"{path}: bn.running_mean and bn.running_var are not statistics of {channels} channels",
             "fetch it again",
         )
     return found
-
-
-def _standardising(mean: object, std: object, channels: int, multiplier: float) -> Scaling | None:
-    """The scaling by these tensors, None if they are not a mean and a positive std per channel."""
-    parts = [part.flatten().tolist() if isinstance(part, Tensor) else [] for part in (mean, std)]
-    if any(
-        len(part) != channels or wrong_values(part, channels, zero=zero)
-        for part, zero in zip(parts, (True, False), strict=True)
-    ) or min(parts[1]) < 0:  # fmt: skip
-        return None
-    return Scaling([multiplier / s for s in parts[1]], parts[0])

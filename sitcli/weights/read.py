@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sitcli.errors import SitError, UsageError
 from sitcli.images.class_names import are_imagenet, imagenet_names
+from sitcli.latents.statistics import STATISTICS
 from sitcli.model.config import TransformerConfig
 from sitcli.model.embed import position_embedding
 from sitcli.runs.meta import process_from, written_fields, wrong_in_meta
@@ -20,7 +21,6 @@ from sitcli.runs.run_dir import RunDir
 from sitcli.storage.tensors import verify_tensors
 from sitcli.storage.untrusted import check_archive, named_tensors, read_content, read_metadata
 from sitcli.weights.diffusers_dit import EXTRAS, NORM_EPS, read_folder
-from sitcli.weights.latent_space import STATISTICS
 from sitcli.weights.official import AUTOENCODER
 
 SIDECAR = ".sit.safetensors"  # see sidecar.py

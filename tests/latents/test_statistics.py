@@ -34,17 +34,17 @@ def test_the_file_beside_the_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        ({"mean": torch.zeros(3), "std": torch.ones(3)}, "3 means and 3"),
-        ({"mean": torch.zeros(2), "std": torch.zeros(2)}, "not finite"),
-        ({"mean": torch.zeros(2)}, "holds no 'mean' and 'std'"),
-        (torch.zeros(2), "holds no 'mean' and 'std'"),
-        ({"mean": 1.0, "std": 2.0}, "holds no 'mean' and 'std'"),
+        {"mean": torch.zeros(3), "std": torch.ones(3)},
+        {"mean": torch.zeros(2), "std": torch.zeros(2)},
+        {"mean": torch.zeros(2)},
+        torch.zeros(2),
+        {"mean": 1.0, "std": 2.0},
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path: Path, content, message: str) -> None:
+def test_what_does_not_fit_is_refused(tmp_path: Path, content) -> None:
     """Catches: a traceback, or latents divided by zero."""
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(SitError, match=message):
+    with pytest.raises(SitError, match="does not hold a mean and a positive std for each of 2"):
         read_statistics(tmp_path / "a.pt", 2)

@@ -11,6 +11,7 @@ import torch
 from sitcli.commands.import_weights import import_weights
 from sitcli.errors import SitError, UsageError
 from sitcli.latents.scaling import Scaling
+from sitcli.latents.statistics import read_statistics
 from sitcli.runs.checkpoint import open_checkpoint
 from sitcli.settings.weights import ImportSettings
 from sitcli.weights.latent_space import (
@@ -18,7 +19,6 @@ from sitcli.weights.latent_space import (
     VA_VAE_SPEC,
     autoencoder_of,
     is_sd_vae,
-    read_statistics,
 )
 from tests.tiny import finish
 from tests.weights.official_files import CONFIG, bring, equal, official, save
@@ -44,18 +44,18 @@ def test_statistics(tmp_path: Path) -> None:
     """Catches: a factor for a mean, a shift of the wrong sign, or a channel divided by 0."""
     mean, std = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 4.0])
     file = save(tmp_path / "latents_stats.pt", dict(mean=mean.view(1, 2, 1, 1), std=std))
-    scaling = read_statistics(file, 2, 0.5)
+    scaling = read_statistics(file, 2, multiplier=0.5)
     latents = torch.tensor([3.0, 6.0]).view(1, 2, 1, 1)
     torch.testing.assert_close(scaling.normalise(latents).flatten(), torch.tensor([2.0, 1.0]))
     save(file, dict(latents_bias=mean.view(1, 2, 1, 1), latents_scale=(1 / std).view(1, 2, 1, 1)))
-    assert read_statistics(file, 2, 1.0) == Scaling([2.0, 0.25], [1.0, -2.0])
+    assert read_statistics(file, 2) == Scaling([2.0, 0.25], [1.0, -2.0])
     for wrong in (
         dict(mean=mean), [mean, std], dict(mean=mean, std=std * 0), dict(mean=mean, std=-std),
         dict(mean=mean * torch.inf, std=std), dict(mean=mean[:1], std=std),
     ):  # fmt: skip
         save(file, wrong)
         with pytest.raises(SitError, match="mean and a positive std for each of 2 channels"):
-            read_statistics(file, 2, 1.0)
+            read_statistics(file, 2)
 
 
 def test_a_network_brings_its_own_statistics(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from sitcli.commands.import_latents.source import (
 )
 from sitcli.errors import SitError, UsageError
 from sitcli.latents.scaling import Scaling
-from sitcli.latents.statistics import LIGHTNING, read_statistics
+from sitcli.latents.statistics import STATISTICS, read_statistics
 from sitcli.settings.latents import ImportLatentsSettings
 from sitcli.storage.arrays import Array, open_arrays
 from sitcli.text import format_shape
@@ -112,5 +112,5 @@ def _in_turn(arrays: list[Array]) -> Read:
 
 def _statistics(folder: Path, channels: int) -> Scaling | None:
     """The scaling of latents_stats.pt, None if there is no such file."""
-    path = folder / LIGHTNING
+    path = folder / STATISTICS
     return read_statistics(path, channels) if path.is_file() else None

@@ -89,9 +89,9 @@ def test_statistics_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     write_shards(tmp_path / "l")
     file = tmp_path / "l" / "latents_stats.pt"
     for content, message in (
-        ({"mean": torch.zeros(1, 16, 1, 1), "std": torch.ones(1, 16, 1, 1)}, "16 means and 16"),
-        ({"mean": torch.zeros(32), "std": torch.zeros(32)}, "not finite"),
-        ({"average": torch.zeros(32)}, "no 'mean' and 'std'"),
+        ({"mean": torch.zeros(1, 16, 1, 1), "std": torch.ones(1, 16, 1, 1)}, "for each of 32"),
+        ({"mean": torch.zeros(32), "std": torch.zeros(32)}, "a positive std"),
+        ({"average": torch.zeros(32)}, "a positive std"),
         ({"mean": Path, "std": 1}, "more than tensors"),
     ):
         torch.save(content, file)
