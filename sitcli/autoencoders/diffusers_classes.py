@@ -90,27 +90,15 @@ def _frame_pictures(network: Any, latents: Tensor) -> Tensor:
     return network.decode(latents.unsqueeze(2)).sample.squeeze(2)
 
 
-def patchified(latents: Tensor, patch: int) -> Tensor:
-    """(B, C, h p, w p) -> (B, C p p, h, w), a channel's patch in order of its rows."""
-    b, c, height, width = latents.shape
-    parts = latents.reshape(b, c, height // patch, patch, width // patch, patch)
-    return parts.permute(0, 1, 3, 5, 2, 4).reshape(b, -1, height // patch, width // patch)
-
-
-def unpatchified(latents: Tensor, patch: int) -> Tensor:
-    """The inverse of `patchified`."""
-    b, c, height, width = latents.shape
-    parts = latents.reshape(b, c // patch**2, patch, patch, height, width)
-    return parts.permute(0, 1, 4, 2, 5, 3).reshape(b, -1, height * patch, width * patch)
-
-
 def _flux2_moments(network: Any, images: Tensor) -> Tensor:
-    moments, patch = _kl_moments(network, images), network.config.patch_size[0]
-    return torch.cat([patchified(part, patch) for part in moments.chunk(2, dim=1)], dim=1)
+    """A channel's patch becomes channels, in order of its rows, for the mean and for the std."""
+    moments = _kl_moments(network, images)
+    return torch.nn.functional.pixel_unshuffle(moments, network.config.patch_size[0])
 
 
 def _flux2_pictures(network: Any, latents: Tensor) -> Tensor:
-    return network.decode(unpatchified(latents, network.config.patch_size[0])).sample
+    patches = torch.nn.functional.pixel_shuffle(latents, network.config.patch_size[0])
+    return network.decode(patches).sample
 
 
 def _flux2_scaling(network: Any, name: str) -> Scaling:

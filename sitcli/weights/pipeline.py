@@ -105,10 +105,7 @@ def decode_frame(vae, z):
 
 def decode_patches(vae, z):
     """Each channel of `vae` is a patch of channels in `z`, in order of its rows."""
-    p = vae.config.patch_size[0]
-    b, c, h, w = z.shape
-    z = z.reshape(b, c // p**2, p, p, h, w).permute(0, 1, 4, 2, 5, 3)
-    return vae.decode(z.reshape(b, c // p**2, h * p, w * p)).sample
+    return vae.decode(torch.nn.functional.pixel_shuffle(z, vae.config.patch_size[0])).sample
 
 
 # (vae, unscaled latents) -> images in [-1, 1], by the class of the vae.
