@@ -30,6 +30,22 @@ def first_line(error: Exception) -> str:
     return next(filter(None, lines), type(error).__name__)
 
 
+def damage(error: Exception) -> str:
+    """Why a file cannot be read, by a library's error: cut short or damaged, or its first line."""
+    text = str(error)
+    if any(sign in text for sign in SIGNS_OF_DAMAGE):
+        return "it is cut short or damaged"
+    return first_line(error)
+
+
+# What h5py, safetensors and torch say of a file whose end is missing, or whose bytes are not its
+# own.
+SIGNS_OF_DAMAGE = (
+    "truncated file", "file signature not found", "deserializing header", "PytorchStreamReader",
+    "pop from empty list", "invalid load key", "central directory",
+)  # fmt: skip
+
+
 def spread(seconds: Sequence[float]) -> str:
     """Each rank's seconds a step -> 'rank 3 slowest: 0.254 s a step, 21% over rank 0'."""
     slowest, fastest = (seconds.index(pick(seconds)) for pick in (max, min))

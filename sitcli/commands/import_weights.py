@@ -82,13 +82,15 @@ def plan(settings: ImportSettings) -> Result:
     return result
 
 
-def described(weights: Path) -> _Job:
+def described(weights: Path, *, model: str | None) -> _Job:
     """The weights that `sit import` would write for this file or folder, and their meta.json.
+
+    model: as --model.
 
     Raises SitError or UsageError as `import_weights` does.
     """
     quiet_libraries()
-    return _described(ImportSettings(weights=weights, out_dir=Path()), RunDir(Path()))
+    return _described(ImportSettings(weights=weights, out_dir=Path(), model=model), RunDir(Path()))
 
 
 def _prepare(settings: ImportSettings) -> _Job:

@@ -43,15 +43,19 @@ def save_curve(
 
 
 def draw_marks(axes: Any, marks: Sequence[tuple[int, str]]) -> None:
-    """Draw a line at each (step, words), with the words beside it."""
-    for step, words in marks:
-        axes.axvline(step, color="#b2182b", linestyle=":", linewidth=1)
-        text = "\n".join(textwrap.wrap(words.replace("; ", "\n"), 40))
+    """Draw a numbered line at each (step, words), and list the words below the plot."""
+    for number, (step, words) in enumerate(marks, 1):
+        text = "\n    ".join(textwrap.wrap(f"{number}: from step {step} on {words}", 90))
+        axes.axvline(step, color="#b2182b", linestyle=":", linewidth=1, label=text)
         axes.annotate(
-            text, (step, 1), xycoords=("data", "axes fraction"), xytext=(3, -3),
-            textcoords="offset points", rotation=90, va="top", fontsize=7, color="#b2182b",
-            parse_math=False,
+            str(number), (step, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+            textcoords="offset points", ha="center", fontsize=8, color="#b2182b",
         )  # fmt: skip
+    if marks:
+        lines, labels = axes.get_legend_handles_labels()
+        axes.figure.legend(
+            lines, labels, loc="outside lower left", fontsize=7, frameon=False, handlelength=1
+        )
 
 
 def save_history(

@@ -77,7 +77,8 @@ def _join(world: World, backend: str | None) -> None:
             ) from None
         raise
     store.set_timeout(PATIENCE)
-    dist.distributed_c10d._set_pg_timeout(PATIENCE)  # `dist.set_timeout` is newer than torch 2.7
+    # `dist.set_timeout` is newer than torch 2.7.
+    getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)(PATIENCE)
 
 
 @functools.cache

@@ -29,7 +29,7 @@ from sitcli.runs.meta import PAPER, REVERSED, process_from, wrong_in_meta
 from sitcli.runs.run_dir import FORMAT, FORMAT_VERSION, RunDir
 from sitcli.storage.files import check_version, checksum_holds
 from sitcli.storage.hub import local_path
-from sitcli.storage.tensors import identity, read_tensors
+from sitcli.storage.tensors import identity, read_tensors, verified_tensors
 
 # Relative. Factors that sum to 1 do so to 1e-13; a float32 weight itself is rounded by 6e-8.
 LARGEST_SUM_ERROR = 1e-6
@@ -132,29 +132,38 @@ class Checkpoint:
             return both
         return [which for which in both if self.file_of(which).exists()]
 
-    def weights(self, which: str) -> dict[str, Tensor]:
-        """The tensors of kind `which`, 'ema' or 'model', by name.
+    def weights(self, which: str, *, verify: bool = False) -> dict[str, Tensor]:
+        """The tensors of kind `which`, 'ema' or 'model', by name; verify: see `tensors`.
 
         Raises SitError if they are missing or the file is damaged.
         """
         if self.kinds not in ([], ["model", "ema"], [which]):
             (other,) = self.kinds
             raise SitError(f"{self.path} holds no {which} weights", f"use --weights {other}")
-        tensors = self.tensors(self.file_of(which).name)
-        return merged(self.base(), tensors) if "lora" in self.meta else tensors
+        tensors = self.tensors(self.file_of(which).name, verify=verify)
+        return merged(self.base(verify=verify), tensors) if "lora" in self.meta else tensors
 
-    def base(self) -> dict[str, Tensor]:
-        """The weights that its adapters are added to. Raises SitError if they are not there."""
+    def base(self, *, verify: bool = False) -> dict[str, Tensor]:
+        """The weights that its adapters are added to; verify: see `tensors`.
+
+        Raises SitError if they are not there.
+        """
         file = RunDir(self.path.parent).base
+        hint = f"the adapters in {self.path} are nothing without it: restore it from its run"
+        if not file.exists():
+            raise SitError(f"there is no {file}", hint)
         if identity(file) != self.meta["lora"]["base"]:
-            raise SitError(
-                f"{file} is not what {self.path.name} was trained on", "restore it, or train again"
-            )
-        return read_tensors(file)
+            raise SitError(f"{file} is not what {self.path.name} was trained on", hint)
+        return dict(verified_tensors(file, hint=hint)) if verify else read_tensors(file, hint=hint)
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors in its file `name`. Raises SitError if it cannot be read."""
-        return read_tensors(self.path / name, hint=use_another_step(self.path))
+    def tensors(self, name: str, *, verify: bool = False) -> dict[str, Tensor]:
+        """The tensors in its file `name`; verify: compare each with its checksum, as is worth it
+        where what follows goes on from them. Raises SitError if it cannot be read.
+        """
+        hint = use_another_step(self.path)
+        if verify:
+            return dict(verified_tensors(self.path / name, hint=hint))
+        return read_tensors(self.path / name, hint=hint)
 
     def file_of(self, which: str) -> Path:
         """The file of the weights of kind `which`."""

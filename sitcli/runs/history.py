@@ -32,7 +32,9 @@ class Change:
         """'lr 0.0003, not 0.0001; other latents, of 200 images, not 100'."""
         parts = []
         for name, (before, after) in self.settings.items():
-            if name == DATA:
+            if name == "steps":
+                parts.append(f"steps {after}, not {before}, and the schedule ends with them")
+            elif name == DATA:
                 parts.append(f"other latents, of {after} images, not {before}")
             else:
                 parts.append(f"{name.replace('_', '-')} {_said(after)}, not {_said(before)}")

@@ -26,7 +26,7 @@ from sitcli.errors import SitError
 from sitcli.storage.files import open_same, sync_folder
 from sitcli.storage.gather import Gather
 from sitcli.storage.locks import check_writable, explained
-from sitcli.text import first_line
+from sitcli.text import damage
 
 MISSING, DONE, BROKEN = 0, 1, 2  # the values of `written`
 ALIGNMENT = dict(alignment_threshold=4096, alignment_interval=4096)  # arrays begin on a page
@@ -244,7 +244,8 @@ class Rows:
             raise SitError(f"cannot read {self.path}: permission denied") from None
         except Exception as error:  # h5py raises whatever the damaged bytes lead it to
             raise SitError(
-                f"{self.path} is not a readable HDF5 file: {first_line(error)}"
+                f"{self.path} is not a readable HDF5 file: {damage(error)}",
+                "encode or draw it again",
             ) from None
         if "written" not in self._layout or any(
             part.offset is None and 0 not in part.shape for part in self._layout.values()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sitcli.errors import SitError
 from sitcli.storage.files import sync_file
+from sitcli.text import damage
 
 CHECKSUMS = "crc32"
 HEADER = ""  # the key of the header's own checksum; no tensor is called so
@@ -46,7 +47,7 @@ def read_tensors(path: Path, *, hint: str = "") -> dict[str, Tensor]:
             check_header(file)
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
-        reason = error if path.exists() else "there is no such file"
+        reason = damage(error) if path.exists() else "there is no such file"
         raise SitError(f"cannot read {path}: {reason}", hint) from None
 
 
@@ -66,7 +67,7 @@ def has_checksums(path: Path) -> bool:
         with safe_open(path, "pt") as file:
             return CHECKSUMS in (file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise SitError(f"cannot read {path}: {error}") from None
+        raise SitError(f"cannot read {path}: {damage(error)}") from None
 
 
 def identity(path: Path) -> str | None:
@@ -80,7 +81,7 @@ def identity(path: Path) -> str | None:
         with safe_open(path, "pt") as file:
             sums = (file.metadata() or {}).get(CHECKSUMS)
     except (OSError, SafetensorError) as error:
-        reason = error if path.exists() else "there is no such file"
+        reason = damage(error) if path.exists() else "there is no such file"
         raise SitError(f"cannot read {path}: {reason}") from None
     return None if sums is None else hashlib.sha256(sums.encode()).hexdigest()
 
@@ -132,7 +133,7 @@ def _verified(path: Path, problems: list[str]) -> Iterator[tuple[str, Tensor]]:
                     problems.append(f"'{name}' is not what was written")
                 yield name, tensor
     except (OSError, SafetensorError, ValueError) as error:
-        raise SitError(f"cannot read {path}: {error}") from None
+        raise SitError(f"cannot read {path}: {damage(error)}") from None
 
 
 def write_tensors(

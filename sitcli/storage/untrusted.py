@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sitcli.errors import SitError
-from sitcli.text import first_line
+from sitcli.text import damage, first_line
 
 # What trainers keep beside tensors, and nothing that does something when it is made.
 ALLOWED = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
@@ -49,7 +49,7 @@ def read_content(path: Path) -> Any:
                 f"{path} holds more than tensors, and reading it could run its code",
                 "convert it to .safetensors on a machine where you trust it",
             ) from None
-        raise SitError(f"cannot read {path}: {first_line(error)}", "fetch it again") from None
+        raise SitError(f"cannot read {path}: {damage(error)}", "fetch it again") from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -60,7 +60,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError, ValueError) as error:
-        raise SitError(f"cannot read {path}: {first_line(error)}", "fetch it again") from None
+        raise SitError(f"cannot read {path}: {damage(error)}", "fetch it again") from None
 
 
 def named_tensors(content: Any) -> dict[str, Tensor]:

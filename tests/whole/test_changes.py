@@ -80,7 +80,7 @@ def test_what_was_begun_and_never_saved_holds(run: Path) -> None:
     settings = TrainSettings(out=run, device="cpu", lr=3e-4, steps=3)
     job = prepare(settings, ALONE, {"lr": "x", "steps": "x"})
     with job.owned_run():
-        pass  # killed before a checkpoint
+        job.write_config()  # killed before a checkpoint
     again = prepare(TrainSettings(out=run, device="cpu"), ALONE, {})
     assert again.settings.lr == 3e-4
     assert again.change_now.settings == {"lr": (1e-3, 3e-4)}
@@ -164,14 +164,17 @@ def test_a_schedule_begins_where_it_is_said(run: Path) -> None:
     expected = [1e-3 * 0.5 * (1 - np.cos(np.pi * share)) for share in shares]
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
     # More steps move the end of the cosine, and say so.
-    assert go_on(run, steps=8)[1].text == "from step 6 on: steps 8, not 6"
+    assert go_on(run, steps=8)[1].text == (
+        "from step 6 on: steps 8, not 6, and the schedule ends with them"
+    )
 
 
 def test_changed_and_changed_back_is_no_change(run: Path, store: Path) -> None:
     """Catches: a run that learns otherwise after a change that was taken back before a step."""
     settings = TrainSettings(out=run, device="cpu", lr=3e-4, batch_size=2, steps=4)
-    with prepare(settings, ALONE, dict.fromkeys(("lr", "batch_size", "steps"), "x")).owned_run():
-        pass
+    job = prepare(settings, ALONE, dict.fromkeys(("lr", "batch_size", "steps"), "x"))
+    with job.owned_run():
+        job.write_config()
     go_on(run, lr=1e-3, batch_size=4, steps=4)
     finish(train(train_settings(store, run.parent / "whole", steps=4, batch_size=4)))
     assert losses(run) == losses(run.parent / "whole")
@@ -208,3 +211,16 @@ def test_a_damaged_history_is_an_error(run: Path) -> None:
     file.write_text(json.dumps(meta | {"history": [{"step": 1}]}))
     with pytest.raises(SitError, match="is damaged: its history"):
         go_on(run, steps=3)
+
+
+def test_a_refused_resume_changes_nothing(run: Path) -> None:
+    """Catches: settings of a command that was refused, applied by the next one; and weights with a
+    flipped byte that training goes on from."""
+    before = (run / "config.yaml").read_bytes()
+    file = open_checkpoint(run).path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(SitError, match="is damaged: '.*' is not what was written"):
+        go_on(run, lr=5.0, steps=4)
+    assert (run / "config.yaml").read_bytes() == before

@@ -20,6 +20,7 @@ from sitcli.model.config import TransformerConfig
 from sitcli.model.transformer import Transformer
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.runs.run_dir import RunDir
+from sitcli.storage.tensors import identity
 from sitcli.text import format_bytes, format_shape
 
 SETTINGS_SHOWN = ("model", "steps", "batch_size", "lr", "ema", "zero", "precision", "seed")
@@ -133,7 +134,14 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Result:
         if checkpoint.weights_warning:
             summary["warning"] = checkpoint.weights_warning
     if "lora" in meta:
-        summary["adapters"] = f"rank {meta['lora']['rank']}, added to {checkpoint.path.parent}"
+        base = RunDir(checkpoint.path.parent).base
+        summary["adapters"] = f"rank {meta['lora']['rank']}, added to {base}"
+        try:
+            same = identity(base) == meta["lora"]["base"]
+        except SitError:
+            same = False
+        if not same:
+            summary["warning"] = f"{base} is missing or another: the adapters are nothing without"
     if "init" in meta:
         begun = meta["init"]
         summary["begun from"] = (

@@ -31,7 +31,11 @@ def add_adapters(network: Transformer, rank: int) -> None:
         inject_adapter_in_model(config, network)
 
 
-def adapter_names(network: Transformer) -> list[str]:
-    """The names in files of the matrices that `add_adapters` will add."""
-    layers = adapted_layers(network)
-    return [f"{layer}.{part}.weight" for layer in layers for part in (A, B)]
+def adapter_sizes(network: Transformer, rank: int) -> dict[str, int]:
+    """The names in files of the matrices that `add_adapters` will add, and their elements."""
+    sizes = {}
+    for name in adapted_layers(network):
+        layer = network.get_submodule(name)
+        sizes[f"{name}.{A}.weight"] = rank * layer.in_features
+        sizes[f"{name}.{B}.weight"] = rank * layer.out_features
+    return sizes

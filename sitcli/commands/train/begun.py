@@ -22,7 +22,7 @@ from sitcli.latents.joined import JoinedStores
 from sitcli.latents.store import LatentStore
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.runs.history import History
-from sitcli.runs.run_dir import RunDir
+from sitcli.runs.run_dir import STEP_NAME, RunDir
 from sitcli.samples.sample_set import FILE as SAMPLES_FILE
 from sitcli.settings.option import Said
 from sitcli.settings.train import TrainSettings
@@ -56,6 +56,9 @@ def begun(
     run = RunDir(settings.out or _default_run(resolved, store))
     if (run.path / SAMPLES_FILE).exists():
         raise UsageError(f"{run.path} is a sample set", "name another --out for the run")
+    for folder in (run.path, *run.path.parents):
+        if STEP_NAME.fullmatch(folder.name) and (folder / "meta.json").exists():
+            raise UsageError(f"{folder} is a checkpoint", "name another --out for the run")
     resume = _checkpoint_of(run)
     if resume:
         check_latents(run, resume, store, said="latents" in said)

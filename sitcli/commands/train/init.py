@@ -16,7 +16,7 @@ from sitcli.commands.parsing import parse_model_name
 from sitcli.core.diffusion import Diffusion
 from sitcli.core.flow import Flow
 from sitcli.errors import SitError, UsageError
-from sitcli.events import Table
+from sitcli.events import Note, Table, Warn
 from sitcli.latents.joined import JoinedStores
 from sitcli.latents.scaling import Scaling
 from sitcli.latents.store import LatentStore
@@ -28,6 +28,7 @@ from sitcli.settings.option import Said
 from sitcli.settings.train import TrainSettings
 from sitcli.storage.files import hash_file
 from sitcli.storage.hub import local_path
+from sitcli.weights.read import WEIGHT_FILES
 from sitcli.weights.start import SHAPE, Fate, Start, start_from, turn_time
 
 # The options that a run takes over from its source: the network's, and those of the process, where
@@ -58,6 +59,11 @@ class Source:
         return "DiT" if isinstance(self.checkpoint.process, Diffusion) else "SiT"
 
     @property
+    def messages(self) -> tuple[Note | Warn, ...]:
+        """What the reading of a foreign file has to say."""
+        return (*map(Note, self.notes), *map(Warn, self.warnings))
+
+    @property
     def reversed(self) -> bool:
         """Whether its t = 0 is the noise."""
         return self.checkpoint.meta.get("time_convention") == REVERSED
@@ -80,13 +86,24 @@ class Source:
 def open_source(settings: TrainSettings) -> Source:
     """The weights that --init names. Raises SitError if they cannot be had."""
     name, which = settings.init, settings.weights
+    if not name:
+        raise UsageError("--init names nothing", "name a run, or a file of weights")
     path = local_path(name)
+    if path.is_file() and (path.parent / "meta.json").exists():
+        raise UsageError(
+            f"--init {name} is one file of a checkpoint", f"name all of it: --init {path.parent}"
+        )
+    if path.is_file() and path.suffix not in WEIGHT_FILES:
+        what = "latents or samples" if path.suffix == ".h5" else "no weights"
+        raise UsageError(
+            f"--init {name} holds {what}", f"name a run, or a file of {', '.join(WEIGHT_FILES)}"
+        )
     if (path / "meta.json").exists() or RunDir(path).steps():
         checkpoint = open_checkpoint(path)
-        state = checkpoint.weights(which)
+        state = checkpoint.weights(which, verify=True)
         return Source(name, checkpoint, which, state, hash_file(checkpoint.file_of(which)))
     try:
-        job = described(Path(name))
+        job = described(Path(name), model=settings.model)
     except UsageError as error:  # whose hint names options of sit import
         raise UsageError(
             f"--init {name}: {error.message}",

@@ -13,7 +13,7 @@ import torch
 
 from sitcli.commands.newest import newest_store
 from sitcli.commands.parsing import parse_checkpoint_blocks, transformer_config
-from sitcli.commands.train.adapters import adapter_names, check_peft
+from sitcli.commands.train.adapters import adapter_sizes, check_peft
 from sitcli.commands.train.begun import begun, from_source
 from sitcli.commands.train.board import check_wandb
 from sitcli.commands.train.feed import Order
@@ -34,6 +34,7 @@ from sitcli.core.objective import Extras
 from sitcli.engine.config import default_stage, engine_config, merge_config, read_file
 from sitcli.engine.engine import compiles_stage_3
 from sitcli.errors import SitError, UsageError
+from sitcli.events import Note, Warn
 from sitcli.latents.joined import JoinedStores, open_stores
 from sitcli.latents.store import LatentStore
 from sitcli.machine.devices import precision_name, resolve_device, resolve_precision
@@ -77,6 +78,7 @@ class Job:
     extras: Extras
     routing: Routing | None
     streams_name: str  # a row of STREAMS
+    messages: tuple[Note | Warn, ...] = ()  # what the reading of foreign weights has to say
 
     @property
     def streams(self) -> Streams:
@@ -120,6 +122,18 @@ class Job:
         return sum(sizes.get(name, 0) for name in self.trained) / sum(sizes.values())
 
     @property
+    def kept_elements(self) -> tuple[int, int]:
+        """The numbers of weights that a checkpoint keeps, and of those that are trained."""
+        with torch.device("meta"):
+            network = Transformer(self.config)
+        sizes = {name: p.numel() for name, p in network.named_parameters()}
+        whole = sum(sizes.values())
+        if self.settings.lora:
+            sizes |= adapter_sizes(network, self.settings.lora)
+        trained = sum(sizes[name] for name in sizes if self.trained is None or name in self.trained)
+        return (trained if self.settings.lora else whole), trained
+
+    @property
     def untrained(self) -> set[str]:
         """The parameters that begin anew, and that --freeze or --train-only leave so."""
         if self.trained is None or self.start is None:
@@ -144,9 +158,12 @@ class Job:
         make_folder(self.run.path)
         with locks.lock(self.run.config, what=self.run.path):
             self.run.clean()
-            settings = replace(self.settings, precision=precision_name(self.dtype))
-            write_config(self.run.config, settings, init=self.init)
             yield
+
+    def write_config(self) -> None:
+        """Write config.yaml: from now on the run has these settings."""
+        settings = replace(self.settings, precision=precision_name(self.dtype))
+        write_config(self.run.config, settings, init=self.init)
 
     def rolled_back(self, bad_step: int) -> Job:
         """This job from its newest checkpoint, or the beginning, to repeat with other random
@@ -190,10 +207,7 @@ def prepare(settings: TrainSettings, world: World, said: Said | None = None) -> 
         checkpoint_every = parse_checkpoint_blocks(settings.checkpoint_blocks)
     except ValueError as error:
         raise UsageError(f"--checkpoint-blocks: {error}", "use none, all, or every-2") from None
-    if settings.wandb:
-        check_wandb()
-    if settings.lora:
-        check_peft()
+    _check_extras(settings, config)
     dtype = resolve_precision(settings.precision, device)
     job = Job(
         settings=settings,
@@ -215,8 +229,23 @@ def prepare(settings: TrainSettings, world: World, said: Said | None = None) -> 
         extras=make_extras(settings),
         routing=make_routing(settings),
         streams_name=resume.streams_name if resume else NEW,
+        messages=source.messages if start else (),
     )
     return replace(job, compiled=_compiled(job))
+
+
+def _check_extras(settings: TrainSettings, config: TransformerConfig) -> None:
+    """Raise SitError for a library that is not installed, UsageError for adapters too large."""
+    if settings.wandb:
+        check_wandb()
+    if settings.lora:
+        check_peft()
+        if settings.lora >= config.width:
+            raise UsageError(
+                f"--lora {settings.lora}: the layers have {config.width} channels, and an adapter "
+                "of as many is larger than they",
+                "use --lora 16",
+            )
 
 
 def _compiled(job: Job) -> bool:
@@ -257,7 +286,7 @@ def _trained(
     new = start.new & set(names) if start else set()
     if settings.train_only:
         new |= trained_names(names, freeze=None, train_only=settings.train_only)
-    adapters = adapter_names(network)
+    adapters = adapter_sizes(network, settings.lora)
     left = trained_names([*names, *adapters], freeze=settings.freeze, train_only=None)
     return frozenset(left & {*adapters, *new})
 

@@ -26,7 +26,8 @@ def plan_of(job: Job, world: World) -> Result:
     done = job.resume.step if job.resume else 0
     to_go = job.step_flops * (s.steps - done)
     # In fp32: the weights, their average, and Adam's two moments.
-    checkpoint_bytes = cost.params * 4 * (4 + len(TRACKED_STDS) * s.power_ema)
+    kept, trained = job.kept_elements
+    checkpoint_bytes = 4 * (2 * kept + 2 * trained + len(TRACKED_STDS) * s.power_ema * kept)
     summary = {
         "latents": f"{', '.join(map(str, job.store.paths))}: "
         f"{count(job.store.num_items, 'item')} of {format_shape(job.store.latent_shape)}",

@@ -253,7 +253,7 @@ def check_same(run: RunDir, base: dict[str, Any], settings: TrainSettings, said:
         how = f"--{flag} {old}, not {value}"
         if isinstance(value, bool) or old is None:
             how = f"--{flag}"
-        word = "with" if old not in (None, False) else "without"
+        word = "without" if old is None or old is False else "with"
         raise UsageError(
             f"{run.path} was trained {word} {how}",
             f"begin another run from its weights: sit train --init {quote(str(run.path))} ..., or "
@@ -322,9 +322,23 @@ def check_latents(
         if theirs == ours:
             continue
         raise UsageError(
-            f"{store.path} has not the {what} of {run.path}",
+            f"{', '.join(map(str, store.paths))} has not the {what} of {run.path}"
+            f"{_between(theirs, ours)}",
             f"begin another run from its weights: sit train --init {quote(str(run.path))} ...",
         )
+
+
+def _between(theirs: Any, ours: Any) -> str:
+    """What is more and what is less in one list of classes than in another."""
+    if not isinstance(theirs, list):
+        return ""
+    more, less = (sorted(set(a) - set(b)) for a, b in ((ours, theirs), (theirs, ours)))
+    parts = [
+        f"{len(names)} {word} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+        for word, names in (("more", more), ("less", less))
+        if names
+    ]
+    return f": {' and '.join(parts)}" if parts else ": they are in another order"
 
 
 def check_same_model(

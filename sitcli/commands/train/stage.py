@@ -64,6 +64,8 @@ def train(settings: TrainSettings, said: Said | None = None) -> Stage:
         while True:
             trainer = Trainer(job, world)
             try:
+                # Not before all that the run goes on from was read and found good.
+                on_rank_0(world, job.write_config)
                 for event in trainer.run(stop):
                     if world.rank == 0:
                         yield event
@@ -92,6 +94,7 @@ def _done_already(job: Job) -> str:
 
 def _told(job: Job) -> Iterator[Event]:
     """What becomes of the weights that the run begins from."""
+    yield from job.messages
     init = job.init
     yield Note(f"begun from {init['path']}, step {init['step']}, {init['weights']} weights:")
     for line in fates_lines(init["fates"]):

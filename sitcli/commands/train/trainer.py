@@ -76,14 +76,16 @@ class Trainer:
         network = Transformer(job.config)
         network.checkpoint_every = job.checkpoint_every
         if job.settings.lora:
-            network.load_state_dict(job.resume.base() if job.resume else job.start.of(network))
+            network.load_state_dict(
+                job.resume.base(verify=True) if job.resume else job.start.of(network)
+            )
             if not job.resume and self.world.rank == 0:
                 write_tensors(job.run.base, network.state_dict())
             add_adapters(network, job.settings.lora)
             if job.resume:
                 network.load_state_dict(self._of_file(network, "model"), strict=False)
         elif job.resume:
-            network.load_state_dict(job.resume.weights("model"))
+            network.load_state_dict(job.resume.weights("model", verify=True))
         elif job.start:
             network.load_state_dict(job.start.of(network))
         for name, parameter in network.named_parameters():
@@ -93,7 +95,7 @@ class Trainer:
     def _of_file(self, network: Transformer, which: str) -> dict[str, torch.Tensor]:
         """The tensors of a file of the checkpoint, by their names in the network."""
         resume = self.job.resume
-        tensors = resume.tensors(resume.file_of(which).name)
+        tensors = resume.tensors(resume.file_of(which).name, verify=True)
         names = [name for name, _ in network.named_parameters()]
         return {name: tensors[file_name(name)] for name in names if file_name(name) in tensors}
 
@@ -103,7 +105,7 @@ class Trainer:
         all_agree(self.world, lambda: optimizer_state.restore(self.engine, resume.path))
         self.ema.load(self._of_file(self.engine.module, "ema"))
         for std, track in self.tracks.items():
-            track.load(resume.tensors(snapshot_name(std)))
+            track.load(resume.tensors(snapshot_name(std), verify=True))
         self.meter.load(resume.meta["meter"], self.world)
         load_scaler_state(self.engine, resume.meta.get("scaler", {}))
         self.step = resume.step

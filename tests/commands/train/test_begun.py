@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from sitcli.commands.train.begun import begun, from_source
 from sitcli.commands.train.stage import train
 from sitcli.errors import UsageError
 from sitcli.latents.store import LatentStore
-from tests.tiny import finish, make_run, train_settings
+from sitcli.runs.checkpoint import open_checkpoint
+from tests.tiny import finish, make_run, train_settings, write_meta
 
 
 def test_a_new_run_has_no_checkpoint_and_no_history(store: Path, tmp_path: Path) -> None:
     """Catches: a run that goes on from nothing."""
-    import torch
 
     settings = train_settings(store, tmp_path / "run")
     assert from_source(settings, {}) == (settings, None)
@@ -25,8 +26,6 @@ def test_a_new_run_has_no_checkpoint_and_no_history(store: Path, tmp_path: Path)
 
 def test_imported_weights_are_no_run_to_go_on_with(store: Path, tmp_path: Path) -> None:
     """Catches: imported weights trained on with an optimizer that begins anew, without a word."""
-    from sitcli.runs.checkpoint import open_checkpoint
-    from tests.tiny import write_meta
 
     run = make_run(tmp_path)
     checkpoint = open_checkpoint(run)
@@ -36,3 +35,12 @@ def test_imported_weights_are_no_run_to_go_on_with(store: Path, tmp_path: Path) 
     assert f"begin a run from them, with another --out: sit train --init {run}" in str(
         failure.value.hint
     )
+
+
+def test_a_run_is_not_put_into_a_checkpoint(store: Path, tmp_path: Path) -> None:
+    """Catches: a run that goes with the checkpoint that it lies in."""
+    source = make_run(tmp_path)
+    step = open_checkpoint(source).path
+    for out in (step, step / "inner"):
+        with pytest.raises(UsageError, match=f"{step.name} is a checkpoint"):
+            finish(train(train_settings(store, out)))

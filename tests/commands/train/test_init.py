@@ -103,7 +103,7 @@ def test_networks_of_another_shape_are_refused(store: Path, source: Path) -> Non
         assert not (source.parent / "new").exists()
 
 
-@pytest.mark.parametrize("form", ["pt", "safetensors", "imported"])
+@pytest.mark.parametrize("form", ["pt", "bare", "safetensors", "imported"])
 def test_files_that_import_takes(store: Path, tmp_path: Path, form: str) -> None:
     """Catches: a file of the other direction of time that begins as another function.
 
@@ -115,11 +115,13 @@ def test_files_that_import_takes(store: Path, tmp_path: Path, form: str) -> None
     format_ = "safetensors" if form == "safetensors" else "official-sit"
     finish(export(ExportSettings(checkpoint=source, out=file, format=format_)))
     if form == "imported":
+        (tmp_path / "sit-w.pt.sit.safetensors").unlink()
         settings = ImportSettings(weights=file, out_dir=tmp_path / "in", vae="pixels", heads=2)
         finish(import_weights(settings))
         file = tmp_path / "in"
         assert open_checkpoint(file).meta["time_convention"] == REVERSED
-    elif form == "pt":  # whose autoencoder the file does not tell
+    elif form == "bare":  # it does not tell its autoencoder
+        (tmp_path / "sit-w.pt.sit.safetensors").unlink()
         with pytest.raises(UsageError, match="takes latents of 3 channels") as failure:
             finish(train(settings_of(store, file)))
         assert failure.value.hint.startswith("import it first, then begin from that: sit import")
