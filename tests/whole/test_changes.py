@@ -221,6 +221,6 @@ def test_a_refused_resume_changes_nothing(run: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
-    with pytest.raises(SitError, match="is damaged: '.*' is not what was written"):
+    with pytest.raises(SitError, match=r"is damaged: '.*' is not what was written"):
         go_on(run, lr=5.0, steps=4)
     assert (run / "config.yaml").read_bytes() == before
