@@ -42,20 +42,20 @@ def save_curve(
     save_picture(figure.savefig, path)
 
 
-def draw_marks(axes: Any, marks: Sequence[tuple[int, str]]) -> None:
-    """Draw a numbered line at each (step, words), and list the words below the plot."""
+def draw_marks(axes: Any, marks: Sequence[tuple[int, str]], *, listed: bool = True) -> None:
+    """Draw a numbered line at each (step, words); listed: say the words below the plot."""
+    lines = []
     for number, (step, words) in enumerate(marks, 1):
         text = "\n    ".join(textwrap.wrap(f"{number}: from step {step} on {words}", 90))
-        axes.axvline(step, color="#b2182b", linestyle=":", linewidth=1, label=text)
+        line = axes.axvline(step, color="#b2182b", linestyle=":", linewidth=1)
+        lines.append((line, text))
         axes.annotate(
             str(number), (step, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
             textcoords="offset points", ha="center", fontsize=8, color="#b2182b",
         )  # fmt: skip
-    if marks:
-        lines, labels = axes.get_legend_handles_labels()
-        axes.figure.legend(
-            lines, labels, loc="outside lower left", fontsize=7, frameon=False, handlelength=1
-        )
+    if lines and listed:
+        place = dict(loc="outside lower left", fontsize=7, frameon=False, handlelength=1)
+        axes.figure.legend(*zip(*lines, strict=True), **place)
 
 
 def save_history(
@@ -86,7 +86,7 @@ def save_history(
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-        draw_marks(axes, marks)
+        draw_marks(axes, marks, listed=axes is grid[0])
     save_picture(figure.savefig, path)
 
 
