@@ -41,7 +41,7 @@ def damage(error: Exception) -> str:
 # What h5py, safetensors and torch say of a file whose end is missing, or whose bytes are not its
 # own.
 SIGNS_OF_DAMAGE = (
-    "truncated file", "file signature not found", "deserializing header", "PytorchStreamReader",
+    "truncated file", "deserializing header", "PytorchStreamReader",
     "pop from empty list", "invalid load key", "central directory",
 )  # fmt: skip
 

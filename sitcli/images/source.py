@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -334,6 +335,8 @@ def _source(
     labelled = labelling(
         Files(str(path), names, beside, "".join(f"{part}/" for part in top), sheets)
     )
+    if labelled.origin == LABELS_FILE:
+        others -= Counter([ending_of(LABELS_FILE)])  # one was read
     items = [
         Item(name, label, found[parts])
         for name, label, parts in zip(names, labelled.labels, order, strict=True)
@@ -354,12 +357,22 @@ def _read(path: Path, row: Format, place: Place) -> bytes:
             raise SitError(f"cannot read {place.file} of {path}: {error}") from None
 
 
+def _latents_command(path: Path) -> str:
+    return f"sit import-latents {shlex.quote(str(path))} OUT.h5"
+
+
 def _no_images(path: Path, others: Counter) -> SitError:
     if others[".npy"]:
         return SitError(
             f"{path} holds {others['.npy']} .npy arrays and no images: latents or features, as the "
             "tools of EDM2, REPA and fast-DiT write them",
-            "give the images they were made from",
+            f"give the images they were made from, or take the latents: {_latents_command(path)}",
+        )
+    if others[".safetensors"]:
+        return SitError(
+            f"{path} holds {others['.safetensors']} .safetensors files and no images: latents, as "
+            "LightningDiT's tools write them",
+            _latents_command(path),
         )
     for ending in (".parquet", ".tar"):
         if others[ending]:

@@ -164,14 +164,18 @@ def open_rows(path: Path) -> Rows:
 
     Raises SitError if it is missing, damaged, of a newer format or not a latent store.
     """
+    hint = (
+        f"make one of images: sit encode-latents FOLDER OUT.h5; or of latents: sit import-latents "
+        f"{shlex.quote(str(path))} OUT.h5"
+    )
     if not path.is_file():
         what = "is a folder, not a latent store" if path.is_dir() else "does not exist"
-        raise SitError(f"{path} {what}", "make one: sit encode-latents FOLDER OUT.h5")
+        raise SitError(f"{path} {what}", hint)
+    if path.suffix in (".npy", ".npz", ".safetensors"):
+        raise SitError(f"{path} is a file of arrays, not a latent store", hint)
     file = Rows(path)
     if file.attrs.get("format") != FORMAT:
-        raise SitError(
-            f"{path} is not a latent store", "make one: sit encode-latents FOLDER OUT.h5"
-        )
+        raise SitError(f"{path} is not a latent store", hint)
     file.check({}, {"format_version": int})
     check_version(path, file.attrs["format_version"], FORMAT_VERSION)
     optional = SOURCE_FACTS | NORMALISATION | IMPORTED
