@@ -1,5 +1,7 @@
 """The structure of the package, and every closed list names one table's rows."""
 
+import importlib
+import pkgutil
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
@@ -185,3 +187,10 @@ def test_lists_name_their_tables_rows(of):
 def test_solver_choices_are_both_lists():
     """Catches: a solver that --solver refuses although one of the two lists has it."""
     assert set(get_args(names.Solver)) == {*names.ODE_SOLVERS, *names.SDE_SOLVERS}
+
+
+def test_every_module_can_be_imported() -> None:
+    """Catches: a name that moved, in a file that only one command needs."""
+    modules = pkgutil.walk_packages(sitcli.__path__, "sitcli.")
+    for name in sorted(module.name for module in modules if module.name != "sitcli.__main__"):
+        importlib.import_module(name)
