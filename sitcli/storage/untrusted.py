@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def read_content(path: Path) -> Any:
         zipped = zipfile.is_zipfile(path)
         if zipped:
             _check_zip(path)
-        with torch.serialization.safe_globals(ALLOWED):
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols that torch writes itself
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         _check_size(path, content)
         return content
