@@ -77,8 +77,10 @@ def _join(world: World, backend: str | None) -> None:
             ) from None
         raise
     store.set_timeout(PATIENCE)
-    # `dist.set_timeout` is newer than torch 2.7.
-    getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)(PATIENCE)
+    if hasattr(dist, "set_timeout"):  # newer than torch 2.7
+        dist.set_timeout(PATIENCE)
+    else:
+        dist.distributed_c10d._set_pg_timeout(PATIENCE)
 
 
 @functools.cache

@@ -223,6 +223,22 @@ class Transformer(nn.Module):
             nn.init.zeros_(self.aux_final_layer.linear.weight)
 
 
+def weightless(config: TransformerConfig) -> Transformer:
+    """The network without memory for its weights: for their names and shapes."""
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def tensor_shapes(config: TransformerConfig) -> dict[str, torch.Size]:
+    """The shape of every tensor of the network's state dict."""
+    return {name: tensor.shape for name, tensor in weightless(config).state_dict().items()}
+
+
+def parameter_sizes(config: TransformerConfig) -> dict[str, int]:
+    """The number of elements of every parameter of the network."""
+    return {name: p.numel() for name, p in weightless(config).named_parameters()}
+
+
 def gather_tokens(tokens: Tensor, tokens_kept: Tensor) -> Tensor:
     """Tokens (B, T, d) at tokens_kept (B, K) -> (B, K, d)."""
     return tokens.gather(1, tokens_kept[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -23,13 +23,13 @@ from sitcli.latents.scaling import Scaling
 from sitcli.machine.seeds import UNRECORDED
 from sitcli.model.config import TransformerConfig
 from sitcli.model.lora import merged
-from sitcli.model.transformer import Transformer
+from sitcli.model.transformer import Transformer, weightless
 from sitcli.runs.history import History, history_in
 from sitcli.runs.meta import PAPER, REVERSED, process_from, wrong_in_meta
 from sitcli.runs.run_dir import FORMAT, FORMAT_VERSION, RunDir
 from sitcli.storage.files import check_version, checksum_holds
 from sitcli.storage.hub import local_path
-from sitcli.storage.tensors import identity, read_tensors, verified_tensors
+from sitcli.storage.tensors import identity, read_tensors
 
 # Relative. Factors that sum to 1 do so to 1e-13; a float32 weight itself is rounded by 6e-8.
 LARGEST_SUM_ERROR = 1e-6
@@ -154,16 +154,13 @@ class Checkpoint:
             raise SitError(f"there is no {file}", hint)
         if identity(file) != self.meta["lora"]["base"]:
             raise SitError(f"{file} is not what {self.path.name} was trained on", hint)
-        return dict(verified_tensors(file, hint=hint)) if verify else read_tensors(file, hint=hint)
+        return read_tensors(file, hint=hint, verify=verify)
 
     def tensors(self, name: str, *, verify: bool = False) -> dict[str, Tensor]:
         """The tensors in its file `name`; verify: compare each with its checksum, as is worth it
         where what follows goes on from them. Raises SitError if it cannot be read.
         """
-        hint = use_another_step(self.path)
-        if verify:
-            return dict(verified_tensors(self.path / name, hint=hint))
-        return read_tensors(self.path / name, hint=hint)
+        return read_tensors(self.path / name, hint=use_another_step(self.path), verify=verify)
 
     def file_of(self, which: str) -> Path:
         """The file of the weights of kind `which`."""
@@ -211,8 +208,7 @@ def build_network(
     type the conversion in each evaluation, and does not change the result.
     Raises RuntimeError if the tensors do not fit.
     """
-    with torch.device("meta"):
-        network = Transformer(config)
+    network = weightless(config)
     network.load_state_dict(weights, assign=True)
     network.modulate_at_once()
     for module in network.blocks.modules():

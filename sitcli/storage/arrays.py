@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sitcli.errors import SitError
-from sitcli.storage.npz import NPZ_ERRORS, Npz
+from sitcli.storage.npz import NPZ_ERRORS, Npz, read_header
 from sitcli.text import first_line
 
 SAFETENSORS = {
@@ -152,12 +152,7 @@ def read_npy_header(path: Path) -> FileArray:
     """The array of an .npy file. Raises SitError if it is no array of numbers in C order."""
     try:
         with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, fortran, dtype = read(file)
+            shape, fortran, dtype = read_header(file)
             begin = file.tell()
     except NPZ_ERRORS as error:
         raise SitError(f"{path} is not a readable .npy: {first_line(error)}", AGAIN) from None

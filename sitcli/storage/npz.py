@@ -32,6 +32,19 @@ class Header(NamedTuple):
     fortran: bool
 
 
+def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and type of the .npy that begins here.
+
+    Raises one of NPZ_ERRORS if there is none.
+    """
+    version = np.lib.format.read_magic(file)
+    reader = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    return reader(file)
+
+
 class Npz:
     """An .npz file open for reading. All its errors are SitErrors of one line."""
 
@@ -107,12 +120,7 @@ class Npz:
             raise self._damaged(error) from None
 
     def _header(self, name: str, member: BinaryIO) -> Header:
-        version = np.lib.format.read_magic(member)
-        reader = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = reader(member)
+        shape, fortran, dtype = read_header(member)
         if dtype.hasobject:
             raise ValueError(f"{name} holds Python objects")
         size = self._members[name].file_size - member.tell()

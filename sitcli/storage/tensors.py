@@ -33,12 +33,14 @@ class Verified(NamedTuple):
     problems: list[str]
 
 
-def read_tensors(path: Path, *, hint: str = "") -> dict[str, Tensor]:
+def read_tensors(path: Path, *, hint: str = "", verify: bool = False) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises SitError, with `hint`, if it cannot be read.
 
-    The header is verified. The tensors are not, which would take longer than to read them: see
-    `verify_tensors`.
+    The header is verified. The tensors are only if `verify` says so, which takes longer than to
+    read them: see `verified_tensors`.
     """
+    if verify:
+        return dict(verified_tensors(path, hint=hint))
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 

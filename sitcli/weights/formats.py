@@ -19,7 +19,7 @@ from sitcli.core.diffusion import Diffusion
 from sitcli.errors import UsageError
 from sitcli.model.config import TransformerConfig
 from sitcli.model.embed import position_embedding
-from sitcli.model.transformer import Transformer
+from sitcli.model.transformer import tensor_shapes
 from sitcli.runs.checkpoint import Checkpoint
 from sitcli.runs.meta import PAPER, REVERSED
 from sitcli.storage.tensors import write_tensors
@@ -307,9 +307,8 @@ def _with_learned_sigma(state: dict[str, Tensor], patch: int, channels: int) -> 
 
 def _save_state(path: Path, state: dict[str, Tensor], config: TransformerConfig) -> None:
     """Save the state dict in the official order: pos_embed first, then as the network is built."""
-    with torch.device("meta"):
-        built = Transformer(config.backbone).state_dict()
-    order = ["pos_embed", *(key for key in built if key != "pos_embed")]
+    names = tensor_shapes(config.backbone)
+    order = ["pos_embed", *(name for name in names if name != "pos_embed")]
     torch.save({key: state[key].contiguous() for key in order}, path)
 
 

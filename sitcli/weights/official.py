@@ -14,7 +14,7 @@ from sitcli.errors import SitError, UsageError
 from sitcli.model.blocks import BLOCKS, MLPS, NORMS, QK_NORMS, Style
 from sitcli.model.config import PRESETS, TransformerConfig
 from sitcli.model.embed import position_embedding
-from sitcli.model.transformer import Transformer
+from sitcli.model.transformer import tensor_shapes
 from sitcli.text import format_shape
 
 PREFIXES = ("module.", "_orig_mod.", "model.")  # from DDP, torch.compile and trainers' wrappers
@@ -118,8 +118,7 @@ def config_of(
 
 def check_tensors(path: object, state: dict[str, Tensor], config: TransformerConfig) -> None:
     """Raise SitError naming the first tensor that does not fit the network or is not finite."""
-    with torch.device("meta"):
-        expected = {k: v.shape for k, v in Transformer(config).state_dict().items()}
+    expected = tensor_shapes(config)
     for key, shape in expected.items():
         if key not in state:
             raise SitError(f"{path} has no '{key}' ({format_shape(shape)})", "fetch it again")

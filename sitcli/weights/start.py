@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sitcli.core.prediction import PREDICTIONS
 from sitcli.model.config import TransformerConfig
 from sitcli.model.embed import TimestepEmbedder, frequencies, position_embedding
-from sitcli.model.transformer import Transformer
+from sitcli.model.transformer import Transformer, tensor_shapes
 from sitcli.text import count, format_shape
 from sitcli.weights.positions import equal_to_rounding
 
@@ -69,8 +69,7 @@ def start_from(
     Labels keep the rows of the classes that both have by name; two networks of equally many
     classes, of which one has no names, keep all rows in their order.
     """
-    with torch.device("meta"):
-        shapes = {name: t.shape for name, t in Transformer(config).state_dict().items()}
+    shapes = tensor_shapes(config)
     values: dict[str, Callable[[Tensor], Tensor]] = {}
     fates, kept = [], 0
     for name, shape in shapes.items():

@@ -17,7 +17,7 @@ from sitcli.errors import SitError
 from sitcli.events import Progress, Result, Table
 from sitcli.images.class_names import titles
 from sitcli.model.config import TransformerConfig
-from sitcli.model.transformer import Transformer
+from sitcli.model.transformer import parameter_sizes, tensor_shapes
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.runs.run_dir import RunDir
 from sitcli.storage.tensors import identity
@@ -107,8 +107,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Result:
     meta, config = checkpoint.meta, checkpoint.config
     process, latents = checkpoint.process, checkpoint.latents
     spec = latents["autoencoder"]
-    with torch.device("meta"):
-        params = sum(p.numel() for p in Transformer(config).parameters())
+    params = sum(parameter_sizes(config).values())
     size = bytes_below(checkpoint.path)
     num_classes = config.num_classes
     design = "" if config.block == TransformerConfig.block else f"{config.block} "
@@ -172,8 +171,7 @@ def _origin(latents: dict[str, Any]) -> str:
 def verify_checkpoint(checkpoint: Checkpoint) -> Problems:
     """Read all tensors of a checkpoint; returns the problems that were found."""
     problems = []
-    with torch.device("meta"):
-        expected = {k: v.shape for k, v in Transformer(checkpoint.config).state_dict().items()}
+    expected = tensor_shapes(checkpoint.config)
     kinds = checkpoint.kinds
     for done, which in enumerate(kinds, start=1):
         weights = checkpoint.weights(which)
@@ -214,8 +212,7 @@ def _trained_sizes(checkpoint: Checkpoint) -> dict[str, int]:
     """The number of elements of every parameter that is trained."""
     if "lora" in checkpoint.meta:
         return {n: t.numel() for n, t in checkpoint.tensors("model.safetensors").items()}
-    with torch.device("meta"):
-        sizes = {n: p.numel() for n, p in Transformer(checkpoint.config).named_parameters()}
+    sizes = parameter_sizes(checkpoint.config)
     trained = checkpoint.meta.get("trained")
     return sizes if trained is None else {n: size for n, size in sizes.items() if n in trained}
 

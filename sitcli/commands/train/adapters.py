@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 
 from sitcli.errors import SitError
+from sitcli.model.config import TransformerConfig
 from sitcli.model.lora import A, B, adapted_layers
-from sitcli.model.transformer import Transformer
+from sitcli.model.transformer import Transformer, weightless
 
 
 def check_peft() -> None:
@@ -31,9 +32,10 @@ def add_adapters(network: Transformer, rank: int) -> None:
         inject_adapter_in_model(config, network)
 
 
-def adapter_sizes(network: Transformer, rank: int) -> dict[str, int]:
-    """The names in files of the matrices that `add_adapters` will add, and their elements."""
-    sizes = {}
+def adapter_sizes(config: TransformerConfig, rank: int) -> dict[str, int]:
+    """The names in files of the matrices that `add_adapters` adds to this network, and their
+    elements."""
+    network, sizes = weightless(config), {}
     for name in adapted_layers(network):
         layer = network.get_submodule(name)
         sizes[f"{name}.{A}.weight"] = rank * layer.in_features

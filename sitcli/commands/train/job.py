@@ -43,7 +43,7 @@ from sitcli.machine.world import World, device_name
 from sitcli.model.compile import resolve_compile
 from sitcli.model.config import TransformerConfig
 from sitcli.model.flops import training_macs
-from sitcli.model.transformer import Transformer
+from sitcli.model.transformer import parameter_sizes
 from sitcli.runs.checkpoint import Checkpoint, open_checkpoint
 from sitcli.runs.history import Change, History
 from sitcli.runs.run_dir import RunDir
@@ -117,19 +117,16 @@ class Job:
         """The share of the network's parameters that get gradients; adapters count as none."""
         if self.trained is None:
             return 1.0
-        with torch.device("meta"):
-            sizes = {n: p.numel() for n, p in Transformer(self.config).named_parameters()}
+        sizes = parameter_sizes(self.config)
         return sum(sizes.get(name, 0) for name in self.trained) / sum(sizes.values())
 
     @property
     def kept_elements(self) -> tuple[int, int]:
         """The numbers of weights that a checkpoint keeps, and of those that are trained."""
-        with torch.device("meta"):
-            network = Transformer(self.config)
-        sizes = {name: p.numel() for name, p in network.named_parameters()}
+        sizes = parameter_sizes(self.config)
         whole = sum(sizes.values())
         if self.settings.lora:
-            sizes |= adapter_sizes(network, self.settings.lora)
+            sizes |= adapter_sizes(self.config, self.settings.lora)
         trained = sum(sizes[name] for name in sizes if self.trained is None or name in self.trained)
         return (trained if self.settings.lora else whole), trained
 
@@ -277,16 +274,14 @@ def _trained(
         return None if kept is None else frozenset(kept)
     if not settings.freeze and not settings.train_only and not settings.lora:
         return None
-    with torch.device("meta"):
-        network = Transformer(config)
-    names = [name for name, _ in network.named_parameters()]
+    names = list(parameter_sizes(config))
     chosen = dict(freeze=settings.freeze, train_only=settings.train_only)
     if not settings.lora:
         return frozenset(trained_names(names, **chosen))
     new = start.new & set(names) if start else set()
     if settings.train_only:
         new |= trained_names(names, freeze=None, train_only=settings.train_only)
-    adapters = adapter_sizes(network, settings.lora)
+    adapters = adapter_sizes(config, settings.lora)
     left = trained_names([*names, *adapters], freeze=settings.freeze, train_only=None)
     return frozenset(left & {*adapters, *new})
 

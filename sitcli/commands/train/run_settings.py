@@ -144,11 +144,6 @@ def unnamed(schedule: str) -> set[str]:
     return set(UNNAMED) - ({"steps"} if SCHEDULES[schedule].whole_run else set())
 
 
-def may_change(name: str) -> bool:
-    """Whether this setting decides what is learned, and may change when a run goes on."""
-    return name in MAY_CHANGE
-
-
 def as_plain(settings: Any) -> dict[str, Any]:
     """A settings object as JSON-able values."""
     return {name: _plain(value) for name, value in dataclasses.asdict(settings).items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -93,6 +94,11 @@ class Saver:
     def busy(self) -> bool:
         """Whether this rank is still writing a checkpoint."""
         return self.saving is not None and self.saving.running
+
+    @cached_property
+    def _base(self) -> str | None:
+        """What tells the base of the adapters from others; the file does not change."""
+        return identity(self.job.run.base)
 
     def save(self, step: int, *, last: bool) -> Iterator[Event]:
         """Begin the checkpoint of `step`; with `last`, also wait until it is committed.
@@ -213,7 +219,7 @@ class Saver:
             images_seen=job.images_at(step),
             **({"history": history} if history else {}),
             **({"init": job.init} if job.init else {}),
-            **({"lora": dict(rank=s.lora, base=identity(job.run.base))} if s.lora else {}),
+            **({"lora": dict(rank=s.lora, base=self._base)} if s.lora else {}),
             **({"trained": sorted(job.trained)} if job.trained is not None else {}),
             latents=latent_facts(job.store),
             meter=state,

@@ -41,7 +41,7 @@ def tuned(source: Path, store: Path, name: str, **options) -> Path:
 def test_names_are_those_of_the_network():
     """Catches: names foretold otherwise than peft makes them."""
     network = filled(TINY)
-    foretold = adapter_sizes(network, 2)
+    foretold = adapter_sizes(TINY, 2)
     add_adapters(network, 2)
     made = {file_name(name): p.numel() for name, p in network.named_parameters()}
     assert {name: size for name, size in made.items() if is_adapter(name)} == foretold
