@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,18 +54,22 @@ def autoencoder_of(
         )
     if name is None:
         return dict(known), {}
-    spec, arrays = SD_VAE_SPEC | {"name": name}, {}
-    if name not in SD_VAES:
-        autoencoder = load_autoencoder(name, device=torch.device("cpu"), dtype=torch.float32)
-        arrays = {key: torch.from_numpy(value) for key, value in autoencoder.arrays.items()}
-        spec = autoencoder.spec
+    spec, arrays = named_autoencoder(name)
     if channels != spec["latent_channels"]:
         raise UsageError(
             f"{path} takes latents of {channels} channels, and {spec['name']} has "
             f"{spec['latent_channels']}",
             "add --vae with the autoencoder of the latents",
         )
-    return spec, arrays
+    return spec, {key: torch.from_numpy(value) for key, value in arrays.items()}
+
+
+def named_autoencoder(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Spec and arrays of the autoencoder of this name; that of Stable Diffusion is not loaded."""
+    if name in SD_VAES:
+        return SD_VAE_SPEC | {"name": name}, {}
+    autoencoder = load_autoencoder(name, device=torch.device("cpu"), dtype=torch.float32)
+    return autoencoder.spec, autoencoder.arrays
 
 
 def is_sd_vae(spec: dict[str, Any]) -> bool:

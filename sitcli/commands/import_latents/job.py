@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from sitcli.autoencoders.load import load_autoencoder, unknown_spec
+from sitcli.autoencoders.load import unknown_spec
 from sitcli.commands.import_latents.layouts import open_source
 from sitcli.commands.import_latents.scales import questions
 from sitcli.commands.import_latents.source import Source
@@ -21,7 +20,7 @@ from sitcli.latents.scaling import Scaling, wrong_values
 from sitcli.settings.latents import ImportLatentsSettings
 from sitcli.storage.files import hash_json
 from sitcli.storage.rows import Rows
-from sitcli.weights.latent_space import SD_VAE_SPEC, SD_VAES
+from sitcli.weights.latent_space import named_autoencoder
 
 STANDARDISE = "channels"  # the --normalize that takes statistics of the values
 # Pixels of a latent position where nobody says: SD's f8, and f16 as VA-VAE's f16d32.
@@ -131,10 +130,7 @@ def _autoencoder(
     name = settings.vae or source.vae
     if name is None:
         return None, {}
-    if name in SD_VAES:
-        return SD_VAE_SPEC | {"name": name}, {}
-    autoencoder = load_autoencoder(name, device=torch.device("cpu"), dtype=torch.float32)
-    return autoencoder.spec, autoencoder.arrays
+    return named_autoencoder(name)
 
 
 def _as_moments(source: Source, spec: dict[str, Any]) -> Source:
